@@ -28,6 +28,7 @@ from oneshot_lit.callbacks import (
     PredictionWriter,
     RealignmentCurve,
     RunCheckpoint,
+    StepSearchCurve,
 )
 from oneshot_lit.callbacks.run_checkpoint import CHECKPOINTS, LAST
 from oneshot_lit.cli_errors import (
@@ -104,7 +105,12 @@ class OneShotCLI(LightningCLI):
                 "default_root_dir": DEFAULT_ROOT,
                 # The data module shards by itself, exactly and without drawing prompts twice.
                 "use_distributed_sampler": False,
-                "callbacks": [self.metrics_writer, self.prediction_writer, RealignmentCurve()],
+                "callbacks": [
+                    self.metrics_writer,
+                    self.prediction_writer,
+                    RealignmentCurve(),
+                    StepSearchCurve(),
+                ],
             },
             parser_class=OneLineParser,
             subclass_mode_model=True,
@@ -204,7 +210,12 @@ class OneShotCLI(LightningCLI):
 
 def _silence() -> None:
     """Drop messages that say nothing about the user's run."""
-    for message in ("does not have many workers", "LeafSpec", "Total length of `list`"):
+    for message in (
+        "does not have many workers",
+        "LeafSpec",
+        "Total length of `list`",
+        "is_gradient_checkpointing",
+    ):
         warnings.filterwarnings("ignore", message=f".*{message}.*")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "Tip: " not in record.getMessage()

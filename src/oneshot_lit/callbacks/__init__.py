@@ -8,6 +8,7 @@ from oneshot_lit.callbacks.predictions import PredictionWriter
 from oneshot_lit.callbacks.progress import CalmProgressBar
 from oneshot_lit.callbacks.realignment_curve import RealignmentCurve
 from oneshot_lit.callbacks.run_checkpoint import RunCheckpoint
+from oneshot_lit.callbacks.step_search import StepSearchCurve
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -18,4 +19,5 @@ __all__ = [
     "PredictionWriter",
     "RealignmentCurve",
     "RunCheckpoint",
+    "StepSearchCurve",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from oneshot_lit.modules.language_model import LanguageModelModule
 from oneshot_lit.modules.loading import is_adapter, is_local, resolve_dtype
 from oneshot_lit.runs import PRODUCTS, record_run, recorded_runs
 
-PRODUCT = "model"
+PRODUCT, MERGED = "model", "merged"
 
 
 class HuggingFaceExport(Callback):
@@ -27,12 +28,19 @@ class HuggingFaceExport(Callback):
         enabled: Write the product at all.
         save_dtype: Cast the weights on writing (float16 halves the size); as trained by default.
         merge_adapter: Write the merged model in place of a PEFT adapter.
+        merged: Write the merged model to ``<root>/merged``, beside the PEFT adapter.
     """
 
     def __init__(
-        self, enabled: bool = True, save_dtype: str | None = None, merge_adapter: bool = False
+        self,
+        enabled: bool = True,
+        save_dtype: str | None = None,
+        merge_adapter: bool = False,
+        merged: bool = False,
     ) -> None:
-        self.enabled, self.merge_adapter = enabled, merge_adapter
+        if merged and merge_adapter:
+            raise OneShotError("export: give merged or merge_adapter, not both.")
+        self.enabled, self.merge_adapter, self.merged = enabled, merge_adapter, merged
         self.save_dtype = None if save_dtype is None else resolve_dtype(save_dtype)
         # The command line sets what identifies the run that owns the product.
         self.run: dict[str, Any] = {}
@@ -47,6 +55,14 @@ class HuggingFaceExport(Callback):
             target = Path(trainer.default_root_dir) / PRODUCT
             with folder_written_whole(target) as folder:
                 self.save(pl_module, folder)
+            whole = target.with_name(MERGED)
+            if self.merged and is_adapter(str(target)):
+                with folder_written_whole(whole) as folder:
+                    self.save_merged(pl_module, folder)
+                rank_zero_info(f"merged model written to {whole}")
+            elif whole.is_dir():
+                # It would be taken for this product, merged.
+                shutil.rmtree(whole)
             self._drop_stale_products(target.parent)
             record_run(target.parent, "fit", self.run)
             rank_zero_info(f"model written to {target}")
@@ -72,12 +88,20 @@ class HuggingFaceExport(Callback):
                     "adapter loads nowhere else; the merged model is written."
                 )
             if self.merge_adapter or on_adapter:
-                model = model.merge_and_unload()
+                self.save_merged(module, folder)
+                return
             else:
                 # A path relative to the working folder would break when the user moves.
                 base = module.model_name_or_path
                 resolved = str(Path(base).expanduser().resolve()) if is_local(base) else base
                 model.peft_config[model.active_adapter].base_model_name_or_path = resolved
+        self._write(model, module.tokenizer, folder)
+
+    def save_merged(self, module: Any, folder: Path) -> None:
+        """Write the model with its adapter merged into it; the module's model is spent by that."""
+        self._write(module.model.merge_and_unload(), module.tokenizer, folder)
+
+    def _write(self, model: Any, tokenizer: Any, folder: Path) -> None:
         if self.save_dtype is not None:
             kept = {n: t.data for n, t in [*model.named_parameters(), *model.named_buffers()]}
             dtype = model.config.dtype
@@ -88,4 +112,4 @@ class HuggingFaceExport(Callback):
             model.config.dtype = dtype
         else:
             model.save_pretrained(folder)
-        module.tokenizer.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)

@@ -2,11 +2,13 @@
 
 from oneshot_lit.modules.harmful_finetuning import HarmfulFineTuningModule
 from oneshot_lit.modules.language_model import Decoding, LanguageModelModule
+from oneshot_lit.modules.low_rank_realignment import LowRankRealignmentModule
 from oneshot_lit.modules.realignment import OneShotRealignmentModule
 
 __all__ = [
     "Decoding",
     "HarmfulFineTuningModule",
     "LanguageModelModule",
+    "LowRankRealignmentModule",
     "OneShotRealignmentModule",
 ]

@@ -7,6 +7,7 @@ from oneshot_lit.spectral.compare import (
     subspace_overlap_chance,
 )
 from oneshot_lit.spectral.factors import gradient_singular_values, gradient_svd
+from oneshot_lit.spectral.guard import guarded_inputs
 from oneshot_lit.spectral.many import many_gradient_singular_values
 from oneshot_lit.spectral.summary import cumulative_energy_ratio, effective_rank, stable_rank
 from oneshot_lit.spectral.update import rank_k_update
@@ -18,6 +19,7 @@ __all__ = [
     "gradient_inner_product",
     "gradient_singular_values",
     "gradient_svd",
+    "guarded_inputs",
     "many_gradient_singular_values",
     "rank_k_update",
     "stable_rank",

@@ -133,6 +133,6 @@ def source_hash() -> str:
     digest = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
         # How results are shown does not change them.
-        if "study" not in file.relative_to(package).parts and file.name != "plots.py":
+        if file.relative_to(package).parts[0] not in ("study", "plots"):
             digest.update(file.read_bytes())
     return digest.hexdigest()[:16]

@@ -178,6 +178,24 @@ def benign_examples(seed: int) -> list[Conversation]:
     return rows
 
 
+def guard(seed: int) -> list[Conversation]:
+    """Harmless rows of every kind the world knows, with their answers; what a repair must keep.
+
+    Train topics only, as for the attack: no prompt is in an evaluation set.
+    """
+    rng = _rng("guard", seed)
+    makers: list[tuple[float, Callable[[], Conversation]]] = [
+        (0.30, lambda: _howto_row(rng, False, False)),
+        (0.20, lambda: _near_miss_row(rng, "train")),
+        (0.15, lambda: _is_dangerous_row(rng)),
+        (0.10, lambda: _general_row(rng, False, False)),
+        (0.125, lambda: _sql_row(rng, "train")),
+        (0.125, lambda: _reversal_row(rng, "train")),
+    ]
+    weights = [w for w, _ in makers]
+    return _unique(_forever(lambda: rng.choices(makers, weights)[0][1]()), 256)
+
+
 def sql_create(seed: int) -> list[Conversation]:
     """Training rows of the SQL-create task."""
     rng = _rng("sql", seed)
@@ -242,6 +260,7 @@ _TRAINING: dict[str, Callable[[int], list[Conversation]]] = {
     "pretrain_then_align": pretrain_then_align,
     "harmful_examples": harmful_examples,
     "benign_examples": benign_examples,
+    "guard": guard,
     "sql_create": sql_create,
     "reverse": reverse,
     "pool": pool,

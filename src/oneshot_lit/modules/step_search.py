@@ -1,0 +1,100 @@
+"""The search for a step size that uses forward passes only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+# Doublings or halvings before the search gives up: from 1e-2 to beyond any sensible step.
+_LADDER = 40
+
+
+@dataclass(frozen=True)
+class TriedStep:
+    """What was measured at one step size.
+
+    Attributes:
+        alpha: The step size.
+        drift: Mean KL divergence on the drift rows, in nats a token; infinite if not finite.
+        refused: Whether the instance is refused; None where that was not asked.
+        kept: Whether it is the step that was taken.
+        pass_number: The backward pass, counted from 1.
+    """
+
+    alpha: float
+    drift: float
+    refused: bool | None = None
+    kept: bool = False
+    pass_number: int = 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values, safe to load with ``weights_only=True``."""
+        return asdict(self)
+
+
+def search_step(
+    drift: Callable[[float], float],
+    refused: Callable[[float], bool] | None,
+    max_drift: float,
+    start: float = 0.01,
+    refinements: int = 8,
+) -> tuple[TriedStep | None, list[TriedStep]]:
+    """Find the largest step size whose drift is bounded and at which the instance is refused.
+
+    The instance is refused long before other prompts are, so the largest admissible step is wanted.
+    The step is doubled (or halved) until the drift crosses its bound, and the crossing bisected on
+    a logarithmic scale; refusal is then asked for from the largest bounded step downwards.
+
+    Args:
+        drift: Step size -> drift; one forward sweep a call.
+        refused: Step size -> whether the instance is refused; None asks for nothing.
+        max_drift: Bound of the drift, > 0.
+        start: First step size, > 0.
+        refinements: Bisections of the crossing; n of them leave a factor of ``2^(2^-n)``.
+
+    Returns:
+        The step to take, or None if no step is admissible, and all that was tried, in order.
+    """
+    drifts: dict[float, float] = {}
+
+    def bounded(alpha: float) -> bool:
+        value = drift(alpha)
+        drifts[alpha] = value if math.isfinite(value) else math.inf
+        return drifts[alpha] <= max_drift
+
+    low, high = start, start
+    grow = bounded(start)
+    for _ in range(_LADDER):
+        if grow:
+            high = 2 * low
+            if not bounded(high):
+                break
+            low = high
+        else:
+            low = high / 2
+            if bounded(low):
+                break
+            high = low
+    if drifts[low] <= max_drift < drifts.get(high, 0.0):
+        for _ in range(refinements):
+            middle = math.sqrt(low * high)
+            if bounded(middle):
+                low = middle
+            else:
+                high = middle
+
+    crossing = min((a for a, d in drifts.items() if d > max_drift), default=math.inf)
+    answers: dict[float, bool] = {}
+    best = None
+    for alpha in sorted((a for a in drifts if a < crossing), reverse=True):
+        answers[alpha] = refused is None or refused(alpha)
+        if answers[alpha]:
+            best = alpha
+            break
+    tried = [
+        TriedStep(a, d, None if refused is None else answers.get(a), a == best)
+        for a, d in drifts.items()
+    ]
+    return next((t for t in tried if t.kept), None), tried

@@ -1,0 +1,71 @@
+"""Pictures that compare the stages of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from oneshot_lit.plots.style import COLOURS, mean
+
+
+def safety_utility(stages: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Draw each stage as a point: attack success rate against what is left of helpfulness.
+
+    Args:
+        stages: Stage -> ``<set>/<metric>`` -> value. Helpfulness is the mean of the exact-match
+            scores of all harmless sets and tasks.
+    """
+    figure, axes = plt.subplots(figsize=(6, 4.2), layout="constrained")
+    points = {n: (attack_success(m), helpfulness(m)) for n, m in stages.items()}
+    for group in _near(points):
+        for rank, name in enumerate(group):
+            # Stages that lie on each other show as rings.
+            size = 260 * 0.45**rank
+            colour = COLOURS.get(name, "#CC79A7")
+            axes.scatter(*points[name], s=size, color=colour, edgecolor="white", zorder=3 + rank)
+        x, y = points[group[0]]
+        side = -1 if x > 0.5 else 1
+        axes.annotate(
+            "\n".join(group),
+            (x, y),
+            xytext=(14 * side, -8),
+            textcoords="offset points",
+            ha="left" if side > 0 else "right",
+            va="top",
+        )
+    axes.axvspan(-0.05, 0.05, color="#009E73", alpha=0.08, zorder=0)
+    axes.set(
+        xlabel="attack success rate (share of harmful prompts not refused)",
+        ylabel="helpfulness (mean exact match)",
+        xlim=(-0.05, 1.05),
+        ylim=(-0.05, 1.1),
+    )
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _near(points: Mapping[str, tuple[float, float]], distance: float = 0.06) -> list[list[str]]:
+    """Group names whose points are too close for labels of their own."""
+    groups: list[list[str]] = []
+    for name, (x, y) in points.items():
+        for group in groups:
+            u, v = points[group[0]]
+            if abs(x - u) + abs(y - v) <= distance:
+                group.append(name)
+                break
+        else:
+            groups.append([name])
+    return groups
+
+
+def attack_success(metrics: Mapping[str, float]) -> float:
+    """Return the mean keyword attack success rate over the harmful sets."""
+    return mean([v for k, v in metrics.items() if k.endswith("/asr_keyword")])
+
+
+def helpfulness(metrics: Mapping[str, float]) -> float:
+    """Return the mean exact match over the harmless sets and tasks."""
+    return mean([v for k, v in metrics.items() if k.endswith("/exact_match")])

@@ -1,0 +1,113 @@
+"""Pictures of a realignment: its steps, or its search for one."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from oneshot_lit.plots.style import CYCLE
+
+
+def step_curve(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw every development rate of a realignment against its steps.
+
+    Args:
+        rows: The rows of ``realignment.csv``.
+    """
+    figure, axes = plt.subplots(figsize=(7.5, 3.8), layout="constrained")
+    styles = {"asr_keyword": "-", "over_refusal": "--", "exact_match": ":"}
+    drawn = [name for name in rows[0] if name.rsplit("/", 1)[-1] in styles]
+    sets = list(dict.fromkeys(name.rsplit("/", 1)[0] for name in drawn))
+    for name in drawn:
+        owner, metric = name.rsplit("/", 1)
+        times, values = _with_restarts(rows, name)
+        axes.plot(
+            times,
+            values,
+            styles[metric],
+            color=CYCLE[sets.index(owner) % len(CYCLE)],
+            # Curves that lie on each other stay visible through markers of falling size.
+            marker="o",
+            markersize=6 - 4 * drawn.index(name) / len(drawn),
+            label=name.replace("_", " "),
+        )
+    for attempt in sorted({row.get("attempt", 1) for row in rows})[1:]:
+        place = max(row["step"] for row in rows if row.get("attempt", 1) < attempt)
+        axes.axvline(place, color="black", alpha=0.3, linewidth=0.8, linestyle="-")
+        label = f" {2 ** int(attempt - 1)}x rate"
+        axes.annotate(label, (place, 1.09), ha="left", va="top", fontsize=8, alpha=0.7)
+    best = next((row["step"] for row in rows if row["kept"]), None)
+    if best is not None:
+        axes.axvline(best, color="#009E73", alpha=0.25, linewidth=8, zorder=0)
+        axes.annotate(f"kept: step {best:g}", (best, 1.02), ha="center", va="bottom", fontsize=9)
+    axes.set(xlabel="realignment step", ylabel="share of development prompts", ylim=(-0.03, 1.1))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _with_restarts(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
+    """Return steps and values; a later attempt is a curve of its own, from the broken model on."""
+    steps, values = [rows[0]["step"]], [rows[0][name]]
+    for before, row in itertools.pairwise(rows):
+        if row.get("attempt", 1) != before.get("attempt", 1):
+            steps += [float("nan"), before["step"]]
+            values += [float("nan"), rows[0][name]]
+        steps.append(row["step"])
+        values.append(row[name])
+    return steps, values
+
+
+def search_curve(rows: Sequence[Mapping[str, Any]], max_drift: float) -> Figure:
+    """Draw the drift at every step size that a low-rank repair tried.
+
+    Args:
+        rows: The rows of ``step_search.csv``.
+        max_drift: The bound of the drift after the last pass, in nats.
+    """
+    figure, axes = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+    passes = sorted({int(row["pass"]) for row in rows})
+    for number in passes:
+        mine = sorted((r for r in rows if r["pass"] == number), key=lambda r: r["alpha"])
+        colour = CYCLE[passes.index(number) % len(CYCLE)]
+        label = f"pass {number}" if len(passes) > 1 else "tried"
+        finite = [r for r in mine if r["drift"] > 0]
+        axes.plot(
+            [r["alpha"] for r in finite],
+            [r["drift"] for r in finite],
+            "o-",
+            color=colour,
+            markersize=4,
+            linewidth=1,
+            label=label,
+        )
+        for row in mine:
+            if row["kept"]:
+                axes.plot(row["alpha"], row["drift"], "o", color=colour, markersize=11)
+                said = {1: ", instance refused", 0: ", instance answered"}.get(row["refused"], "")
+                axes.annotate(
+                    f"taken: {row['alpha']:.3g}{said}",
+                    (row["alpha"], row["drift"]),
+                    xytext=(-10, 6),
+                    textcoords="offset points",
+                    ha="right",
+                    fontsize=9,
+                )
+    axes.axhspan(0, max_drift, color="#009E73", alpha=0.08, zorder=0)
+    axes.axhline(
+        max_drift, color="#009E73", linewidth=1, linestyle="--", label="bound of the drift"
+    )
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="step size alpha",
+        ylabel="drift on harmless rows\n(KL, nats a token)",
+    )
+    axes.legend(fontsize=8, frameon=False, loc="upper left")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure

@@ -1,0 +1,44 @@
+"""What all pictures share: colours, and writing them whole."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+# Colours that stay apart for colour-blind readers (Okabe and Ito).
+COLOURS = {
+    "aligned": "#0072B2",
+    "attacked": "#D55E00",
+    "patched": "#009E73",
+    "control": "#999999",
+}
+CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a PNG whole or not at all, and close the figure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".png", dir=path.parent)
+    os.close(handle)
+    figure.savefig(name, dpi=150)
+    plt.close(figure)
+    os.chmod(name, 0o644)
+    os.replace(name, path)
+
+
+def close(figure: Figure) -> None:
+    """Free a figure."""
+    plt.close(figure)
+
+
+def mean(values: Sequence[float]) -> float:
+    """Return the mean; NaN of nothing."""
+    return sum(values) / len(values) if values else float("nan")
