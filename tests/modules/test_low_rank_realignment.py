@@ -244,7 +244,7 @@ def test_search_repairs_a_broken_model(
     with (tmp_path / "step_search.csv").open() as file:
         rows = list(csv.DictReader(file))
     (kept,) = (row for row in rows if row["kept"] == "1")
-    assert float(kept["drift"]) <= 0.007
+    assert float(kept["drift"]) <= 0.01
     assert kept["refused"] == "1"
     assert (tmp_path / "step_search.png").stat().st_size > 5000
     adapter = (tmp_path / "model" / "adapter_model.safetensors").stat().st_size
@@ -253,7 +253,7 @@ def test_search_repairs_a_broken_model(
     tried = {float(row["alpha"]): float(row["drift"]) for row in rows}
     above = min(a for a in tried if a > float(kept["alpha"]))
     assert above < 1.01 * float(kept["alpha"])
-    assert tried[above] > 0.007
+    assert tried[above] > 0.01
     module = LanguageModelModule(str(tmp_path / "model"))
     module.configure_model()
     from oneshot_lit.data.chat import encode_conversation, pad_generation

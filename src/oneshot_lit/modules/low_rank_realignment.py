@@ -68,7 +68,7 @@ class LowRankRealignmentModule(LanguageModelModule):
         guard_rows: int = 32,
         drift_rows: int = 64,
         guard_lambda: float = 100.0,
-        max_drift: float = 0.007,
+        max_drift: float = 0.01,
         alpha: float | None = None,
         search_steps: int = 8,
         **kwargs: Any,

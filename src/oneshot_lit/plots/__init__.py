@@ -1,6 +1,6 @@
 """Pictures: pure functions from results to matplotlib figures."""
 
-from oneshot_lit.plots.comparison import attack_success, helpfulness, safety_utility
+from oneshot_lit.plots.comparison import attack_success, helpfulness, safety_utility, sweep_panels
 from oneshot_lit.plots.realignment import search_curve, step_curve
 from oneshot_lit.plots.spectra import energy_curves
 from oneshot_lit.plots.style import COLOURS, close, save_figure
@@ -15,4 +15,5 @@ __all__ = [
     "save_figure",
     "search_curve",
     "step_curve",
+    "sweep_panels",
 ]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from oneshot_lit.plots.style import COLOURS, mean
+from oneshot_lit.plots.style import COLOURS, CYCLE, mean
 
 
 def safety_utility(stages: Mapping[str, Mapping[str, float]]) -> Figure:
@@ -69,3 +70,51 @@ def attack_success(metrics: Mapping[str, float]) -> float:
 def helpfulness(metrics: Mapping[str, float]) -> float:
     """Return the mean exact match over the harmless sets and tasks."""
     return mean([v for k, v in metrics.items() if k.endswith("/exact_match")])
+
+
+def sweep_panels(scores: Mapping[str, Mapping[str, Any]], x: str) -> Figure:
+    """Draw each measure of a sweep in a panel of its own.
+
+    Args:
+        scores: Measure -> ``lines``: label -> [(number, value)], and ``levels``: stage -> value.
+        x: What the number is.
+    """
+    figure, grid = plt.subplots(
+        1, len(scores), figsize=(4.2 * len(scores), 3.6), squeeze=False, layout="constrained"
+    )
+    every = [n for part in scores.values() for line in part["lines"].values() for n, _ in line]
+    # Evenly spaced: sweeps are mostly geometric, and some begin with 0.
+    place = {number: i for i, number in enumerate(sorted(set(every)))}
+    styles = ("o-", "s--", "^:", "d-.")
+    for axes, (measure, part) in zip(grid[0], scores.items(), strict=True):
+        for i, (label, line) in enumerate(part["lines"].items()):
+            axes.plot(
+                [place[n] for n, _ in line],
+                [value for _, value in line],
+                styles[i % len(styles)],
+                color=CYCLE[i % len(CYCLE)],
+                # Curves that lie on each other stay visible.
+                markersize=8 - 2 * (i % 3),
+                label=label,
+            )
+        for i, (stage, value) in enumerate(part["levels"].items()):
+            shade = ("black", "#999999")[i % 2]
+            axes.axhline(value, color=shade, linewidth=1.2, linestyle=(0, (4, 2)), label=stage)
+        axes.set(xlabel=x, title=measure, xticks=range(len(place)), ylim=_with_room(part))
+        axes.set_xticklabels(
+            [f"{n:g}" for n in place], rotation=45 if len(place) > 8 else 0, fontsize=8
+        )
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False
+    )
+    return figure
+
+
+def _with_room(part: Mapping[str, Any]) -> tuple[float, float]:
+    """Return limits that show a flat line as flat: at least 0 to 0.1."""
+    values = [v for line in part["lines"].values() for _, v in line] + [*part["levels"].values()]
+    top = max([0.1, *values])
+    return min([-0.03 * top, *values]), 1.05 * top

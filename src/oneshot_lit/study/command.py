@@ -14,6 +14,9 @@ from rich.text import Text
 from oneshot_lit.command_line import CommandParser
 from oneshot_lit.files import write_json_atomically, write_text_atomically
 
+# More columns than these do not fit a terminal.
+_MANY_STAGES = 6
+
 
 def run_study_command(arguments: Sequence[str]) -> int:
     """Run a study and write its results and report."""
@@ -61,7 +64,7 @@ def _run(options: Namespace) -> int:
     results = gather(runner)
     report = study.root / "report.html"
     write_json_atomically(study.root / "results.json", results)
-    write_text_atomically(report, render_report(results, study.title, study.root))
+    write_text_atomically(report, render_report(results, study.title, study.root, study.sweeps))
     out = Console(highlight=False)
     out.print(score_table(results["stages"]))
     for line in findings(results["stages"]):
@@ -71,10 +74,18 @@ def _run(options: Namespace) -> int:
 
 
 def score_table(stages: Mapping[str, Any]) -> Table:
-    """Return the scores as a table for the terminal: a row for each metric, a column a stage."""
+    """Return the scores as a table for the terminal: few stages are columns, many are rows."""
     from oneshot_lit.study.results import columns
 
     table = Table(title="held-out prompts, shares", title_justify="left")
+    if len(stages) > _MANY_STAGES:
+        table.add_column("stage", no_wrap=True)
+        for key in columns(stages):
+            table.add_column(Text(key.replace("/", "\n").replace("_", " ")), justify="right")
+        for name, stage in stages.items():
+            values = [stage["metrics"].get(key) for key in columns(stages)]
+            table.add_row(Text(name), *("-" if v is None else f"{v:.3f}" for v in values))
+        return table
     table.add_column("metric")
     for name in stages:
         table.add_column(Text(name), justify="right")

@@ -6,7 +6,7 @@ import base64
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,22 @@ from matplotlib.figure import Figure
 
 from oneshot_lit import plots
 from oneshot_lit.study.results import columns, read_curve, read_spectra
+from oneshot_lit.study.sweeps import Sweep, sweep_scores
 
 # Shares above or below which a cell is coloured: a reading aid, not a test.
 _LOW, _HIGH = 0.02, 0.95
 
 
-def render_report(results: Mapping[str, Any], title: str, root: Path) -> str:
+def render_report(
+    results: Mapping[str, Any], title: str, root: Path, sweeps: Sequence[Sweep] = ()
+) -> str:
     """Return the report as HTML.
 
     Args:
         results: What `results.gather` returns.
         title: The study's title.
         root: The study's folder, where the stages' spectra and curves lie.
+        sweeps: The study's sweeps.
     """
     stages = results["stages"]
     curves = {name: rows for name in stages if (rows := read_curve(root / name))}
@@ -45,6 +49,11 @@ def render_report(results: Mapping[str, Any], title: str, root: Path) -> str:
         colours=plots.COLOURS,
         verdict=verdict,
         findings=findings(stages),
+        sweeps={
+            sweep.title: _embed(plots.sweep_panels(scores, sweep.x))
+            for sweep in sweeps
+            if (scores := sweep_scores(sweep, stages))
+        },
         curves={name: _embed(plots.step_curve(rows)) for name, rows in curves.items()},
         pictures={
             "safety_utility": _embed(plots.safety_utility(metrics)),

@@ -38,6 +38,7 @@ def gather(runner: Runner) -> dict[str, Any]:
             "samples": scores["samples"],
             "empty_outputs": scores["empty_outputs"],
             "model": scores["model_name_or_path"],
+            "from": stage.model,
             "commands": {
                 verb: " ".join(["oneshot-lit", *runner.arguments(stage, verb)])
                 for verb in ("fit", "test")

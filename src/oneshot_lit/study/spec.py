@@ -12,6 +12,7 @@ import yaml
 
 from oneshot_lit.cli_errors import check_config_files
 from oneshot_lit.errors import OneShotError, did_you_mean
+from oneshot_lit.study.sweeps import Sweep, parse_sweeps
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,14 @@ class Study:
     seed: int
     stages: tuple[Stage, ...]
     file: Path
+    sweeps: tuple[Sweep, ...] = ()
 
 
 def load_study(path: Path, root: Path | None = None, seed: int | None = None) -> Study:
     """Read a study file.
 
     Args:
-        path: The YAML file: name, title, root, seed, test, stages.
+        path: The YAML file: name, title, root, seed, test, stages, sweeps.
         root: Output folder in place of the file's.
         seed: Seed in place of the file's.
 
@@ -70,7 +72,7 @@ def load_study(path: Path, root: Path | None = None, seed: int | None = None) ->
         mark = getattr(error, "problem_mark", None)
         place = f" line {mark.line + 1}" if mark is not None else ""
         raise OneShotError(f"{path}{place}: not YAML; mend it.") from error
-    top = _mapping(raw, str(path), ("name", "title", "root", "seed", "test", "stages"))
+    top = _mapping(raw, str(path), ("name", "title", "root", "seed", "test", "stages", "sweeps"))
     stages_raw = top.get("stages")
     if not isinstance(stages_raw, Mapping) or not stages_raw:
         raise OneShotError(f"{path}: 'stages' must name at least one stage.")
@@ -97,6 +99,7 @@ def load_study(path: Path, root: Path | None = None, seed: int | None = None) ->
         chosen,
         tuple(stages),
         path,
+        parse_sweeps(top.get("sweeps"), [s.name for s in stages], f"{path}: sweeps"),
     )
 
 
