@@ -135,11 +135,12 @@ def test_no_weight_gradient_and_no_optimiser_state(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    original = torch.Tensor.backward
+    original = torch.autograd.grad
 
-    def spy(self: torch.Tensor, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs)
-        seen.append([n for n, p in module_of().named_parameters() if p.grad is not None])
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        made = original(*args, **kwargs)
+        seen.append([n for n, p in modules[-1].named_parameters() if p.grad is not None])
+        return made
 
     modules: list[Any] = []
     step = LowRankRealignmentModule.training_step
@@ -148,15 +149,13 @@ def test_no_weight_gradient_and_no_optimiser_state(
         modules.append(self)
         step(self, *args)
 
-    def module_of() -> Any:
-        return modules[-1]
-
     monkeypatch.setattr(LowRankRealignmentModule, "training_step", remember)
-    monkeypatch.setattr(torch.Tensor, "backward", spy)
+    monkeypatch.setattr(torch.autograd, "grad", spy)
     module = repair(tiny_folder, tmp_path, passes=3)
     assert seen == [[], [], []]
     optimizer = module.trainer.optimizers[0]
     assert not optimizer.state
+    assert all(p.grad is None for p in module.parameters())
     assert all(p.requires_grad == ("lora_" in n) for n, p in module.named_parameters())
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,21 +45,40 @@ def _matches(name: str, pattern: str) -> bool:
     return fnmatch.fnmatch(name, f"*{pattern}")
 
 
-@contextmanager
-def without_weight_gradients(model: Any) -> Iterator[None]:
-    """Let a backward pass reach every layer and make the gradient of no weight."""
-    wanted = {p: p.requires_grad for p in model.parameters()}
-    model.requires_grad_(False)
-    # Something must need a gradient, or there is no graph.
-    handle = model.get_input_embeddings().register_forward_hook(
-        lambda module, inputs, output: output.requires_grad_()
-    )
+def batch_factors(
+    module: Any, weights: Mapping[str, nn.Parameter], batch: dict[str, Tensor]
+) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor]:
+    """Return the factors of the gradients of a batch's loss, without making those gradients.
+
+    The backward pass goes down to the embeddings' output and makes the gradient of no weight,
+    whether or not the weights are trained.
+
+    Args:
+        module: A `LanguageModelModule`.
+        weights: Name -> weight of a linear or embedding layer.
+        batch: What `compute_loss` takes.
+
+    Returns:
+        Name -> (right, left) as `FactorRecorder.factors` has them, for the layers that were used;
+        and the loss, detached.
+    """
+    ends: list[Tensor] = []
+
+    def end(layer: nn.Module, inputs: Any, output: Tensor) -> None:
+        # Under a frozen model nothing else needs a gradient, and there would be no graph.
+        ends.append(output if output.requires_grad else output.requires_grad_())
+
+    recorder = FactorRecorder(weights)
+    handle = module.model.get_input_embeddings().register_forward_hook(end)
+    recorder.attach(module.model)
     try:
-        yield
+        with torch.enable_grad():
+            loss = module.compute_loss(batch)
+            torch.autograd.grad(loss, ends, allow_unused=True)
     finally:
         handle.remove()
-        for parameter, flag in wanted.items():
-            parameter.requires_grad_(flag)
+        recorder.detach()
+    return recorder.factors(), loss.detach()
 
 
 def instance_factors(
@@ -78,25 +96,19 @@ def instance_factors(
         gradient; layers with the same input share one tensor X.
     """
     plain: dict[str, Any] = {n: getattr(m, "base_layer", m) for n, m in layers.items()}
-    recorder = FactorRecorder({name: layer.weight for name, layer in plain.items()})
-    recorder.attach(module.model)
     # Recomputing activations is on in training mode only.
     module.model.train(module.gradient_checkpointing)
     try:
-        with torch.enable_grad(), without_weight_gradients(module.model):
-            loss = module.compute_loss(batch)
-            loss.backward()
+        factors, loss = batch_factors(module, {n: m.weight for n, m in plain.items()}, batch)
     finally:
-        recorder.detach()
         module.model.eval()
-    factors = recorder.factors()
     # The recorder pairs them so that the product has the weight's shape, which Conv1D transposes.
     ordered = {
         name: factors[name] if isinstance(layer, nn.Linear) else factors[name][::-1]
         for name, layer in plain.items()
         if name in factors
     }
-    return ordered, loss.detach()
+    return ordered, loss
 
 
 @torch.no_grad()
