@@ -2,15 +2,18 @@
 
 from oneshot_lit.plots.comparison import attack_success, helpfulness, safety_utility, sweep_panels
 from oneshot_lit.plots.realignment import search_curve, step_curve
-from oneshot_lit.plots.spectra import energy_curves
+from oneshot_lit.plots.spectra import decay_curves, energy_curves, energy_over_time, rank_map
 from oneshot_lit.plots.style import COLOURS, close, save_figure
 
 __all__ = [
     "COLOURS",
     "attack_success",
     "close",
+    "decay_curves",
     "energy_curves",
+    "energy_over_time",
     "helpfulness",
+    "rank_map",
     "safety_utility",
     "save_figure",
     "search_curve",
