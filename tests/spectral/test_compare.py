@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from oneshot_lit.spectral import (
+    compare_gradients,
     gradient_cosine,
     gradient_inner_product,
     gradient_svd,
@@ -111,3 +112,40 @@ def test_rank_k_update_is_the_step_along_the_leading_directions(k: int, step) ->
     torch.testing.assert_close((b @ a).double(), expected, atol=1e-4, rtol=1e-5)
     # Shared evenly between the factors.
     torch.testing.assert_close(b.norm(), a.norm(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("tokens", "others"), [(7, 12), (40, 5), (60, 70), (1, 1)])
+@pytest.mark.parametrize("k", [1, 3, 20])
+def test_comparison_against_explicit_gradients(tokens: int, others: int, k: int) -> None:
+    generator = torch.Generator().manual_seed(tokens)
+    x, d = (torch.randn(tokens, n, generator=generator) for n in (30, 24))
+    y, e = (torch.randn(others, n, generator=generator) for n in (30, 24))
+    # Not independent: half of the other gradient is the one's own.
+    if tokens <= others:
+        y[:tokens], e[:tokens] = x, d
+    one, other = d.double().T @ x.double(), e.double().T @ y.double()
+    found = compare_gradients(x, d, y, e, k)
+    ranks = [min(k, n, 24) for n in (tokens, others)]
+    u, v = (torch.linalg.svd(g).U[:, :r] for g, r in zip((one, other), ranks, strict=True))
+    assert found.overlap == pytest.approx(float((u.T @ v).norm() ** 2 / min(ranks)), abs=1e-4)
+    assert found.overlap_chance == pytest.approx(max(ranks) / 24)
+    cosine = float((one * other).sum() / one.norm() / other.norm())
+    assert found.cosine == pytest.approx(cosine, abs=1e-6)
+
+
+def test_comparison_counts_no_round_off_as_a_direction() -> None:
+    """A gradient of rank one has one direction, however many tokens repeat it."""
+    generator = torch.Generator().manual_seed(0)
+    x, d = torch.randn(1, 30, generator=generator), torch.randn(1, 24, generator=generator)
+    many = torch.linspace(0.1, 1, 9)[:, None]
+    found = compare_gradients(many * x, d.expand(9, -1), x, -d, 5)
+    assert found.overlap == pytest.approx(1, abs=1e-5)
+    assert found.overlap_chance == pytest.approx(1 / 24)
+    assert found.cosine == pytest.approx(-1, abs=1e-6)
+
+
+@pytest.mark.parametrize("tokens", [0, 3])
+def test_zero_gradient_compares_to_nothing(tokens: int) -> None:
+    x, d = torch.ones(tokens, 5), torch.zeros(tokens, 4)
+    found = compare_gradients(x, d, torch.ones(2, 5), torch.ones(2, 4))
+    assert all(value != value for value in found)

@@ -1,6 +1,8 @@
 """Pure functions on gradients: spectra from token factors, their summaries and comparisons."""
 
 from oneshot_lit.spectral.compare import (
+    GradientComparison,
+    compare_gradients,
     gradient_cosine,
     gradient_inner_product,
     subspace_overlap,
@@ -13,6 +15,8 @@ from oneshot_lit.spectral.summary import cumulative_energy_ratio, effective_rank
 from oneshot_lit.spectral.update import rank_k_update
 
 __all__ = [
+    "GradientComparison",
+    "compare_gradients",
     "cumulative_energy_ratio",
     "effective_rank",
     "gradient_cosine",

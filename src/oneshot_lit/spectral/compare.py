@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from oneshot_lit.spectral.factors import checked_factors
+from oneshot_lit.spectral.factors import checked_factors, gradient_svd
 
 
 def gradient_inner_product(
@@ -87,3 +89,58 @@ def subspace_overlap_chance(k: int, other_k: int, features: int) -> float:
     if not (1 <= k <= features and 1 <= other_k <= features):
         raise ValueError(f"dimensions {k} and {other_k} must be between 1 and {features}")
     return max(k, other_k) / features
+
+
+class GradientComparison(NamedTuple):
+    """How near two gradients of one weight are.
+
+    Attributes:
+        overlap: See `subspace_overlap`, of the leading left singular vectors.
+        overlap_chance: See `subspace_overlap_chance`, for the same dimensions.
+        cosine: See `gradient_cosine`.
+    """
+
+    overlap: float
+    overlap_chance: float
+    cosine: float
+
+
+def compare_gradients(
+    inputs: Tensor,
+    output_grads: Tensor,
+    other_inputs: Tensor,
+    other_output_grads: Tensor,
+    k: int = 20,
+) -> GradientComparison:
+    """Compare two gradients of one weight, from their factors alone.
+
+    Args:
+        inputs: X, (tokens, in_features).
+        output_grads: D, (tokens, out_features).
+        other_inputs: X', (other_tokens, in_features).
+        other_output_grads: D', (other_tokens, out_features).
+        k: Compare at most this many leading left singular vectors; of a gradient of lower rank all.
+
+    Returns:
+        NaN in every place if either gradient is zero, which has neither direction nor subspace.
+
+    Raises:
+        ValueError: if the factors do not belong together, or hold NaN or infinity.
+    """
+    cosine = gradient_cosine(inputs, output_grads, other_inputs, other_output_grads)
+    u = _leading(inputs, output_grads, k)
+    v = _leading(other_inputs, other_output_grads, k)
+    if not (u.shape[1] and v.shape[1]):
+        return GradientComparison(float("nan"), float("nan"), float("nan"))
+    chance = subspace_overlap_chance(u.shape[1], v.shape[1], len(u))
+    return GradientComparison(subspace_overlap(u, v), chance, cosine)
+
+
+def _leading(inputs: Tensor, output_grads: Tensor, k: int) -> Tensor:
+    """Return the left singular vectors, (out_features, <= k), of values that are not round-off."""
+    most = min(*inputs.shape, output_grads.shape[1])
+    if most == 0:
+        return output_grads.new_zeros(output_grads.shape[1], 0)
+    u, s, _ = gradient_svd(inputs, output_grads, min(k, most))
+    floor = s[0] * max(inputs.shape[1], output_grads.shape[1]) * torch.finfo(s.dtype).eps
+    return u[:, (s > floor) & (s > 0)]
