@@ -1,0 +1,93 @@
+"""What measured gradients are compared with: another batch's gradients, or the last measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+
+from oneshot_lit.data.chat import encode_conversation, pad_training
+from oneshot_lit.data.conversation import require_trainable
+from oneshot_lit.data.sources import ConversationSource
+from oneshot_lit.errors import OneShotError
+from oneshot_lit.modules.linear_layers import batch_factors
+from oneshot_lit.spectral import GradientComparison, compare_gradients
+
+Pair = tuple[Tensor, Tensor]
+
+
+class GradientReference:
+    """Compare each gradient with a reference of the same weight.
+
+    Args:
+        of: A source, whose first rows are a batch, such as safety instances or harmful examples;
+            its gradients are those at the weights of the step at hand. Or ``previous``: the
+            gradients that were measured last.
+        rows: How many rows of the source.
+        k: Leading singular vectors of the overlap.
+    """
+
+    def __init__(
+        self, of: ConversationSource | Literal["previous"], rows: int = 8, k: int = 20
+    ) -> None:
+        for name, value in {"reference_rows": rows, "overlap_k": k}.items():
+            if value < 1:
+                raise OneShotError(f"GradientRank: {name} must be >= 1, not {value}.")
+        if isinstance(of, str) and of != "previous":
+            raise OneShotError(
+                f"GradientRank: reference must be a source or 'previous', not '{of}'."
+            )
+        self.of, self.rows, self.k = of, rows, k
+        self._held: dict[str, Pair] = {}
+        self._batch: dict[str, Tensor] = {}
+
+    def start(self, trainer: Trainer, module: Any) -> None:
+        """Load and encode the batch, so that mistakes show before training."""
+        self._held = {}
+        if isinstance(self.of, str):
+            return
+        rows = [require_trainable(row) for row in self.of.load()[: self.rows]]
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        encoded = [
+            encode_conversation(module.tokenizer, row, max_length=data.max_length) for row in rows
+        ]
+        self._batch = pad_training(encoded, module.tokenizer.pad_token_id)
+
+    def measure(
+        self, trainer: Trainer, module: LightningModule, weights: Mapping[str, nn.Parameter]
+    ) -> None:
+        """Take the batch's gradients at the weights as they are; all processes take the same."""
+        if not self._batch:
+            return
+        batch = {key: value.to(module.device) for key, value in self._batch.items()}
+        # Without dropout, whose draws would change the run that is watched.
+        training = {m for m in module.modules() if m.training}
+        module.eval()
+        try:
+            with trainer.precision_plugin.train_step_context():
+                self._held, _ = batch_factors(module, weights, batch)
+        finally:
+            for part in training:
+                part.training = True
+
+    def compare(self, factors: Mapping[str, Pair]) -> dict[str, GradientComparison]:
+        """Compare the gradients of some weights with the reference.
+
+        Args:
+            factors: Name -> (right, left), (tokens, features), of full gradients.
+
+        Returns:
+            Name -> comparison, for the weights that the reference also has and that are no
+            embeddings, whose factors know no common rows.
+        """
+        found = {}
+        for name, (right, left) in factors.items():
+            if name in self._held:
+                other_right, other_left = self._held[name]
+                if other_left.ndim == 2 and other_left.shape[1] == left.shape[1]:
+                    found[name] = compare_gradients(right, left, other_right, other_left, self.k)
+        if self.of == "previous":
+            self._held |= factors
+        return found
