@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from transformers import GenerationConfig
 
 from oneshot_lit.data.chat import check_tokenizer, stop_token_ids
-from oneshot_lit.data.sources import require_file
+from oneshot_lit.data.read_files import require_file
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.metrics.base import TextRate
 from oneshot_lit.metrics.registry import METRICS
