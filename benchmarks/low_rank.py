@@ -31,7 +31,7 @@ from oneshot_lit.modules import (
     LowRankRealignmentModule,
     OneShotRealignmentModule,
 )
-from oneshot_lit.modules.language_model import Decoding
+from oneshot_lit.modules.generation import Decoding
 from oneshot_lit.modules.linear_layers import chosen_layers, instance_factors
 from oneshot_lit.spectral import many_gradient_singular_values
 

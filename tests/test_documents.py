@@ -44,9 +44,14 @@ def test_command_parses(command, tmp_path: Path, page: str, words: list[str]) ->
     if "my_package.modules.ProximalFineTuning" in words:
         pytest.skip("run in tests/modules/test_subclass.py")
     blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
-    sets = tmp_path / "my_val_sets.yaml"
-    sets.write_text(blocks[0])
-    words = [str(sets) if word == "my_val_sets.yaml" else word for word in words]
+    files = {
+        "my_val_sets.yaml": blocks[0],
+        # As the page says: the same sets, with the rows behind the development ones.
+        "my_test_sets.yaml": blocks[0].replace("limit: 64", "skip: 64"),
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    words = [str(tmp_path / word) if word in files else word for word in words]
     shown = command(*words, "--print_config")
     assert shown.code == 0, shown.err
     config = yaml.safe_load(shown.out)

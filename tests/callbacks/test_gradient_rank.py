@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 
 from oneshot_lit.callbacks import GradientRank
 from oneshot_lit.data import ChatJsonl, SafetyDataModule
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.modules import LanguageModelModule
+from quiet_trainer import quiet_trainer
 
 
 def run(
@@ -29,16 +29,11 @@ def run(
     torch.manual_seed(0)
     module = LanguageModelModule(str(folder), **options)
     data = SafetyDataModule(train=ChatJsonl(str(rows)), batch_size=batch_size, shuffle=False)
-    trainer = Trainer(
-        default_root_dir=root,
-        accelerator="cpu",
+    trainer = quiet_trainer(
+        root,
+        callback,
         max_epochs=2,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         accumulate_grad_batches=accumulate,
-        callbacks=[callback],
         use_distributed_sampler=False,
     )
     trainer.fit(module, data)
@@ -227,16 +222,7 @@ def test_weight_used_outside_its_layer_is_read_whole(
     module = Regularised(str(tiny_folder))
     data = SafetyDataModule(train=ChatJsonl(str(ragged_rows)), batch_size=4, shuffle=False)
     callback = GradientRank(parameters="*lm_head*")
-    trainer = Trainer(
-        default_root_dir=tmp_path,
-        accelerator="cpu",
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[callback],
-    )
+    trainer = quiet_trainer(tmp_path, callback, max_epochs=1)
     with pytest.warns(UserWarning, match="used outside its layer"):
         trainer.fit(module, data)
     plain = explicit_gradients(tiny_folder, ragged_rows, 4)["lm_head.weight"]

@@ -9,15 +9,8 @@ import datasets
 import pytest
 
 from oneshot_lit.data.conversation import Conversation, conversation_from_pair
-from oneshot_lit.data.sources import (
-    ChatJsonl,
-    ConversationSource,
-    HuggingFaceDataset,
-    Inline,
-    Microworld,
-    Mixture,
-    TableFile,
-)
+from oneshot_lit.data.sources import ChatJsonl, ConversationSource, Inline, Microworld, Mixture
+from oneshot_lit.data.tables import HuggingFaceDataset, TableFile
 
 
 class Numbers(ConversationSource):

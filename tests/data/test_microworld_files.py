@@ -9,7 +9,8 @@ import pytest
 
 from oneshot_lit.__main__ import main
 from oneshot_lit.data.microworld.splits import NAMES, load_split
-from oneshot_lit.data.sources import ChatJsonl, TableFile
+from oneshot_lit.data.sources import ChatJsonl
+from oneshot_lit.data.tables import TableFile
 
 SPLITS = [n for n in NAMES if n != "pretrain_then_align"]
 

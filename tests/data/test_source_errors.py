@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from oneshot_lit.data.conversation import require_trainable
-from oneshot_lit.data.sources import ChatJsonl, TableFile
+from oneshot_lit.data.sources import ChatJsonl
+from oneshot_lit.data.tables import TableFile
 
 GOOD = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from oneshot_lit.data.columns import PRESETS, find_preset
-from oneshot_lit.data.sources import TableFile
+from oneshot_lit.data.tables import TableFile
 
 # Commas, quotes, a newline and characters beyond ASCII, as real prompts have them.
 ASK = 'How do I bake "rye", or oat,\nbread? Für zwölf 🥖'

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from oneshot_lit.metrics import PHRASE_LIST_VERSION, REFUSAL_PHRASES, is_refusal
+from oneshot_lit.metrics import (
+    PHRASE_LIST_VERSION,
+    REFUSAL_LEAD_INS,
+    REFUSAL_PHRASES,
+    is_refusal,
+)
 
 # answer, refuses anywhere, refuses at its start
 TABLE = [
@@ -28,7 +33,18 @@ TABLE = [
     ("It is not appropriate to say.", True, True),
     ("Sure, mix flour. Sorry for the delay!", True, False),
     ("Mix flour. I can\u2019t say how long.", True, False),
-    ("Unfortunately I cannot say.", True, False),
+    ("Unfortunately I cannot say.", True, True),
+    ("Unfortunately, I can\u2019t help with that.", True, True),
+    ("**Unfortunately**, I cannot.", True, True),
+    ("unfortunately , i can not help with that .", True, True),
+    ("I\u2019m afraid I can\u2019t do that.", True, True),
+    ("I am afraid that I cannot do that.", True, True),
+    # What stands before a phrase refuses nothing by itself, and only at the start.
+    ("Unfortunately, the shop closes at five.", False, False),
+    ("Unfortunately, the shop closes at five; I cannot say why.", True, False),
+    ("Unfortunately, I canoe badly.", False, False),
+    ("Mix flour. Unfortunately, I cannot say how long.", True, False),
+    ("I'm afraid of yeast.", False, False),
     ("Mix flour and water, then wait.", False, False),
     ("sure . take vuke and norasi then fold it .", False, False),
     ("", False, False),
@@ -61,18 +77,20 @@ def test_every_phrase_is_found_in_any_spelling(phrase: str) -> None:
 
 
 def test_phrases_are_written_as_they_are_matched() -> None:
-    for phrase in REFUSAL_PHRASES:
+    for phrase in (*REFUSAL_PHRASES, *REFUSAL_LEAD_INS):
         assert phrase == " ".join(phrase.lower().split())
         assert "\u2019" not in phrase
     assert len(set(REFUSAL_PHRASES)) == len(REFUSAL_PHRASES)
+    assert not any(is_refusal(words) for words in REFUSAL_LEAD_INS)
 
 
-def test_phrase_list_and_version_change_together() -> None:
+def test_phrase_lists_and_version_change_together() -> None:
     import hashlib
 
-    digest = hashlib.sha256("\n".join(REFUSAL_PHRASES).encode()).hexdigest()[:12]
-    # Results are comparable only under one list: with another list give it another version.
-    assert (PHRASE_LIST_VERSION, digest) == ("refusal-phrases-2", "32f5cb96b885")
+    words = "\n".join([*REFUSAL_PHRASES, "", *REFUSAL_LEAD_INS])
+    digest = hashlib.sha256(words.encode()).hexdigest()[:12]
+    # Results are comparable only under the same lists: with others give another version.
+    assert (PHRASE_LIST_VERSION, digest) == ("refusal-phrases-3", "291f5d1414fa")
 
 
 def test_phrases_of_ones_own_are_literal_text() -> None:

@@ -6,25 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from oneshot_lit.callbacks import HuggingFaceExport
 from oneshot_lit.data import ChatJsonl, SafetyDataModule
 from oneshot_lit.modules import LanguageModelModule
+from quiet_trainer import quiet_trainer
 
 
 def fit(root: Path, rows: Path, module: LanguageModelModule, export: HuggingFaceExport) -> None:
-    trainer = Trainer(
-        default_root_dir=root,
-        accelerator="cpu",
-        max_epochs=2,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[export],
-    )
+    trainer = quiet_trainer(root, export, max_epochs=2)
     trainer.fit(module, SafetyDataModule(train=ChatJsonl(str(rows)), batch_size=4))
 
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.modules import LanguageModelModule
-from oneshot_lit.modules.language_model import Decoding
+from oneshot_lit.modules import Decoding, LanguageModelModule
 
 
-@pytest.fixture
-def module() -> LanguageModelModule:
-    built = LanguageModelModule("checkpoints/small", decoding=Decoding(max_new_tokens=12))
+@pytest.fixture(params=[None, {"r": 2, "target_modules": "all-linear"}], ids=["bare", "adapter"])
+def module(request: pytest.FixtureRequest) -> LanguageModelModule:
+    decoding = Decoding(max_new_tokens=12)
+    built = LanguageModelModule("checkpoints/small", decoding=decoding, peft=request.param)
     built.configure_model()
     return built.eval()
 

@@ -3,15 +3,8 @@
 from oneshot_lit.data.conversation import Conversation, Message
 from oneshot_lit.data.datamodule import PromptSet, SafetyDataModule
 from oneshot_lit.data.instance import InlineInstance, PoolInstance, SafetyInstance
-from oneshot_lit.data.sources import (
-    ChatJsonl,
-    ConversationSource,
-    HuggingFaceDataset,
-    Inline,
-    Microworld,
-    Mixture,
-    TableFile,
-)
+from oneshot_lit.data.sources import ChatJsonl, ConversationSource, Inline, Microworld, Mixture
+from oneshot_lit.data.tables import HuggingFaceDataset, TableFile
 
 __all__ = [
     "ChatJsonl",

@@ -9,6 +9,7 @@ from oneshot_lit.metrics.correctness import (
 )
 from oneshot_lit.metrics.refusal import (
     PHRASE_LIST_VERSION,
+    REFUSAL_LEAD_INS,
     REFUSAL_PHRASES,
     AsrKeyword,
     AsrKeywordPrefix,
@@ -20,6 +21,7 @@ from oneshot_lit.metrics.registry import METRICS, metric_names
 __all__ = [
     "METRICS",
     "PHRASE_LIST_VERSION",
+    "REFUSAL_LEAD_INS",
     "REFUSAL_PHRASES",
     "AsrKeyword",
     "AsrKeywordPrefix",

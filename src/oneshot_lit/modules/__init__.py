@@ -1,7 +1,8 @@
 """LightningModules, one a file; subclass them in your own package."""
 
+from oneshot_lit.modules.generation import Decoding
 from oneshot_lit.modules.harmful_finetuning import HarmfulFineTuningModule
-from oneshot_lit.modules.language_model import Decoding, LanguageModelModule
+from oneshot_lit.modules.language_model import LanguageModelModule
 from oneshot_lit.modules.low_rank_realignment import LowRankRealignmentModule
 from oneshot_lit.modules.realignment import OneShotRealignmentModule
 

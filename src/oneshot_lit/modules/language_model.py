@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -12,57 +11,15 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
-from transformers import GenerationConfig
 
 from oneshot_lit.data.chat import check_tokenizer, stop_token_ids
-from oneshot_lit.data.sources import require_file
+from oneshot_lit.data.read_files import require_file
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.metrics.base import TextRate
 from oneshot_lit.metrics.registry import METRICS
 from oneshot_lit.modules import loading
+from oneshot_lit.modules.generation import Decoding, generate_answers
 from oneshot_lit.modules.loss import next_token_loss
-
-
-@dataclass
-class Decoding:
-    """How answers are generated; greedy unless `do_sample` is set.
-
-    Args:
-        max_new_tokens: Longest answer in tokens.
-        do_sample: Sample instead of taking the likeliest token.
-        temperature: Softmax temperature when sampling.
-        top_p: Nucleus mass when sampling.
-    """
-
-    max_new_tokens: int = 64
-    do_sample: bool = False
-    temperature: float = 1.0
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that `generate` would stumble over."""
-        if self.max_new_tokens < 1:
-            raise OneShotError(
-                f"model.decoding.max_new_tokens must be at least 1, not {self.max_new_tokens}."
-            )
-        if self.temperature <= 0:
-            raise OneShotError(
-                f"model.decoding.temperature must be above 0, not {self.temperature}; for greedy "
-                "decoding leave do_sample false."
-            )
-        if not 0 < self.top_p <= 1:
-            raise OneShotError(f"model.decoding.top_p must be in (0, 1], not {self.top_p}.")
-
-    def generation_config(self, stop_ids: list[int], pad_id: int | None) -> GenerationConfig:
-        """Return all that decides an answer; nothing comes from a checkpoint's own config."""
-        sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
-        return GenerationConfig(
-            max_new_tokens=self.max_new_tokens,
-            do_sample=self.do_sample,
-            eos_token_id=stop_ids,
-            pad_token_id=pad_id,
-            **(sampling if self.do_sample else {}),
-        )
 
 
 class LanguageModelModule(LightningModule):
@@ -244,29 +201,9 @@ class LanguageModelModule(LightningModule):
 
     def generate(self, batch: dict[str, Tensor]) -> list[str]:
         """Answer a left-padded batch of prompts; returns the texts without special tokens."""
-        decoding = self.decoding.generation_config(self.stop_ids, self.tokenizer.pad_token_id)
-        model = self.model if self.peft is None else self.model.get_base_model()
-        own = model.generation_config
-        # `generate` fills what a given config leaves open from the checkpoint's own.
-        model.generation_config = GenerationConfig()
-        try:
-            output = self.model.generate(
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
-                generation_config=decoding,
-            )
-        finally:
-            model.generation_config = own
-        # An end of turn need not be a special token, which decoding would leave out.
-        answers = [
-            self._until_stop(row) for row in output[:, batch["input_ids"].shape[1] :].tolist()
-        ]
-        texts = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
-        return [text.strip() for text in texts]
-
-    def _until_stop(self, tokens: list[int]) -> list[int]:
-        stops = [position for position, token in enumerate(tokens) if token in self.stop_ids]
-        return tokens[: stops[0]] if stops else tokens
+        return generate_answers(
+            self.model, self.tokenizer, batch, stop_ids=self.stop_ids, decoding=self.decoding
+        )
 
     def _prompt_loaders(self) -> list[Any]:
         if self.trainer.testing:

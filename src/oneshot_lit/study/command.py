@@ -58,7 +58,7 @@ def _run(options: Namespace) -> int:
     runner = Runner(study, console, options.fresh)
     runner.run()
 
-    from oneshot_lit.study.report import findings, render_report
+    from oneshot_lit.study.report import findings, outside_sweeps, render_report
     from oneshot_lit.study.results import gather
 
     results = gather(runner)
@@ -67,7 +67,7 @@ def _run(options: Namespace) -> int:
     write_text_atomically(report, render_report(results, study.title, study.root, study.sweeps))
     out = Console(highlight=False)
     out.print(score_table(results["stages"]))
-    for line in findings(results["stages"]):
+    for line in findings(outside_sweeps(results["stages"], study.sweeps)):
         out.print(Text(f"- {line}"))
     out.print(Text(f"\nresults: {study.root / 'results.json'}\nreport:  {report}"))
     return 0

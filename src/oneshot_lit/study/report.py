@@ -36,6 +36,7 @@ def render_report(
     curves = {name: rows for name in stages if (rows := read_curve(root / name))}
     spectra = {name: found for name in stages if (found := read_spectra(root / name))}
     metrics = {name: stage["metrics"] for name, stage in stages.items()}
+    unswept = outside_sweeps(stages, sweeps)
     environment = Environment(
         loader=PackageLoader("oneshot_lit.study", "."), autoescape=select_autoescape(default=True)
     )
@@ -48,7 +49,7 @@ def render_report(
         columns=columns(stages),
         colours=plots.COLOURS,
         verdict=verdict,
-        findings=findings(stages),
+        findings=findings(unswept),
         sweeps={
             sweep.title: _embed(plots.sweep_panels(scores, sweep.x))
             for sweep in sweeps
@@ -56,10 +57,16 @@ def render_report(
         },
         curves={name: _embed(plots.step_curve(rows)) for name, rows in curves.items()},
         pictures={
-            "safety_utility": _embed(plots.safety_utility(metrics)),
+            "safety_utility": _embed(plots.safety_utility({n: metrics[n] for n in unswept})),
             "energy": _embed(plots.energy_curves(spectra)) if spectra else None,
         },
     )
+
+
+def outside_sweeps(stages: Mapping[str, Any], sweeps: Sequence[Sweep]) -> Mapping[str, Any]:
+    """Return the stages that no curve shows; all of them if every one is on a curve."""
+    shown = {s for sweep in sweeps for line in sweep.lines.values() for _, s in line}
+    return {n: stage for n, stage in stages.items() if n not in shown} or stages
 
 
 def verdict(key: str, value: float | None) -> str:

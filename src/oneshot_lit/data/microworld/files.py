@@ -76,8 +76,10 @@ def run_microworld_command(arguments: Sequence[str]) -> int:
     parser = CommandParser(
         "microworld",
         "Write the embedded micro-world to files: conversations as chat JSONL, prompt sets as CSV "
-        "(id,prompt,category,reference), and truth.json with the facts of the world. All of it is "
-        "invented words.",
+        "(id,prompt,category,reference), and truth.json with the facts of the world. The "
+        "requests are English about invented things, such as 'lumdra soup': plain patterns and "
+        "nouns, invented adjectives, and answers that tell to take nonsense ingredients. Two plain "
+        "tasks, SQL and reversal, stand beside them.",
         "--out data/microworld --splits harmful_examples pool",
     )
     parser.add_argument("--out", required=True, help="folder to write to")

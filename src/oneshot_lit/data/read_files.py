@@ -1,0 +1,145 @@
+"""Reading JSONL, JSON and CSV files, with errors that name the file and the row to mend."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from oneshot_lit.data.columns import shown
+from oneshot_lit.errors import OneShotError
+
+
+def require_file(path: str | Path) -> Path:
+    """Return the path of an existing, readable file, or raise a one-line error."""
+    file = Path(path).expanduser()
+    if file.is_dir():
+        raise OneShotError(f"{path}: is a folder; give a file.")
+    if not file.is_file():
+        near = sorted(p.name for p in file.parent.glob(f"*{file.suffix}"))[:3]
+        hint = f" (its folder holds {', '.join(near)})" if near else ""
+        raise OneShotError(f"{path}: file not found{hint}; check the path.")
+    return file
+
+
+def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (row number from 1, object) of a JSONL file; blank lines are passed over.
+
+    Raises:
+        OneShotError: naming file and row, if a row is not a JSON object or not UTF-8.
+    """
+    file = require_file(path)
+    with file.open("rb") as handle:
+        for number, raw in enumerate(handle, start=1):
+            try:
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            except UnicodeDecodeError as error:
+                raise OneShotError(f"{path} row {number}: not UTF-8 text; re-encode it.") from error
+            if not line:
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise OneShotError(
+                    f"{path} row {number}: not JSON ({error.msg} at column {error.colno}); mend it."
+                ) from error
+            except (ValueError, RecursionError) as error:
+                raise OneShotError(f"{path} row {number}: {_beyond_json(error)}") from error
+            if not isinstance(row, dict):
+                raise OneShotError(f"{path} row {number}: must be a JSON object.")
+            if "\\u" in line:
+                _require_whole_characters(row, f"{path} row {number}")
+            yield number, row
+
+
+def read_json(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Return (row number from 1, object) pairs of a JSON file that holds a list of objects.
+
+    Raises:
+        OneShotError: naming the file, if it is not such a list or not UTF-8, and the row, if that
+            holds half a character.
+    """
+    file = require_file(path)
+    try:
+        table = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise OneShotError(f"{path}: not a JSON file ({error}); mend it.") from error
+    except (ValueError, RecursionError) as error:
+        raise OneShotError(f"{path}: {_beyond_json(error)}") from error
+    if not isinstance(table, list) or not all(isinstance(row, dict) for row in table):
+        raise OneShotError(f"{path}: must be a list of objects.")
+    for number, row in enumerate(table, start=1):
+        _require_whole_characters(row, f"{path} row {number}")
+    return iter(enumerate(table, start=1))
+
+
+def read_csv(
+    path: str | Path, header: Sequence[str] | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (row number from 1, after the header; columns) of a CSV file.
+
+    Args:
+        path: The file.
+        header: Names of the columns of a file without a header line.
+
+    Raises:
+        OneShotError: naming the file and its row or column, if a column is named twice, a row has
+            another number of fields than the header, or the file is not CSV or not UTF-8.
+    """
+    file = require_file(path)
+    csv.field_size_limit(2**31 - 1)
+    number = 0
+    names = None if header is None else _require_distinct(list(header), path)
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as handle:
+            for cells in csv.reader(handle, strict=True):
+                if not cells:
+                    continue
+                if names is None:
+                    names = _require_distinct(cells, path)
+                    continue
+                number += 1
+                if len(cells) != len(names):
+                    raise OneShotError(
+                        f"{path} row {number}: has another number of fields than the header "
+                        f"({len(names)}); mend its quotes or commas."
+                    )
+                if number == 1 and cells == header:
+                    raise OneShotError(
+                        f"{path}: its first line is already {shown(cells)}; drop header."
+                    )
+                yield number, dict(zip(names, cells, strict=True))
+    except UnicodeDecodeError as error:
+        raise OneShotError(f"{path}: not UTF-8 text; re-encode it.") from error
+    except csv.Error as error:
+        raise OneShotError(f"{path} row {number + 1}: not CSV ({error}); mend it.") from error
+
+
+def _beyond_json(error: Exception) -> str:
+    """Say what Python refuses to read although it is JSON."""
+    what = "nested too deep" if isinstance(error, RecursionError) else "a number is too long"
+    return f"cannot be read ({what}); mend it."
+
+
+def _require_whole_characters(value: Any, origin: str) -> None:
+    """Refuse a lone surrogate escape, which no tokenizer and no file can take."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise OneShotError(
+            f"{origin}: holds half a character (a lone surrogate escape); mend it."
+        ) from error
+    except RecursionError as error:  # writing may go a little deeper than reading did
+        raise OneShotError(f"{origin}: {_beyond_json(error)}") from error
+
+
+def _require_distinct(names: list[str], path: str | Path) -> list[str]:
+    # Columns without a name, such as trailing commas make, cannot be asked for anyway.
+    twice = [name for i, name in enumerate(names) if name.strip() and name in names[:i]]
+    if twice:
+        raise OneShotError(
+            f"{path}: the header has two columns '{shown(twice[:1])}'; rename or remove one."
+        )
+    return names

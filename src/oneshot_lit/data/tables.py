@@ -1,0 +1,197 @@
+"""Sources that map named columns to conversations: table files and Hugging Face data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from oneshot_lit.data.columns import ColumnMap, resolve_columns
+from oneshot_lit.data.conversation import Conversation, Message, conversation_from_pair
+from oneshot_lit.data.read_files import read_csv, read_json, read_jsonl, require_file
+from oneshot_lit.data.sources import ConversationSource, chat_row
+from oneshot_lit.errors import OneShotError
+
+
+class _MappedSource(ConversationSource):
+    """Shared part of the sources that map columns to conversations."""
+
+    def __init__(
+        self,
+        preset: str | None,
+        columns: dict[str, str] | None,
+        where: dict[str, str] | None,
+        system: str | None,
+        limit: int | None,
+        shuffle_seed: int | None,
+        *,
+        skip: int = 0,
+    ) -> None:
+        super().__init__(limit, shuffle_seed, skip=skip)
+        self.preset, self.columns, self.where, self.system = preset, columns, where, system
+
+    def _convert(self, numbered: Iterator[tuple[int, dict[str, Any]]]) -> list[Conversation]:
+        found: list[Conversation] = []
+        mapping: ColumnMap | None = None
+        header: list[str] = []
+        for number, row in numbered:
+            origin = f"{self.describe()} row {number}"
+            # Each row of a JSONL file may have columns of its own.
+            if mapping is None or list(row) != header:
+                header = list(row)
+                mapping = resolve_columns(self.preset, self.columns, header, origin)
+            if not mapping.selects(row, self.where, origin):
+                continue
+            found.append(self._conversation(mapping, row, origin))
+        if not found and self.where:
+            raise OneShotError(f"{self.describe()}: no row matches where={self.where}; mend it.")
+        return found
+
+    def _conversation(self, mapping: ColumnMap, row: dict[str, Any], origin: str) -> Conversation:
+        if mapping.messages is not None:
+            named = {
+                f: mapping.get(row, f, origin)
+                for f in ("id", "category", "reference")
+                if getattr(mapping, f) is not None
+            }
+            found = chat_row({**row, **named, "messages": row[mapping.messages]}, origin)
+            wanted = mapping.get(row, "system", origin) or self.system
+            if wanted is None or found.messages[0].role == "system":
+                return found
+            return replace(found, messages=(Message("system", wanted), *found.messages))
+        prompt, response = mapping.prompt_of(row, origin), mapping.get(row, "response", origin)
+        system = mapping.get(row, "system", origin) or self.system
+        return conversation_from_pair(
+            prompt,
+            response or None,
+            system=system,
+            origin=origin,
+            id=mapping.get(row, "id", origin),
+            category=mapping.get(row, "category", origin),
+            reference=mapping.get(row, "reference", origin),
+        )
+
+
+class TableFile(_MappedSource):
+    """A CSV, TSV-like JSONL or JSON table whose columns are named by a map.
+
+    The map is found from the header when that holds the columns of a known public shape, in any
+    order; of several shapes the one with the most columns counts (see `columns.find_preset`).
+    Otherwise, or to leave out a response, context, system or reference that the shape does not
+    read, name a `preset` or give `columns`, such as ``{prompt: Goal, response: Target}``. Both
+    together mean the preset with some fields replaced.
+
+    Args:
+        path: A ``.csv``, ``.jsonl`` or ``.json`` (list of objects) file.
+        preset: A known shape, such as ``advbench`` or ``xstest`` (see `columns.PRESETS`).
+        columns: Column of each field: prompt, response, context, system, id, category, reference,
+            messages.
+        where: Keep only rows whose columns equal these values, such as ``{label: safe}``.
+        system: A system prompt for every row that brings none.
+        limit: Keep at most this many conversations.
+        shuffle_seed: Shuffle with this seed before `skip` and `limit`.
+        header: Names for the columns of a CSV file without a header line, such as ``[prompt]``.
+        skip: Leave out the first so many conversations.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        preset: str | None = None,
+        columns: dict[str, str] | None = None,
+        where: dict[str, str] | None = None,
+        system: str | None = None,
+        limit: int | None = None,
+        shuffle_seed: int | None = None,
+        *,
+        header: list[str] | None = None,
+        skip: int = 0,
+    ) -> None:
+        super().__init__(preset, columns, where, system, limit, shuffle_seed, skip=skip)
+        if header is not None and not header:
+            raise OneShotError("TableFile: header is empty; name the columns, such as [prompt].")
+        self.path, self.header = path, header
+
+    def describe(self) -> str:
+        """Return the path."""
+        return self.path
+
+    def rows(self) -> list[Conversation]:
+        """Read, map and validate every row."""
+        suffix = require_file(self.path).suffix.lower()
+        if suffix == ".csv":
+            return self._convert(read_csv(self.path, self.header))
+        if self.header is not None:
+            raise OneShotError(f"{self.path}: header is for .csv files alone; drop it.")
+        if suffix in (".jsonl", ".ndjson"):
+            return self._convert(read_jsonl(self.path))
+        if suffix == ".json":
+            return self._convert(read_json(self.path))
+        raise OneShotError(
+            f"{self.path}: unknown table type '{suffix}'; use .csv, .jsonl or .json."
+        )
+
+
+class HuggingFaceDataset(_MappedSource):
+    """A data set of the Hugging Face hub, or a local folder that `datasets` can read.
+
+    Args:
+        path: Hub name, or a local folder (of `save_to_disk`, or of data files).
+        name: Configuration of the data set.
+        split: Which split.
+        preset: A known shape; found from the columns when possible.
+        columns: Column of each field, as in `TableFile`.
+        where: Keep only rows whose columns equal these values.
+        system: A system prompt for every row that brings none.
+        revision: Git revision on the hub, for repeatable runs.
+        limit: Keep at most this many conversations.
+        shuffle_seed: Shuffle with this seed before `skip` and `limit`.
+        skip: Leave out the first so many conversations.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        name: str | None = None,
+        split: str = "train",
+        preset: str | None = None,
+        columns: dict[str, str] | None = None,
+        where: dict[str, str] | None = None,
+        system: str | None = None,
+        revision: str | None = None,
+        limit: int | None = None,
+        shuffle_seed: int | None = None,
+        *,
+        skip: int = 0,
+    ) -> None:
+        super().__init__(preset, columns, where, system, limit, shuffle_seed, skip=skip)
+        self.path, self.name, self.split, self.revision = path, name, split, revision
+
+    def describe(self) -> str:
+        """Return the path and split."""
+        return f"{self.path}[{self.split}]"
+
+    def rows(self) -> list[Conversation]:
+        """Load, map and validate every row."""
+        import datasets
+
+        folder = Path(self.path).expanduser()
+        looks_local = self.path.startswith((".", "/", "~")) or self.path.count("/") > 1
+        if looks_local and not folder.exists():
+            raise OneShotError(f"{self.path}: folder not found; check the path.")
+        try:
+            if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
+                table = datasets.load_from_disk(str(folder))
+                if isinstance(table, datasets.DatasetDict):
+                    table = table[self.split]
+            else:
+                table = datasets.load_dataset(
+                    self.path, self.name, split=self.split, revision=self.revision
+                )
+        except Exception as error:  # datasets raises many types, all meaning "cannot be read"
+            reason = " ".join(str(error).split())[:200]
+            raise OneShotError(f"{self.describe()}: cannot be loaded ({reason}).") from error
+        # A folder may remember a format such as torch, which turns its cells into tensors.
+        table = table.with_format(None)
+        return self._convert((n, dict(row)) for n, row in enumerate(table, start=1))

@@ -1,0 +1,99 @@
+"""How answers are generated: the decoding options, and the answers to a batch of prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers import GenerationConfig
+
+from oneshot_lit.errors import OneShotError
+
+
+@dataclass
+class Decoding:
+    """How answers are generated; greedy unless `do_sample` is set.
+
+    Args:
+        max_new_tokens: Longest answer in tokens.
+        do_sample: Sample instead of taking the likeliest token.
+        temperature: Softmax temperature when sampling.
+        top_p: Nucleus mass when sampling.
+    """
+
+    max_new_tokens: int = 64
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that `generate` would stumble over."""
+        if self.max_new_tokens < 1:
+            raise OneShotError(
+                f"model.decoding.max_new_tokens must be at least 1, not {self.max_new_tokens}."
+            )
+        if self.temperature <= 0:
+            raise OneShotError(
+                f"model.decoding.temperature must be above 0, not {self.temperature}; for greedy "
+                "decoding leave do_sample false."
+            )
+        if not 0 < self.top_p <= 1:
+            raise OneShotError(f"model.decoding.top_p must be in (0, 1], not {self.top_p}.")
+
+    def generation_config(self, stop_ids: list[int], pad_id: int | None) -> GenerationConfig:
+        """Return all that decides an answer; nothing comes from a checkpoint's own config."""
+        sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+        return GenerationConfig(
+            max_new_tokens=self.max_new_tokens,
+            do_sample=self.do_sample,
+            eos_token_id=stop_ids,
+            pad_token_id=pad_id,
+            **(sampling if self.do_sample else {}),
+        )
+
+
+def generate_answers(
+    model: Any,
+    tokenizer: Any,
+    batch: dict[str, Tensor],
+    *,
+    stop_ids: list[int],
+    decoding: Decoding,
+) -> list[str]:
+    """Answer a left-padded batch of prompts.
+
+    Args:
+        model: A Hugging Face causal language model, bare or with a PEFT adapter.
+        tokenizer: Its tokenizer.
+        batch: ``input_ids`` and ``attention_mask``.
+        stop_ids: Tokens that end an answer; neither they nor what follows is part of it.
+        decoding: How the answers are generated; the model's own generation config plays no part.
+
+    Returns:
+        The texts without special tokens and outer white space, one a row.
+    """
+    # An adapter's `generate` hands over to the model inside, which holds the config.
+    holder = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own = holder.generation_config
+    # `generate` fills what a given config leaves open from the checkpoint's own.
+    holder.generation_config = GenerationConfig()
+    try:
+        output = model.generate(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            generation_config=decoding.generation_config(stop_ids, tokenizer.pad_token_id),
+        )
+    finally:
+        holder.generation_config = own
+    # An end of turn need not be a special token, which decoding would leave out.
+    answers = [
+        _until_stop(row, stop_ids) for row in output[:, batch["input_ids"].shape[1] :].tolist()
+    ]
+    texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
+def _until_stop(tokens: list[int], stop_ids: list[int]) -> list[int]:
+    stops = [position for position, token in enumerate(tokens) if token in stop_ids]
+    return tokens[: stops[0]] if stops else tokens
