@@ -48,7 +48,8 @@ def global_factors(
         scale: The loss scale.
 
     Yields:
-        Name -> (right, left), both (tokens, features), some of the names at a time.
+        Name -> (right, left), both (tokens, features), of the dtypes that were recorded or wider;
+        some of the names at a time.
     """
     own = {name: _by_id(pair) for name, pair in factors.items()}
     if trainer.world_size == 1:
@@ -123,7 +124,7 @@ def _plan(kinds: Sequence[Mapping[str, _Kinds]]) -> Iterator[list[list[list[str]
         shares[owner].append(bundle)
         load[owner] += size
         pending += size
-    if pending:
+    if any(shares):
         yield shares
 
 
