@@ -273,4 +273,7 @@ def test_gradient_mode(tiny_folder: Path, ragged_rows: Path, tmp_path: Path) -> 
         assert len(found[0, name]) == min(gradient.shape)
         assert_equal(found[0, name], gradient)
     run(tiny_folder, ragged_rows, tmp_path / "adapter", GradientRank(mode="gradient"), peft=PEFT)
-    assert all("lora_" in name for _, name in read(tmp_path / "adapter"))
+    with (tmp_path / "adapter" / "spectra" / "summary.csv").open() as file:
+        names = {row["parameter"] for row in csv.DictReader(file)}
+    assert names == {name for _, name in read(tmp_path / "adapter")}
+    assert all("lora_" in name for name in names)

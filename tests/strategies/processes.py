@@ -15,6 +15,7 @@ WORKER = """
 import importlib, json, os, sys, warnings
 warnings.filterwarnings("ignore")
 from pathlib import Path
+from torch import distributed
 from oneshot_lit.errors import OneShotError
 run = getattr(importlib.import_module(sys.argv[2]), sys.argv[3])
 
@@ -24,6 +25,10 @@ for case in json.load(open(sys.argv[1])):
     except OneShotError as error:
         Path(case["root"]).mkdir(exist_ok=True, parents=True)
         Path(case["root"], f"error{os.environ['RANK']}").write_text(str(error))
+# Threads that are still running at the exit may abort the process.
+if distributed.is_initialized():
+    distributed.barrier()
+    distributed.destroy_process_group()
 """
 
 
