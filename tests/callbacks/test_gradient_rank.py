@@ -201,7 +201,13 @@ def test_several_patterns(tiny_folder: Path, rows_file: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     "options",
-    [{"every_n_epochs": 0}, {"every_n_steps": 0}, {"k": [0, 1]}, {"parameters": ["*", "x"]}],
+    [
+        {"every_n_epochs": 0},
+        {"every_n_steps": 0},
+        {"k": [0, 1]},
+        {"parameters": ["*", "x"]},
+        {"mode": "both"},
+    ],
 )
 def test_what_makes_no_sense(
     tiny_folder: Path, rows_file: Path, tmp_path: Path, options: dict[str, Any]
@@ -241,3 +247,19 @@ def test_spectra_change_no_weight(tiny_folder: Path, rows_file: Path, tmp_path: 
     one = run(tiny_folder, rows_file, tmp_path / "a", GradientRank()).state_dict()
     other = run(tiny_folder, rows_file, tmp_path / "b", GradientRank(every_n_epochs=9)).state_dict()
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_gradient_mode(tiny_folder: Path, ragged_rows: Path, tmp_path: Path) -> None:
+    """Whole gradients of what is trained, which the frozen weights under an adapter lack."""
+    run(tiny_folder, ragged_rows, tmp_path / "all", GradientRank(mode="gradient"))
+    expected = explicit_gradients(tiny_folder, ragged_rows, 4)
+    found = read(tmp_path / "all")
+    assert {name for _, name in found} == set(expected)
+    for name, gradient in expected.items():
+        assert len(found[0, name]) == min(gradient.shape)
+        assert_equal(found[0, name], gradient)
+    run(tiny_folder, ragged_rows, tmp_path / "adapter", GradientRank(mode="gradient"), peft=PEFT)
+    with (tmp_path / "adapter" / "spectra" / "summary.csv").open() as file:
+        names = {row["parameter"] for row in csv.DictReader(file)}
+    assert names == {name for _, name in read(tmp_path / "adapter")}
+    assert all("lora_" in name for name in names)

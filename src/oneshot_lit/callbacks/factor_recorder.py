@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from oneshot_lit.strategies.gradients import full_shape
 
 # How a layer's input x and output gradient d make the factors (left, right) of its weight's
 # gradient, left^T @ right; a left factor of token ids stands for its one-hot rows.
@@ -31,15 +33,7 @@ class FactorRecorder:
 
     def attach(self, root: nn.Module) -> None:
         """Listen to every layer below `root` that owns one of the weights."""
-        names = {id(weight): name for name, weight in self.weights.items()}
-        # A PEFT layer adds to its base layer's output, and the gradient of a sum is that of each
-        # part; the base's own output may need no gradient at all.
-        outer = {id(base): module for module in root.modules() if (base := base_of(module))}
-        for layer in root.modules():
-            name = names.get(id(getattr(layer, "weight", None)))
-            if name is None or base_of(layer) is not None or (pair := pairing(layer)) is None:
-                continue
-            module = outer.get(id(layer), layer)
+        for name, module, pair in layers_of(root, self.weights):
             parts = self._parts.setdefault(name, [])
             self._handles.append(module.register_forward_hook(_hook(parts, pair)))
 
@@ -49,19 +43,19 @@ class FactorRecorder:
             handle.remove()
         self._handles = []
 
-    def recorded(self, name: str) -> bool:
-        """Whether a backward pass went through a layer of this weight."""
-        return bool(self._parts.get(name))
-
     def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return name -> (right, left): the gradient is ``left^T @ right``.
+        """Return name -> (right, left), (tokens, features): the gradient is ``left^T @ right``.
 
-        Tokens without gradient, such as padding, are left out. Layers with the same input share
-        one tensor, so that `many_gradient_singular_values` factorises it once.
+        A left factor of token ids, (tokens,) int64, stands for its one-hot rows. Tokens without
+        gradient, such as padding, are left out. Layers with the same input share one tensor, so
+        that `many_gradient_singular_values` factorises it once.
         """
         shared: dict[tuple[int, bytes], Tensor] = {}
+        joined: dict[tuple[int, ...], tuple[Any, Tensor]] = {}
         return {
-            name: self._joined(name, parts, shared) for name, parts in self._parts.items() if parts
+            name: self._joined(name, parts, shared, joined)
+            for name, parts in self._parts.items()
+            if parts
         }
 
     def _joined(
@@ -69,20 +63,36 @@ class FactorRecorder:
         name: str,
         parts: list[tuple[Tensor, Tensor]],
         shared: dict[tuple[int, bytes], Tensor],
+        joined: dict[tuple[int, ...], tuple[Any, Tensor]],
     ) -> tuple[Tensor, Tensor]:
         if all(left.dtype == torch.long for left, _ in parts):
-            # Rows of different token ids are orthogonal, so summing by id is enough.
-            ids = torch.cat([left.reshape(-1) for left, _ in parts])
-            rows = torch.cat([right.reshape(-1, right.shape[-1]) for _, right in parts]).float()
-            distinct, where = torch.unique(ids, return_inverse=True)
-            summed = rows.new_zeros(len(distinct), rows.shape[1]).index_add_(0, where, rows)
-            return summed, torch.eye(len(distinct), dtype=summed.dtype, device=summed.device)
-        size = self.weights[name].shape[0]
+            rows = torch.cat([right.reshape(-1, right.shape[-1]) for _, right in parts])
+            return rows, torch.cat([left.reshape(-1) for left, _ in parts])
+        size = full_shape(self.weights[name])[0]
         pieces = [_used(left, right, size, shared) for left, right in parts]
         if len(pieces) == 1:
             return pieces[0]
         rights, lefts = zip(*pieces, strict=True)
-        return torch.cat([r.float() for r in rights]), torch.cat([x.float() for x in lefts])
+        key = tuple(map(id, rights))
+        if key not in joined:
+            # The pieces are kept, so that their ids do not come again.
+            joined[key] = rights, torch.cat(rights)
+        return joined[key][1], torch.cat(lefts)
+
+
+def layers_of(
+    root: nn.Module, weights: Mapping[str, nn.Parameter]
+) -> Iterator[tuple[str, nn.Module, Pairing]]:
+    """Yield the name of a weight, the layer to listen to for it, and how that makes the factors."""
+    names = {id(weight): name for name, weight in weights.items()}
+    # A PEFT layer adds to its base layer's output, and the gradient of a sum is that of each
+    # part; the base's own output may need no gradient at all.
+    outer = {id(base): module for module in root.modules() if (base := base_of(module))}
+    for layer in root.modules():
+        name = names.get(id(getattr(layer, "weight", None)))
+        if name is None or base_of(layer) is not None or (pair := pairing(layer)) is None:
+            continue
+        yield name, outer.get(id(layer), layer), pair
 
 
 def base_of(module: nn.Module) -> nn.Module | None:

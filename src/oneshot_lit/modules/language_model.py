@@ -20,6 +20,7 @@ from oneshot_lit.metrics.registry import METRICS
 from oneshot_lit.modules import loading
 from oneshot_lit.modules.generation import Decoding, generate_answers
 from oneshot_lit.modules.loss import next_token_loss
+from oneshot_lit.strategies.sharding import shard
 
 
 class LanguageModelModule(LightningModule):
@@ -134,6 +135,8 @@ class LanguageModelModule(LightningModule):
             model.gradient_checkpointing_enable({"use_reentrant": False})
             if self.peft is not None:
                 model.enable_input_require_grads()
+        if self.device_mesh is not None:
+            shard(model, self.device_mesh)
         # Hugging Face models arrive in eval mode, which Lightning keeps; dropout must be on in fit.
         self.model = model.train()
         self.stop_ids = stop_token_ids(self.tokenizer, model.generation_config)

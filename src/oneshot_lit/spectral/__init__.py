@@ -8,7 +8,11 @@ from oneshot_lit.spectral.compare import (
     subspace_overlap,
     subspace_overlap_chance,
 )
-from oneshot_lit.spectral.factors import gradient_singular_values, gradient_svd
+from oneshot_lit.spectral.factors import (
+    gradient_singular_values,
+    gradient_svd,
+    matrix_singular_values,
+)
 from oneshot_lit.spectral.guard import guarded_inputs
 from oneshot_lit.spectral.many import many_gradient_singular_values
 from oneshot_lit.spectral.summary import cumulative_energy_ratio, effective_rank, stable_rank
@@ -25,6 +29,7 @@ __all__ = [
     "gradient_svd",
     "guarded_inputs",
     "many_gradient_singular_values",
+    "matrix_singular_values",
     "rank_k_update",
     "stable_rank",
     "subspace_overlap",

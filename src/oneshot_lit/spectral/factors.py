@@ -37,6 +37,21 @@ def gradient_singular_values(inputs: Tensor, output_grads: Tensor) -> Tensor:
     return decomposed(d.mT @ x)
 
 
+def matrix_singular_values(gradient: Tensor) -> Tensor:
+    """Return the singular values of a whole gradient, largest first.
+
+    Args:
+        gradient: (..., out, in); half precision is computed on in float32.
+
+    Returns:
+        (..., min(out, in)) in float32 or float64.
+
+    Raises:
+        ValueError: if there is a NaN or an infinity among the entries.
+    """
+    return decomposed(gradient.to(torch.promote_types(gradient.dtype, torch.float32)))
+
+
 def gradient_svd(
     inputs: Tensor, output_grads: Tensor, k: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:

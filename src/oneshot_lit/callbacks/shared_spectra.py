@@ -1,0 +1,108 @@
+"""Spectra of full gradients, whose decompositions the processes share among them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from oneshot_lit.errors import OneShotError
+from oneshot_lit.spectral import many_gradient_singular_values, matrix_singular_values
+from oneshot_lit.strategies import exchange, gradients
+
+
+def shared_spectra(
+    trainer: Trainer,
+    parameters: Mapping[str, nn.Parameter],
+    factors: Mapping[str, exchange.Pair],
+    mode: str | None = None,
+) -> dict[str, Tensor]:
+    """Return the singular values of each full gradient; every process must call it.
+
+    Args:
+        trainer: The running trainer, between a backward pass and the optimiser step.
+        parameters: Name -> 2-D parameter; the same names on all processes.
+        factors: Name -> (right, left) of this process, as `FactorRecorder.factors`.
+        mode: ``factors`` never puts a whole gradient together, ``gradient`` always.
+
+    Returns:
+        Name -> (n,), descending, on the CPU and the same on all processes; without values where
+        the step left no gradient.
+
+    Raises:
+        OneShotError: on all processes, if a gradient holds NaN or cannot be read.
+    """
+    work = _Work(trainer)
+    # Only here are the factors of full gradients at hand, those of a matrix on one process.
+    for some in exchange.global_factors(trainer, factors, gradients.loss_scale(trainer)):
+        work.do(lambda some=some: _of_factors(some))  # type: ignore[misc]
+    found = work.gathered()
+    if mode != "factors":
+        missing = [name for name in parameters if name not in found]
+        whole = [*missing, *_uncovered(trainer, parameters, found)]
+        for n, name in enumerate(whole):
+            gradient = gradients.full_gradient(trainer, parameters[name], name)
+            if gradient is not None and n % trainer.world_size == trainer.global_rank:
+                work.do(lambda n=name, g=gradient: {n: matrix_singular_values(g)})  # type: ignore[misc]
+        found |= work.gathered()
+    elif uncovered := _uncovered(trainer, parameters, found):
+        raise OneShotError(
+            f"GradientRank: {uncovered[0]} is used outside its layer, too, so its factors are not "
+            "the whole gradient; leave mode out."
+        )
+    return {name: found.get(name, torch.zeros(0)) for name in parameters}
+
+
+def _of_factors(factors: Mapping[str, exchange.Pair]) -> dict[str, Tensor]:
+    return dict(zip(factors, many_gradient_singular_values(list(factors.values())), strict=True))
+
+
+class _Work:
+    """Results and mistakes of this process, until all have theirs: one alone must not stop."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self._found: dict[str, Tensor] = {}
+        self._error: str | None = None
+
+    def do(self, compute: Callable[[], dict[str, Tensor]]) -> None:
+        """Keep what `compute` finds, or its first complaint."""
+        try:
+            self._found |= {name: values.cpu() for name, values in compute().items()}
+        except ValueError as error:
+            self._error = self._error or str(error)
+
+    def gathered(self) -> dict[str, Tensor]:
+        """Return the new results of all processes."""
+        everyones = exchange.everyones(self.trainer, (self._found, self._error))
+        for _, error in everyones:
+            if error is not None:
+                raise OneShotError(f"GradientRank: step {self.trainer.global_step}: {error}.")
+        self._found = {}
+        return {name: values for found, _ in everyones for name, values in found.items()}
+
+
+def _uncovered(
+    trainer: Trainer, parameters: Mapping[str, nn.Parameter], found: Mapping[str, Tensor]
+) -> list[str]:
+    """Return the names whose factors do not account for the whole gradient."""
+    names = [name for name in parameters if name in found]
+    full = gradients.gradient_norms(trainer, [parameters[name] for name in names])
+    exact = "32" in str(trainer.precision) or "64" in str(trainer.precision)
+    # Under autocast the layer rounds its input to 16 bits, the factors do not.
+    tolerance = 1e-3 if exact else 3e-2
+    # A frozen weight has no gradient to compare with: NaN.
+    uncovered = [
+        name
+        for name, norm in zip(names, full.tolist(), strict=True)
+        if abs(float(found[name].double().norm()) - norm) > tolerance * norm + 1e-30
+    ]
+    if uncovered:
+        more = f" (and {len(uncovered) - 1} more)" if len(uncovered) > 1 else ""
+        rank_zero_warn(
+            f"{uncovered[0]}{more} is used outside its layer, too; its full gradient is read."
+        )
+    return uncovered

@@ -1,0 +1,98 @@
+"""What each of two processes does for the tests of the exchange."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import distributed
+
+from oneshot_lit.callbacks.shared_spectra import shared_spectra
+from oneshot_lit.strategies import exchange
+
+SCALE = 4.0
+
+
+def stand_in(rank: int = 0, world_size: int = 1) -> Any:
+    return SimpleNamespace(
+        world_size=world_size,
+        global_rank=rank,
+        global_step=7,
+        is_global_zero=rank == 0,
+        precision="32-true",
+        model=torch.nn.Linear(1, 1),
+        precision_plugin=SimpleNamespace(),
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+    )
+
+
+def recorded(rank: int, broken: bool = False) -> dict[str, exchange.Pair]:
+    """Factors of one rank: ragged, shared inputs, token ids, half precision, some missing."""
+    generator = torch.Generator().manual_seed(rank)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    tokens = (5, 2)[rank]
+    shared, other = draw(tokens, 8), draw(tokens, 8)
+    found = {
+        "q": (shared, draw(tokens, 6)),
+        "k": (shared, draw(tokens, 3)),
+        # Shared with q and k on one rank only.
+        "v": (shared if rank == 0 else other, draw(tokens, 3)),
+        "embed": (draw(tokens, 4), torch.tensor([3, 1, 3, 0, 9][:tokens])),
+        "half": (draw(tokens, 7).bfloat16(), draw(tokens, 5).bfloat16()),
+    }
+    if rank == 0:
+        found["expert"] = (draw(3, 5), draw(3, 5))
+    elif broken:
+        found["q"][1][0, 0] = torch.nan
+    return {**found, "empty": (draw(0, 7), draw(0, 5))}
+
+
+def explicit(rank: int) -> dict[str, torch.Tensor]:
+    """Gradients of one rank, (left features, right features), in float64; 10 token ids."""
+    found = {}
+    for name, (right, left) in recorded(rank).items():
+        rows = torch.eye(10)[left] if left.dtype == torch.long else left
+        found[name] = rows.double().mT @ right.double()
+    return found
+
+
+def collect(root: str, chunk_bytes: int) -> None:
+    rank = int(os.environ["RANK"])
+    _join()
+    exchange.CHUNK_BYTES = chunk_bytes
+    rounds = list(exchange.global_factors(stand_in(rank, 2), recorded(rank), SCALE))
+    q_and_k = [some for some in rounds if "q" in some]
+    result = {
+        "rounds": len(rounds),
+        "gradients": {
+            name: left.double().mT @ right.double()
+            for some in rounds
+            for name, (right, left) in some.items()
+        },
+        "shared": [some["q"][0] is some["k"][0] for some in q_and_k],
+    }
+    Path(root).mkdir(exist_ok=True)
+    torch.save(result, Path(root) / f"{rank}.pt")
+
+
+def broken(root: str) -> None:
+    """NaN on one rank must not leave the other one waiting."""
+    rank = int(os.environ["RANK"])
+    _join()
+    exchange.CHUNK_BYTES = 1
+    shared_spectra(stand_in(rank, 2), {}, recorded(rank, broken=True))
+
+
+def run(what: str, **case: Any) -> None:
+    {"collect": collect, "broken": broken}[what](**case)
+
+
+def _join() -> None:
+    if not distributed.is_initialized():
+        distributed.init_process_group("gloo")

@@ -1,0 +1,144 @@
+"""Short fits under a strategy, for the two processes of a test and for the test itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
+from torch import nn
+
+from oneshot_lit.callbacks import GradientRank
+from oneshot_lit.data import ChatJsonl, SafetyDataModule
+from oneshot_lit.modules import LanguageModelModule, loading
+from oneshot_lit.strategies import DeepSpeedCPUStrategy
+
+PEFT = {"r": 4, "target_modules": "all-linear", "init_lora_weights": "orthogonal"}
+
+
+class Bare(nn.Module):
+    """A linear map that is no `nn.Linear`, so that no factors are recorded."""
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.matrix = weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.matrix)
+
+
+class Module(LanguageModelModule):
+    """Optionally with matrices in no linear layer, or with one used outside its layer."""
+
+    outside = bare = False
+
+    def configure_model(self) -> None:
+        def load(*args: Any, **kwargs: Any) -> Any:
+            model = load_model(*args, **kwargs)
+            for layer in model.model.layers if self.bare else ():
+                layer.mlp.down_proj = Bare(layer.mlp.down_proj.weight)
+            return model
+
+        with patch.object(loading, "load_model", load):
+            super().configure_model()
+
+    def compute_loss(self, batch: Any) -> torch.Tensor:
+        loss = super().compute_loss(batch)
+        if self.outside:
+            # Through the layer, as its weight may be sharded, but past the recorder's hooks.
+            head = self.model.get_output_embeddings()
+            hooks, head._forward_hooks = head._forward_hooks, type(head._forward_hooks)()
+            inputs = torch.eye(head.in_features, dtype=loss.dtype)
+            loss = loss + 0.1 * head(inputs).square().sum()
+            head._forward_hooks = hooks
+        return loss
+
+
+load_model = loading.load_model
+
+
+def strategy(name: str) -> Any:
+    if name == "fsdp2":
+        return ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+    if name == "tensor parallel":
+        return ModelParallelStrategy()
+    if name.startswith("zero"):
+        # Small buckets, so that even the tiny model's gradients go in several.
+        return DeepSpeedCPUStrategy(stage=int(name[-1]), reduce_bucket_size=3000)
+    return DDPStrategy() if name == "ddp" else SingleDeviceStrategy(torch.device("cpu"))
+
+
+def fit(
+    name: str,
+    folder: str,
+    rows: str,
+    root: str,
+    processes: int = 2,
+    batch_size: int = 2,
+    accumulate: int = 1,
+    outside: bool = False,
+    bare: bool = False,
+    peft: bool = False,
+    options: dict[str, Any] | None = None,
+    trainer: dict[str, Any] | None = None,
+) -> GradientRank:
+    torch.manual_seed(0)
+    module = Module(folder, peft=PEFT if peft else None)
+    module.outside, module.bare = outside, bare
+    callback = GradientRank(**(options or {}))
+    data = SafetyDataModule(train=ChatJsonl(rows), batch_size=batch_size, shuffle=False)
+    settings = {
+        "default_root_dir": root,
+        "accelerator": "cpu",
+        "devices": processes,
+        "strategy": strategy(name),
+        "max_epochs": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "accumulate_grad_batches": accumulate,
+        "callbacks": [callback],
+        "use_distributed_sampler": False,
+    }
+    Trainer(**{**settings, **(trainer or {})}).fit(module, data)
+    return callback
+
+
+def reference(
+    folder: Path,
+    rows: Path,
+    ranks: int = 2,
+    batch_size: int = 2,
+    accumulate: int = 1,
+    outside: bool = False,
+    bare: bool = False,
+    peft: bool = False,
+) -> dict[str, torch.Tensor]:
+    """Gradients of the first step in float64, without hooks: the mean over ranks and batches."""
+    torch.manual_seed(0)
+    module = Module(str(folder), dtype="float64", peft=PEFT if peft else None)
+    module.outside, module.bare = outside, bare
+    module.configure_model()
+    if peft:
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_("lora_" in name or "base_layer" in name)
+    data = SafetyDataModule(train=ChatJsonl(str(rows)), batch_size=batch_size, shuffle=False)
+    data.use_tokenizer(module.tokenizer)
+    data.setup("fit")
+    assert data.training is not None
+    items = [data.training[n] for n in range(len(data.training))]
+    collate = data.train_dataloader().collate_fn
+    for rank in range(ranks):
+        own = items[rank::ranks]
+        for n in range(accumulate):
+            batch = collate(own[n * batch_size : (n + 1) * batch_size])
+            (module.compute_loss(batch) / (ranks * accumulate)).backward()
+    return {
+        n.removeprefix("model."): p.grad
+        for n, p in module.named_parameters()
+        if p.ndim == 2 and p.grad is not None
+    }

@@ -1,0 +1,156 @@
+"""Spectra of sharded fits against float64 singular values of the mean of the ranks' gradients."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fits import reference
+from processes import in_processes
+
+# Rows of very different lengths, so that the ranks have different numbers of tokens.
+LENGTHS = (1, 9, 2, 5, 7, 3, 1, 4, 6, 2, 8, 1)
+
+CASES: dict[str, dict[str, Any]] = {
+    "ddp": {"name": "ddp"},
+    "ddp, accumulating": {"name": "ddp", "accumulate": 2},
+    "ddp, whole": {"name": "ddp", "options": {"mode": "gradient"}},
+    "ddp, outside": {"name": "ddp", "outside": True},
+    "fsdp2": {"name": "fsdp2"},
+    "fsdp2, accumulating, whole": {
+        "name": "fsdp2",
+        "accumulate": 2,
+        "options": {"mode": "gradient"},
+    },
+    "fsdp2, bare": {"name": "fsdp2", "bare": True},
+    "fsdp2, outside": {"name": "fsdp2", "outside": True},
+    "fsdp2, adapter": {"name": "fsdp2", "peft": True},
+    "zero1, accumulating": {"name": "zero1", "accumulate": 2, "outside": True},
+    "zero1, whole": {"name": "zero1", "accumulate": 2, "options": {"mode": "gradient"}},
+    "zero2": {"name": "zero2"},
+    "zero2, accumulating": {"name": "zero2", "accumulate": 2, "outside": True},
+    "zero2, whole": {"name": "zero2", "accumulate": 2, "options": {"mode": "gradient"}},
+    "zero3": {"name": "zero3"},
+    "zero3, accumulating": {"name": "zero3", "accumulate": 2, "outside": True},
+    "zero3, whole": {"name": "zero3", "accumulate": 2, "options": {"mode": "gradient"}},
+    "zero3, bare": {"name": "zero3", "bare": True},
+    "zero3, adapter": {"name": "zero3", "peft": True},
+}
+STEPS: dict[str, Any] = {
+    "name": "zero2",
+    "accumulate": 2,
+    "trainer": {"max_epochs": 2, "limit_train_batches": 3},
+}
+DRIFT: dict[str, dict[str, Any]] = {
+    mode: {**STEPS, "options": {"mode": mode, "every_n_steps": 1}}
+    for mode in ("factors", "gradient")
+}
+MISTAKES: dict[str, dict[str, Any]] = {
+    "outside": {"name": "ddp", "outside": True, "options": {"mode": "factors"}},
+    "bare": {"name": "zero3", "bare": True, "options": {"mode": "factors"}},
+    "tensor parallel": {"name": "tensor parallel"},
+}
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "ragged.jsonl"
+    turns = '{"role": "user", "content": "how ?"}, {"role": "assistant", "content": "%s"}'
+    line = '{"messages": [' + turns + "]}\n"
+    path.write_text("".join(line % " ".join(["take flour"] * n) for n in LENGTHS))
+    return path
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_folder: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All cases, one after another in the same two processes: their start costs the most."""
+    folder = tmp_path_factory.mktemp("two")
+    cases = [
+        {**case, "folder": str(tiny_folder), "rows": str(rows), "root": str(folder / name)}
+        for name, case in {**CASES, **DRIFT, **MISTAKES}.items()
+    ]
+    in_processes(folder, "fits", "fit", cases)
+    return folder
+
+
+def read(root: Path) -> dict[tuple[int, str], torch.Tensor]:
+    found: dict[tuple[int, str], list[float]] = {}
+    with (root / "spectra" / "spectra.csv").open() as file:
+        for row in csv.DictReader(file):
+            values = found.setdefault((int(row["step"]), row["parameter"]), [])
+            values.append(float(row["singular_value"]))
+    return {key: torch.tensor(values, dtype=torch.float64) for key, values in found.items()}
+
+
+def difference(values: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest difference relative to the largest value; a shorter spectrum ends in zeros."""
+    length = max(len(values), len(expected))
+    one, other = (torch.nn.functional.pad(v, (0, length - len(v))) for v in (values, expected))
+    return float((one - other).abs().max() / expected.max())
+
+
+def assert_equal(root: Path, expected: dict[str, torch.Tensor]) -> None:
+    found = read(root)
+    assert {name for step, name in found if step == 0} == set(expected)
+    with (root / "spectra" / "summary.csv").open() as file:
+        norms = {r["parameter"]: r["frobenius_norm"] for r in csv.DictReader(file)}
+    for name, gradient in expected.items():
+        assert difference(found[0, name], torch.linalg.svdvals(gradient)) <= 1e-5, name
+        assert float(norms[name]) == pytest.approx(float(gradient.norm()), rel=1e-5), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes(name: str, runs: Path, tiny_folder: Path, rows: Path) -> None:
+    case = {k: v for k, v in CASES[name].items() if k not in ("name", "options")}
+    expected = reference(tiny_folder, rows, **case)
+    assert len(expected) == (42 if case.get("peft") else 16)
+    assert_equal(runs / name, expected)
+
+
+@pytest.mark.slow
+def test_ranks_differ(tiny_folder: Path, rows: Path) -> None:
+    """Otherwise the tests above would pass for the mean over tokens, or for one rank alone."""
+    ours = reference(tiny_folder, rows)
+    for other in (
+        reference(tiny_folder, rows, ranks=1, batch_size=4),
+        reference(tiny_folder, rows, accumulate=2),
+    ):
+        one, two = (torch.linalg.svdvals(g["lm_head.weight"]) for g in (ours, other))
+        assert difference(one, two) > 1e-2
+
+
+@pytest.mark.slow
+def test_accumulation_across_epochs(runs: Path) -> None:
+    """Three batches an epoch, two a step: the second of three steps begins in the first epoch."""
+    factors, whole = (read(runs / mode) for mode in ("factors", "gradient"))
+    assert {step for step, _ in factors} == {0, 1, 2}
+    assert set(factors) == set(whole)
+    for key, values in factors.items():
+        assert difference(values, whole[key]) <= 1e-5, key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("outside", "lm_head.weight is used outside its layer, too"),
+        ("bare", "down_proj.matrix has no token factors"),
+        ("tensor parallel", "give data_parallel_size: 2"),
+    ],
+)
+def test_one_line_on_every_rank(name: str, message: str, runs: Path) -> None:
+    for rank in range(2):
+        error = (runs / name / f"error{rank}").read_text()
+        assert message in error
+        assert "\n" not in error
+
+
+@pytest.mark.slow
+def test_one_process(tiny_folder: Path, rows: Path, tmp_path: Path) -> None:
+    case = {"name": "zero3", "folder": str(tiny_folder), "rows": str(rows), "processes": 1}
+    in_processes(tmp_path, "fits", "fit", [{**case, "root": str(tmp_path)}], processes=1)
+    assert_equal(tmp_path, reference(tiny_folder, rows, ranks=1))
