@@ -13,9 +13,9 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from oneshot_lit.callbacks.factor_recorder import FactorRecorder
 from oneshot_lit.callbacks.shared_spectra import shared_spectra
 from oneshot_lit.errors import OneShotError
+from oneshot_lit.spectral.recorder import FactorRecorder
 from oneshot_lit.strategies import gradients
 
 

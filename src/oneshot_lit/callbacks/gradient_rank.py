@@ -11,11 +11,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from oneshot_lit.callbacks.factor_recorder import FactorRecorder, base_of, layers_of
 from oneshot_lit.callbacks.shared_spectra import shared_spectra
 from oneshot_lit.callbacks.spectra_files import SPECTRA_FILE, SpectraFiles
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.spectral import cumulative_energy_ratio, effective_rank, stable_rank
+from oneshot_lit.spectral.recorder import FactorRecorder, base_of, layers_of
 from oneshot_lit.strategies import exchange, gradients
 
 __all__ = ["SPECTRA_FILE", "GradientRank"]

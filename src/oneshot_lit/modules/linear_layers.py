@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from oneshot_lit.callbacks.factor_recorder import FactorRecorder
 from oneshot_lit.errors import OneShotError, did_you_mean
 from oneshot_lit.spectral import guarded_inputs
+from oneshot_lit.spectral.recorder import FactorRecorder
 
 
 def is_linear(module: nn.Module) -> bool:
