@@ -88,7 +88,10 @@ def fit(
     torch.manual_seed(0)
     module = Module(folder, peft=PEFT if peft else None)
     module.outside, module.bare = outside, bare
-    callback = GradientRank(**(options or {}))
+    options = dict(options or {})
+    if options.get("reference") == "rows":
+        options["reference"] = ChatJsonl(rows, skip=8)
+    callback = GradientRank(**options)
     data = SafetyDataModule(train=ChatJsonl(rows), batch_size=batch_size, shuffle=False)
     settings = {
         "default_root_dir": root,
@@ -117,6 +120,7 @@ def reference(
     outside: bool = False,
     bare: bool = False,
     peft: bool = False,
+    skip: int = 0,
 ) -> dict[str, torch.Tensor]:
     """Gradients of the first step in float64, without hooks: the mean over ranks and batches."""
     torch.manual_seed(0)
@@ -130,7 +134,7 @@ def reference(
     data.use_tokenizer(module.tokenizer)
     data.setup("fit")
     assert data.training is not None
-    items = [data.training[n] for n in range(len(data.training))]
+    items = [data.training[n] for n in range(skip, len(data.training))]
     collate = data.train_dataloader().collate_fn
     for rank in range(ranks):
         own = items[rank::ranks]

@@ -48,6 +48,15 @@ DRIFT: dict[str, dict[str, Any]] = {
     mode: {**STEPS, "options": {"mode": mode, "every_n_steps": 1}}
     for mode in ("factors", "gradient")
 }
+REFERENCES: dict[str, dict[str, Any]] = {
+    f"{name}, {of}": {
+        "name": name,
+        "trainer": {"max_epochs": 2, "limit_train_batches": 2},
+        "options": {"reference": of, "reference_rows": 4, "overlap_k": 3},
+    }
+    for name in ("ddp", "fsdp2", "zero2", "zero3")
+    for of in ("rows", "previous")
+}
 MISTAKES: dict[str, dict[str, Any]] = {
     "outside": {"name": "ddp", "outside": True, "options": {"mode": "factors"}},
     "bare": {"name": "zero3", "bare": True, "options": {"mode": "factors"}},
@@ -70,7 +79,7 @@ def runs(tiny_folder: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp("two")
     cases = [
         {**case, "folder": str(tiny_folder), "rows": str(rows), "root": str(folder / name)}
-        for name, case in {**CASES, **DRIFT, **MISTAKES}.items()
+        for name, case in {**CASES, **DRIFT, **REFERENCES, **MISTAKES}.items()
     ]
     in_processes(folder, "fits", "fit", cases)
     return folder
@@ -147,6 +156,55 @@ def test_one_line_on_every_rank(name: str, message: str, runs: Path) -> None:
         error = (runs / name / f"error{rank}").read_text()
         assert message in error
         assert "\n" not in error
+
+
+def near(root: Path) -> dict[tuple[int, str], list[float]]:
+    with (root / "spectra" / "summary.csv").open() as file:
+        return {
+            (int(row["epoch"]), row["parameter"]): [
+                float(row[key]) if row[key] else -9.0
+                for key in ("overlap", "overlap_chance", "cosine")
+            ]
+            for row in csv.DictReader(file)
+        }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REFERENCES)
+def test_reference_across_processes(name: str, runs: Path, tiny_folder: Path, rows: Path) -> None:
+    """Equal under every strategy, and to a single process on the same rows in the same order."""
+    found = near(runs / name)
+    plain = near(runs / f"ddp, {name.split(', ')[1]}")
+    assert set(found) == set(plain)
+    assert len(found) == 32
+    for key, values in found.items():
+        assert values == pytest.approx(plain[key], abs=2e-3), key
+    if name == "ddp, rows":
+        expected = reference(tiny_folder, rows)
+        # Rows 9 to 12 of the file, as one batch.
+        other = reference(tiny_folder, rows, ranks=1, batch_size=4, skip=8)
+        for key, gradient in expected.items():
+            if "embed" in key:
+                assert found[0, key] == [-9.0] * 3
+                continue
+            cosine = (gradient * other[key]).sum() / gradient.norm() / other[key].norm()
+            assert found[0, key][2] == pytest.approx(float(cosine), abs=1e-4)
+            u, v = (torch.linalg.svd(g).U[:, :3] for g in (gradient, other[key]))
+            assert found[0, key][0] == pytest.approx(float((u.T @ v).norm() ** 2 / 3), abs=1e-3)
+            assert found[0, key][1] == pytest.approx(3 / len(gradient))
+    if "previous" in name:
+        assert all(v == [-9.0] * 3 for (epoch, _), v in found.items() if epoch == 0)
+        assert sum(v != [-9.0] * 3 for (epoch, _), v in found.items() if epoch == 1) == 15
+
+
+@pytest.mark.slow
+def test_reference_does_not_change_the_run(runs: Path) -> None:
+    """Spectra of the second epoch, after three optimiser steps, with and without a reference."""
+    for name in ("ddp", "fsdp2", "zero2", "zero3"):
+        one, other = (read(runs / f"{name}, {of}") for of in ("rows", "previous"))
+        assert set(one) == set(other)
+        for key, values in one.items():
+            assert difference(values, other[key]) <= 1e-5, (name, key)
 
 
 @pytest.mark.slow

@@ -11,10 +11,17 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from oneshot_lit.callbacks.shared_spectra import shared_spectra
-from oneshot_lit.callbacks.spectra_files import SPECTRA_FILE, SpectraFiles
+from oneshot_lit.callbacks.gradient_reference import GradientReference
+from oneshot_lit.callbacks.shared_spectra import Measured, shared_spectra
+from oneshot_lit.callbacks.spectra_files import SPECTRA_FILE, SpectraFiles, draw_spectra
+from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.spectral import cumulative_energy_ratio, effective_rank, stable_rank
+from oneshot_lit.spectral import (
+    GradientComparison,
+    cumulative_energy_ratio,
+    effective_rank,
+    stable_rank,
+)
 from oneshot_lit.spectral.recorder import FactorRecorder, base_of, layers_of
 from oneshot_lit.strategies import exchange, gradients
 
@@ -36,8 +43,9 @@ class GradientRank(Callback):
 
     Writes ``<root>/spectra/spectra.csv`` (epoch, step, parameter, index, singular_value) and
     ``<root>/spectra/summary.csv`` (epoch, step, parameter, cer_k, effective_rank, stable_rank,
-    frobenius_norm), and logs the mean over matrices of ``spectra/cer_k``,
-    ``spectra/effective_rank`` and ``spectra/stable_rank``, and each matrix's effective rank.
+    frobenius_norm, overlap, overlap_chance, cosine), logs the means over matrices as
+    ``spectra/cer_k`` and so on, and each matrix's effective rank, and at the end draws
+    ``energy.png``, ``effective_rank.png`` and ``decay.png`` beside the tables.
 
     Args:
         parameters: Track the 2-D parameters whose name matches this pattern, or one of these.
@@ -47,6 +55,11 @@ class GradientRank(Callback):
         frozen: Also measure the frozen weights that an adapter adds to.
         mode: ``factors`` reads token factors only, and ``gradient`` whole gradients only, which
             frozen weights do not have. When not given, factors where there are some.
+        reference: Compare each gradient with that of a batch at the same weights, such as safety
+            instances or harmful examples (a source), or with the one measured before
+            (``previous``). Embeddings, and weights without factors, are not compared.
+        reference_rows: How many rows of the source make the batch.
+        overlap_k: The overlap is that of so many leading left singular vectors.
 
     Raises:
         OneShotError: if a pattern matches nothing, or a gradient cannot be read.
@@ -60,6 +73,9 @@ class GradientRank(Callback):
         every_n_steps: int | None = None,
         frozen: bool = True,
         mode: Literal["factors", "gradient"] | None = None,
+        reference: ConversationSource | Literal["previous"] | None = None,
+        reference_rows: int = 8,
+        overlap_k: int = 20,
     ) -> None:
         for name, value in {
             "every_n_epochs": every_n_epochs,
@@ -75,6 +91,11 @@ class GradientRank(Callback):
         if any(each < 1 for each in self.k):
             raise OneShotError(f"GradientRank: each k must be >= 1, not {min(self.k)}.")
         self.frozen, self.mode = frozen, mode
+        if reference is not None and mode == "gradient":
+            raise OneShotError("GradientRank: a reference needs factors; leave mode out.")
+        self.reference = (
+            None if reference is None else GradientReference(reference, reference_rows, overlap_k)
+        )
         self._names: list[str] = []
         self._recorder: FactorRecorder | None = None
         self._due = self._armed = False
@@ -116,6 +137,8 @@ class GradientRank(Callback):
                     "embedding layer or its layer is split among processes; leave mode out."
                 )
         self._due, self._armed, self._at_boundary = False, False, True
+        if self.reference is not None:
+            self.reference.start(trainer, pl_module)
         self.files = SpectraFiles(Path(trainer.default_root_dir), self.k)
         if trainer.is_global_zero:
             self.files.start(trainer.global_step)
@@ -160,12 +183,24 @@ class GradientRank(Callback):
             self._recorder.detach()
             factors = self._recorder.factors()
             self._recorder = None
-        spectra = shared_spectra(trainer, self._tracked(pl_module), factors, self.mode)
+        tracked, compare = self._tracked(pl_module), None
+        if self.reference is not None:
+            self.reference.measure(trainer, pl_module, tracked)
+            compare = self.reference.compare
+        found = shared_spectra(trainer, tracked, factors, self.mode, compare)
         if trainer.is_global_zero:
-            self.files.write(trainer.current_epoch, trainer.global_step, spectra)
-            self._log(trainer, spectra)
+            self.files.write(trainer.current_epoch, trainer.global_step, found)
+            self._log(trainer, found)
 
-    def _log(self, trainer: Trainer, spectra: dict[str, Tensor]) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the tables, those of an earlier part of a resumed run included."""
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            draw_spectra(
+                Path(trainer.default_root_dir), "epoch" if self.every_n_steps is None else "step"
+            )
+
+    def _log(self, trainer: Trainer, found: dict[str, Measured]) -> None:
+        spectra = {n: each.values for n, each in found.items()}
         measured = {n: v for n, v in spectra.items() if v.numel() and v[0] > 0}
         if not measured:
             return
@@ -180,5 +215,8 @@ class GradientRank(Callback):
             for key, function in summaries.items()
         }
         scalars |= {f"spectra/{n}/effective_rank": effective_rank(v) for n, v in measured.items()}
+        near = [c for each in found.values() if (c := each.comparison) and c.cosine == c.cosine]
+        for key in GradientComparison._fields if near else ():
+            scalars[f"spectra/{key}"] = sum(getattr(c, key) for c in near) / len(near)
         for logger in trainer.loggers:
             logger.log_metrics(scalars, step=trainer.global_step)

@@ -14,6 +14,7 @@ from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.modules.linear_layers import batch_factors
 from oneshot_lit.spectral import GradientComparison, compare_gradients
+from oneshot_lit.strategies.gradients import full_shape
 
 Pair = tuple[Tensor, Tensor]
 
@@ -41,6 +42,7 @@ class GradientReference:
             )
         self.of, self.rows, self.k = of, rows, k
         self._held: dict[str, Pair] = {}
+        self._rows: dict[str, int] = {}
         self._batch: dict[str, Tensor] = {}
 
     def start(self, trainer: Trainer, module: Any) -> None:
@@ -59,6 +61,7 @@ class GradientReference:
         self, trainer: Trainer, module: LightningModule, weights: Mapping[str, nn.Parameter]
     ) -> None:
         """Take the batch's gradients at the weights as they are; all processes take the same."""
+        self._rows = {name: full_shape(weight)[0] for name, weight in weights.items()}
         if not self._batch:
             return
         batch = {key: value.to(module.device) for key, value in self._batch.items()}
@@ -79,15 +82,16 @@ class GradientReference:
             factors: Name -> (right, left), (tokens, features), of full gradients.
 
         Returns:
-            Name -> comparison, for the weights that the reference also has and that are no
-            embeddings, whose factors know no common rows.
+            Name -> comparison, for the weights that the reference also has. Those of embeddings are
+            left out: their factors hold the rows of some tokens only.
         """
-        found = {}
-        for name, (right, left) in factors.items():
-            if name in self._held:
-                other_right, other_left = self._held[name]
-                if other_left.ndim == 2 and other_left.shape[1] == left.shape[1]:
-                    found[name] = compare_gradients(right, left, other_right, other_left, self.k)
+        whole = {n: pair for n, pair in factors.items() if pair[1].shape[-1] == self._rows[n]}
+        found = {
+            name: compare_gradients(*pair, *self._held[name], self.k)
+            for name, pair in whole.items()
+            if name in self._held and self._held[name][1].ndim == 2
+        }
         if self.of == "previous":
-            self._held |= factors
+            # What was measured last is compared with once.
+            self._held = {n: p for n, p in self._held.items() if n not in factors} | whole
         return found

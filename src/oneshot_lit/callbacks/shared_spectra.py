@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 from lightning.pytorch import Trainer
@@ -10,8 +11,26 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.spectral import many_gradient_singular_values, matrix_singular_values
+from oneshot_lit.spectral import (
+    GradientComparison,
+    many_gradient_singular_values,
+    matrix_singular_values,
+)
 from oneshot_lit.strategies import exchange, gradients
+
+Compare = Callable[[Mapping[str, exchange.Pair]], Mapping[str, GradientComparison]]
+
+
+class Measured(NamedTuple):
+    """What is found out about one gradient.
+
+    Attributes:
+        values: Singular values, (n,), descending, on the CPU; none where the step left no gradient.
+        comparison: How near it is to the reference, or None without one.
+    """
+
+    values: Tensor
+    comparison: GradientComparison | None = None
 
 
 def shared_spectra(
@@ -19,7 +38,8 @@ def shared_spectra(
     parameters: Mapping[str, nn.Parameter],
     factors: Mapping[str, exchange.Pair],
     mode: str | None = None,
-) -> dict[str, Tensor]:
+    compare: Compare | None = None,
+) -> dict[str, Measured]:
     """Return the singular values of each full gradient; every process must call it.
 
     Args:
@@ -27,18 +47,20 @@ def shared_spectra(
         parameters: Name -> 2-D parameter; the same names on all processes.
         factors: Name -> (right, left) of this process, as `FactorRecorder.factors`.
         mode: ``factors`` never puts a whole gradient together, ``gradient`` always.
+        compare: Factors of full gradients -> their comparisons with a reference; called on the
+            process that decomposes them.
 
     Returns:
-        Name -> (n,), descending, on the CPU and the same on all processes; without values where
-        the step left no gradient.
+        Name -> what was measured, the same on all processes.
 
     Raises:
         OneShotError: on all processes, if a gradient holds NaN or cannot be read.
     """
     work = _Work(trainer)
     # Only here are the factors of full gradients at hand, those of a matrix on one process.
-    for some in exchange.global_factors(trainer, factors, gradients.loss_scale(trainer)):
-        work.do(lambda some=some: _of_factors(some))  # type: ignore[misc]
+    scale = gradients.loss_scale(trainer)
+    for some in exchange.global_factors(trainer, factors, scale, list(parameters)):
+        work.do(lambda some=some: _of_factors(some, compare))  # type: ignore[misc]
     found = work.gathered()
     if mode != "factors":
         missing = [name for name in parameters if name not in found]
@@ -46,18 +68,22 @@ def shared_spectra(
         for n, name in enumerate(whole):
             gradient = gradients.full_gradient(trainer, parameters[name], name)
             if gradient is not None and n % trainer.world_size == trainer.global_rank:
-                work.do(lambda n=name, g=gradient: {n: matrix_singular_values(g)})  # type: ignore[misc]
+                work.do(lambda n=name, g=gradient: {n: Measured(matrix_singular_values(g).cpu())})  # type: ignore[misc]
         found |= work.gathered()
     elif uncovered := _uncovered(trainer, parameters, found):
         raise OneShotError(
             f"GradientRank: {uncovered[0]} is used outside its layer, too, so its factors are not "
             "the whole gradient; leave mode out."
         )
-    return {name: found.get(name, torch.zeros(0)) for name in parameters}
+    return {name: found.get(name, Measured(torch.zeros(0))) for name in parameters}
 
 
-def _of_factors(factors: Mapping[str, exchange.Pair]) -> dict[str, Tensor]:
-    return dict(zip(factors, many_gradient_singular_values(list(factors.values())), strict=True))
+def _of_factors(
+    factors: Mapping[str, exchange.Pair], compare: Compare | None
+) -> dict[str, Measured]:
+    values = many_gradient_singular_values(list(factors.values()))
+    near = {} if compare is None else compare(factors)
+    return {n: Measured(v.cpu(), near.get(n)) for n, v in zip(factors, values, strict=True)}
 
 
 class _Work:
@@ -65,28 +91,28 @@ class _Work:
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
-        self._found: dict[str, Tensor] = {}
+        self._found: dict[str, Measured] = {}
         self._error: str | None = None
 
-    def do(self, compute: Callable[[], dict[str, Tensor]]) -> None:
+    def do(self, compute: Callable[[], dict[str, Measured]]) -> None:
         """Keep what `compute` finds, or its first complaint."""
         try:
-            self._found |= {name: values.cpu() for name, values in compute().items()}
+            self._found |= compute()
         except ValueError as error:
             self._error = self._error or str(error)
 
-    def gathered(self) -> dict[str, Tensor]:
+    def gathered(self) -> dict[str, Measured]:
         """Return the new results of all processes."""
         everyones = exchange.everyones(self.trainer, (self._found, self._error))
         for _, error in everyones:
             if error is not None:
                 raise OneShotError(f"GradientRank: step {self.trainer.global_step}: {error}.")
         self._found = {}
-        return {name: values for found, _ in everyones for name, values in found.items()}
+        return {name: each for found, _ in everyones for name, each in found.items()}
 
 
 def _uncovered(
-    trainer: Trainer, parameters: Mapping[str, nn.Parameter], found: Mapping[str, Tensor]
+    trainer: Trainer, parameters: Mapping[str, nn.Parameter], found: Mapping[str, Measured]
 ) -> list[str]:
     """Return the names whose factors do not account for the whole gradient."""
     names = [name for name in parameters if name in found]
@@ -98,7 +124,7 @@ def _uncovered(
     uncovered = [
         name
         for name, norm in zip(names, full.tolist(), strict=True)
-        if abs(float(found[name].double().norm()) - norm) > tolerance * norm + 1e-30
+        if abs(float(found[name].values.double().norm()) - norm) > tolerance * norm + 1e-30
     ]
     if uncovered:
         more = f" (and {len(uncovered) - 1} more)" if len(uncovered) > 1 else ""

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from oneshot_lit.callbacks.shared_spectra import Measured
 from oneshot_lit.files import write_text_atomically
 from oneshot_lit.spectral import cumulative_energy_ratio, effective_rank, stable_rank
 
@@ -30,6 +31,7 @@ class SpectraFiles:
         self.k = list(k)
         sums = [*(f"cer_{each}" for each in self.k)]
         sums += ["effective_rank", "stable_rank", "frobenius_norm"]
+        sums += ["overlap", "overlap_chance", "cosine"]
         self.columns = {
             root / SPECTRA_FILE: [*_KEYS, "index", "singular_value"],
             root / SUMMARY_FILE: [*_KEYS, *sums],
@@ -52,14 +54,15 @@ class SpectraFiles:
                 writer.writerows(row for row in rows if int(row[1]) < step)
             write_text_atomically(path, text.getvalue())
 
-    def write(self, epoch: int, step: int, spectra: Mapping[str, Tensor]) -> None:
-        """Append the spectra of one step: name -> (n,), descending."""
+    def write(self, epoch: int, step: int, measured: Mapping[str, Measured]) -> None:
+        """Append what one step showed; comparisons are empty where there is no reference."""
         values: list[list[Any]] = []
         sums: list[list[Any]] = []
-        for name, spectrum in spectra.items():
+        for name, (spectrum, comparison) in measured.items():
             key = [epoch, step, name]
             values += [[*key, i, f"{v:.9g}"] for i, v in enumerate(spectrum.tolist())]
-            sums.append([*key, *(f"{v:.9g}" for v in self._sums(spectrum))])
+            near = [""] * 3 if comparison is None else [f"{v:.9g}" for v in comparison]
+            sums.append([*key, *(f"{v:.9g}" for v in self._sums(spectrum)), *near])
         for path, rows in ((self.spectra, values), (self.summary, sums)):
             with path.open("a", newline="", encoding="utf-8") as file:
                 csv.writer(file, lineterminator="\n").writerows(rows)
@@ -68,3 +71,42 @@ class SpectraFiles:
         shares = [cumulative_energy_ratio(spectrum, k) for k in self.k]
         norm = float(spectrum.double().norm())
         return [*shares, effective_rank(spectrum), stable_rank(spectrum), norm]
+
+
+def read_spectra(root: Path, time: str = "epoch") -> dict[int, dict[str, list[float]]]:
+    """Return epoch (or step) -> parameter -> singular values of a run; {} without a table.
+
+    Of several measurements in one epoch the first one counts.
+    """
+    path = root / SPECTRA_FILE
+    found: dict[int, dict[str, list[float]]] = {}
+    first: dict[int, str] = {}
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            when = int(row[time])
+            if first.setdefault(when, row["step"]) == row["step"]:
+                values = found.setdefault(when, {}).setdefault(row["parameter"], [])
+                values.append(float(row["singular_value"]))
+    return found
+
+
+def draw_spectra(root: Path, time: str = "epoch") -> None:
+    """Draw ``energy.png``, ``effective_rank.png`` and ``decay.png`` from a run's table.
+
+    Args:
+        root: The run's folder.
+        time: ``epoch`` or ``step``, what the curves are named by.
+    """
+    spectra = read_spectra(root, time)
+    if not any(values for each in spectra.values() for values in each.values()):
+        return
+    from oneshot_lit import plots
+
+    folder, last = (root / SPECTRA_FILE).parent, max(spectra)
+    plots.save_figure(plots.energy_over_time(spectra, time), folder / "energy.png")
+    plots.save_figure(
+        plots.rank_map(spectra[last], f"{time} {last}"), folder / "effective_rank.png"
+    )
+    plots.save_figure(plots.decay_curves(spectra, time), folder / "decay.png")

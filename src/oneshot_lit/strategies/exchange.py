@@ -35,7 +35,7 @@ def everyones(trainer: Trainer, mine: Any) -> list[Any]:
 
 
 def global_factors(
-    trainer: Trainer, factors: Mapping[str, Pair], scale: float
+    trainer: Trainer, factors: Mapping[str, Pair], scale: float, order: Sequence[str] = ()
 ) -> Iterator[dict[str, Pair]]:
     """Yield the factors of the full gradients of the matrices that this process decomposes.
 
@@ -46,6 +46,8 @@ def global_factors(
         trainer: The running trainer.
         factors: Name -> what this process recorded, not before divided by the loss scale.
         scale: The loss scale.
+        order: The names that there can be, the same on all processes; it decides who owns a matrix,
+            so that one has the same owner at every step.
 
     Yields:
         Name -> (right, left), both (tokens, features), of the dtypes that were recorded or wider;
@@ -56,7 +58,7 @@ def global_factors(
         yield {name: _finished(pair, scale) for name, pair in own.items()}
         return
     kinds = everyones(trainer, _kinds(own))
-    for shares in _plan(kinds):
+    for shares in _plan(kinds, order):
         received = _exchange(trainer, shares, own, kinds)
         yield {name: _finished(p, scale * trainer.world_size) for name, p in received.items()}
 
@@ -103,16 +105,19 @@ def _kinds(factors: Mapping[str, Pair]) -> dict[str, _Kinds]:
     }
 
 
-def _plan(kinds: Sequence[Mapping[str, _Kinds]]) -> Iterator[list[list[list[str]]]]:
+def _plan(
+    kinds: Sequence[Mapping[str, _Kinds]], order: Sequence[str] = ()
+) -> Iterator[list[list[list[str]]]]:
     """Yield rounds: for each owner its bundles, lists of names with one right factor.
 
     Every process finds the same plan, as it follows from what all have.
     """
     bundles: dict[tuple[int | None, ...], list[str]] = {}
-    for name in dict.fromkeys(name for own in kinds for name in own):
+    present = dict.fromkeys(name for own in kinds for name in own)
+    place = {name: n for n, name in enumerate(dict.fromkeys([*order, *present]))}
+    for name in present:
         groups = tuple(own[name].group if name in own else None for own in kinds)
         bundles.setdefault(groups, []).append(name)
-    load = [0] * len(kinds)
     shares: list[list[list[str]]] = [[] for _ in kinds]
     pending = 0
     for bundle in bundles.values():
@@ -120,9 +125,7 @@ def _plan(kinds: Sequence[Mapping[str, _Kinds]]) -> Iterator[list[list[list[str]
         if pending and pending + size > CHUNK_BYTES * len(kinds):
             yield shares
             shares, pending = [[] for _ in kinds], 0
-        owner = load.index(min(load))
-        shares[owner].append(bundle)
-        load[owner] += size
+        shares[place[bundle[0]] % len(kinds)].append(bundle)
         pending += size
     if any(shares):
         yield shares

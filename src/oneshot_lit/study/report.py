@@ -14,7 +14,8 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.figure import Figure
 
 from oneshot_lit import plots
-from oneshot_lit.study.results import columns, read_curve, read_spectra
+from oneshot_lit.callbacks.spectra_files import read_spectra
+from oneshot_lit.study.results import columns, read_curve
 from oneshot_lit.study.sweeps import Sweep, sweep_scores
 
 # Shares above or below which a cell is coloured: a reading aid, not a test.

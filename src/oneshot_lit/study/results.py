@@ -6,17 +6,14 @@ import csv
 import json
 import os
 import platform
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from oneshot_lit.callbacks.gradient_rank import SPECTRA_FILE
 from oneshot_lit.callbacks.realignment_curve import CURVE_TABLE
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.study.runner import Runner
 
-Spectra = dict[int, dict[str, list[float]]]
 _SHARED = ("seed", "dtype", "precision", "decoding", "phrase_list", "versions")
 
 
@@ -65,18 +62,6 @@ def gather(runner: Runner) -> dict[str, Any]:
 def kept_step(folder: Path) -> float | None:
     """Return which realignment step the product holds, or None for other stages."""
     return next((row["step"] for row in read_curve(folder) if row["kept"]), None)
-
-
-def read_spectra(folder: Path) -> Spectra:
-    """Return epoch -> parameter -> singular values from a run's ``spectra.csv``; {} without one."""
-    path = folder / SPECTRA_FILE
-    found: Spectra = defaultdict(lambda: defaultdict(list))
-    if not path.is_file():
-        return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            found[int(row["epoch"])][row["parameter"]].append(float(row["singular_value"]))
-    return {epoch: dict(parameters) for epoch, parameters in found.items()}
 
 
 def read_curve(folder: Path) -> list[dict[str, float]]:
