@@ -114,7 +114,10 @@ def _plan(
     """
     bundles: dict[tuple[int | None, ...], list[str]] = {}
     present = dict.fromkeys(name for own in kinds for name in own)
-    place = {name: n for n, name in enumerate(dict.fromkeys([*order, *present]))}
+    # Which layers share their input changes with the tokens that have a gradient, but they are of
+    # one module. The shift keeps one kind of module from having one owner in every layer.
+    modules = dict.fromkeys(_module(name) for name in [*order, *present])
+    owner = {m: (n + n // len(kinds)) % len(kinds) for n, m in enumerate(modules)}
     for name in present:
         groups = tuple(own[name].group if name in own else None for own in kinds)
         bundles.setdefault(groups, []).append(name)
@@ -125,10 +128,15 @@ def _plan(
         if pending and pending + size > CHUNK_BYTES * len(kinds):
             yield shares
             shares, pending = [[] for _ in kinds], 0
-        shares[place[bundle[0]] % len(kinds)].append(bundle)
+        shares[owner[_module(bundle[0])]].append(bundle)
         pending += size
     if any(shares):
         yield shares
+
+
+def _module(name: str) -> str:
+    """Return the name of what a layer is part of, such as an attention block."""
+    return name.rsplit(".", 2)[0]
 
 
 def _tensors(bundle: Sequence[str], own: Mapping[str, _Kinds]) -> list[_Kind]:
