@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -10,6 +11,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from torch import nn
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from oneshot_lit.callbacks import GradientRank
 from oneshot_lit.data import ChatJsonl, SafetyDataModule
@@ -44,6 +46,12 @@ class Module(LanguageModelModule):
 
         with patch.object(loading, "load_model", load):
             super().configure_model()
+
+    def configure_optimizers(self) -> Any:
+        # Before DeepSpeed takes the model over; an adapter is small, and is sharded only then.
+        loaded = [p for name, p in self.named_parameters() if "lora_" not in name]
+        self.sharded = all(hasattr(p, "ds_id") for p in loaded)
+        return super().configure_optimizers()
 
     def compute_loss(self, batch: Any) -> torch.Tensor:
         loss = super().compute_loss(batch)
@@ -84,14 +92,13 @@ def fit(
     peft: bool = False,
     options: dict[str, Any] | None = None,
     trainer: dict[str, Any] | None = None,
-) -> GradientRank:
+) -> None:
     torch.manual_seed(0)
     module = Module(folder, peft=PEFT if peft else None)
     module.outside, module.bare = outside, bare
     options = dict(options or {})
     if options.get("reference") == "rows":
         options["reference"] = ChatJsonl(rows, skip=8)
-    callback = GradientRank(**options)
     data = SafetyDataModule(train=ChatJsonl(rows), batch_size=batch_size, shuffle=False)
     settings = {
         "default_root_dir": root,
@@ -104,11 +111,14 @@ def fit(
         "enable_progress_bar": False,
         "enable_model_summary": False,
         "accumulate_grad_batches": accumulate,
-        "callbacks": [callback],
+        "callbacks": [GradientRank(**options)],
         "use_distributed_sampler": False,
     }
-    Trainer(**{**settings, **(trainer or {})}).fit(module, data)
-    return callback
+    running = Trainer(**{**settings, **(trainer or {})})
+    running.fit(module, data)
+    if running.is_global_zero:
+        sharded = {"loaded": module.sharded, "after": is_deepspeed_zero3_enabled()}
+        (Path(root) / "sharded").write_text(json.dumps(sharded))
 
 
 def reference(

@@ -132,4 +132,4 @@ def test_loss_scale_of_16_bit_precision_is_taken_out(tmp_path: Any) -> None:
         default_root_dir=tmp_path,
     ).fit(module)
     assert module.scale == 1024.0
-    assert torch.allclose(module.found["layer.weight"], module.expected, rtol=2e-2)
+    assert torch.allclose(module.found["layer.weight"].values, module.expected, rtol=2e-2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from processes import in_processes
 # Rows of very different lengths, so that the ranks have different numbers of tokens.
 LENGTHS = (1, 9, 2, 5, 7, 3, 1, 4, 6, 2, 8, 1)
 
+# With this mode a wrong norm of the gradient is an error, not a reason to read it whole.
+FACTORS = {"mode": "factors"}
 CASES: dict[str, dict[str, Any]] = {
-    "ddp": {"name": "ddp"},
+    "ddp": {"name": "ddp", "options": FACTORS},
     "ddp, accumulating": {"name": "ddp", "accumulate": 2},
     "ddp, whole": {"name": "ddp", "options": {"mode": "gradient"}},
     "ddp, outside": {"name": "ddp", "outside": True},
-    "fsdp2": {"name": "fsdp2"},
+    "fsdp2": {"name": "fsdp2", "options": FACTORS},
     "fsdp2, accumulating, whole": {
         "name": "fsdp2",
         "accumulate": 2,
@@ -27,17 +30,18 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "fsdp2, bare": {"name": "fsdp2", "bare": True},
     "fsdp2, outside": {"name": "fsdp2", "outside": True},
-    "fsdp2, adapter": {"name": "fsdp2", "peft": True},
+    "fsdp2, adapter": {"name": "fsdp2", "peft": True, "options": FACTORS},
+    "zero1": {"name": "zero1", "accumulate": 2, "options": FACTORS},
     "zero1, accumulating": {"name": "zero1", "accumulate": 2, "outside": True},
     "zero1, whole": {"name": "zero1", "accumulate": 2, "options": {"mode": "gradient"}},
-    "zero2": {"name": "zero2"},
+    "zero2": {"name": "zero2", "options": FACTORS},
     "zero2, accumulating": {"name": "zero2", "accumulate": 2, "outside": True},
     "zero2, whole": {"name": "zero2", "accumulate": 2, "options": {"mode": "gradient"}},
-    "zero3": {"name": "zero3"},
+    "zero3": {"name": "zero3", "options": FACTORS},
     "zero3, accumulating": {"name": "zero3", "accumulate": 2, "outside": True},
     "zero3, whole": {"name": "zero3", "accumulate": 2, "options": {"mode": "gradient"}},
     "zero3, bare": {"name": "zero3", "bare": True},
-    "zero3, adapter": {"name": "zero3", "peft": True},
+    "zero3, adapter": {"name": "zero3", "peft": True, "options": FACTORS},
 }
 STEPS: dict[str, Any] = {
     "name": "zero2",
@@ -130,6 +134,14 @@ def test_ranks_differ(tiny_folder: Path, rows: Path) -> None:
     ):
         one, two = (torch.linalg.svdvals(g["lm_head.weight"]) for g in (ours, other))
         assert difference(one, two) > 1e-2
+
+
+@pytest.mark.slow
+def test_zero3_shards_while_loading(runs: Path) -> None:
+    """Each process must never hold the whole model; other fits in the process must not shard."""
+    sharded = {name: json.loads((runs / name / "sharded").read_text()) for name in CASES}
+    assert sharded["zero3, bare"] == sharded["zero3, adapter"] == {"loaded": True, "after": False}
+    assert sharded["zero2"] == sharded["ddp"] == {"loaded": False, "after": False}
 
 
 @pytest.mark.slow
