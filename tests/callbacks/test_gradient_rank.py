@@ -263,3 +263,96 @@ def test_gradient_mode(tiny_folder: Path, ragged_rows: Path, tmp_path: Path) -> 
         names = {row["parameter"] for row in csv.DictReader(file)}
     assert names == {name for _, name in read(tmp_path / "adapter")}
     assert all("lora_" in name for name in names)
+
+
+def summary(root: Path) -> dict[tuple[int, str], dict[str, str]]:
+    with (root / "spectra" / "summary.csv").open() as file:
+        return {(int(row["epoch"]), row["parameter"]): row for row in csv.DictReader(file)}
+
+
+def explicit_comparison(one: torch.Tensor, other: torch.Tensor, k: int) -> list[float]:
+    """Overlap, its chance level and the cosine of two whole gradients."""
+    u, v = (torch.linalg.svd(g).U[:, :k] for g in (one, other))
+    cosine = (one * other).sum() / one.norm() / other.norm()
+    return [float((u.T @ v).norm() ** 2) / k, k / len(one), float(cosine)]
+
+
+def compared(row: dict[str, str]) -> list[float]:
+    return [float(row[key]) for key in ("overlap", "overlap_chance", "cosine")]
+
+
+@pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": True}], ids=["", "checkpoint"])
+def test_reference_batch(
+    tiny_folder: Path, ragged_rows: Path, rows_file: Path, tmp_path: Path, options: Any
+) -> None:
+    callback = GradientRank(reference=ChatJsonl(str(rows_file)), reference_rows=5, overlap_k=3)
+    run(tiny_folder, ragged_rows, tmp_path, callback, **options)
+    one = explicit_gradients(tiny_folder, ragged_rows, 4)
+    other = explicit_gradients(tiny_folder, rows_file, 5)
+    found = summary(tmp_path)
+    for name, gradient in one.items():
+        row = found[0, name]
+        if "embed" in name:
+            assert row["overlap"] == row["cosine"] == ""
+            continue
+        assert compared(row) == pytest.approx(
+            explicit_comparison(gradient, other[name], 3), abs=1e-4
+        )
+
+
+def test_previous_measurement(tiny_folder: Path, ragged_rows: Path, tmp_path: Path) -> None:
+    """The first epoch has none before it; a run that does not learn has the same ones again."""
+    callback = GradientRank(reference="previous", overlap_k=3)
+    still = {"optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.0)}
+    run(tiny_folder, ragged_rows, tmp_path, callback, **still)
+    for (epoch, name), row in summary(tmp_path).items():
+        if epoch == 0 or "embed" in name:
+            assert row["overlap"] == row["overlap_chance"] == row["cosine"] == ""
+        else:
+            assert float(row["overlap"]) == pytest.approx(1, abs=1e-4)
+            assert float(row["cosine"]) == pytest.approx(1, abs=1e-6)
+
+
+def test_reference_under_an_adapter(
+    tiny_folder: Path, ragged_rows: Path, rows_file: Path, tmp_path: Path
+) -> None:
+    """Frozen weights are compared, too, though nothing below them needs a gradient."""
+    callback = GradientRank(
+        "*base_layer.weight", reference=ChatJsonl(str(rows_file)), reference_rows=5
+    )
+    run(tiny_folder, ragged_rows, tmp_path, callback, peft=PEFT)
+    rows = [row for row in summary(tmp_path).values() if row["epoch"] == "0"]
+    assert len(rows) == 14
+    assert all(-1 <= float(row["cosine"]) <= 1 for row in rows)
+    assert all(0 < float(row["overlap"]) <= 1 for row in rows)
+
+
+def test_reference_changes_no_weight(
+    tiny_folder: Path, rows_file: Path, ragged_rows: Path, tmp_path: Path
+) -> None:
+    reference = GradientRank(reference=ChatJsonl(str(ragged_rows)), every_n_steps=1)
+    one = run(tiny_folder, rows_file, tmp_path / "a", GradientRank(every_n_epochs=9))
+    other = run(tiny_folder, rows_file, tmp_path / "b", reference)
+    state = other.state_dict()
+    assert all(torch.equal(v, state[name]) for name, v in one.state_dict().items())
+    assert other.model.training
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"reference": "last"}, "reference must be a source or 'previous', not 'last'"),
+        ({"reference": "previous", "mode": "gradient"}, "a reference needs factors"),
+        ({"reference": "previous", "overlap_k": 0}, "overlap_k must be >= 1"),
+        ({"reference": "previous", "reference_rows": 0}, "reference_rows must be >= 1"),
+    ],
+)
+def test_references_that_make_no_sense(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(OneShotError, match=said):
+        GradientRank(**options)
+
+
+def test_pictures(tiny_folder: Path, ragged_rows: Path, tmp_path: Path) -> None:
+    run(tiny_folder, ragged_rows, tmp_path, GradientRank())
+    for name in ("energy", "effective_rank", "decay"):
+        assert (tmp_path / "spectra" / f"{name}.png").stat().st_size > 5000

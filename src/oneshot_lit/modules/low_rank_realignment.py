@@ -174,21 +174,22 @@ class LowRankRealignmentModule(LanguageModelModule):
             raise OneShotError(
                 f"the gradient of the instance ({self._rows(batch)}) is zero; give another one."
             )
+        bound = self._bound()
         step, tried = self._search(batch, steps, drift)
+        self._set_step(steps, 0.0)
         if step is None:
-            self._set_step(steps, 0.0)
             raise OneShotError(_no_step(tried, self.max_drift))
+        # Counts the pass for checkpoints and loggers, and lets callbacks see the weights before it.
+        self.optimizers().step()  # type: ignore[union-attr]
         self._set_step(steps, step.alpha)
         self.tried += tried
         self._passes_done += 1
-        # Counts the pass, so that checkpoints and loggers see a step.
-        self.optimizers().step()  # type: ignore[union-attr]
         self.log("train/loss", loss.detach(), prog_bar=True)
         self.log_dict({"train/alpha": step.alpha, "train/drift": step.drift})
         rank_zero_info(
             f"pass {self._passes_done} of {self.passes}: {len(self.layers)} matrices, alpha "
             f"{step.alpha:.4g} of {len(tried)} tried, drift {step.drift:.4g} of at most "
-            f"{self._bound():.4g} nats, {time.monotonic() - start:.1f} s"
+            f"{bound:.4g} nats, {time.monotonic() - start:.1f} s"
         )
         self.train()
         if self._passes_done == self.passes:

@@ -92,7 +92,8 @@ def energy_over_time(spectra: Spectra, time: str = "epoch") -> Figure:
         xlim=(0.5, min(_MOST_SHOWN, widest) + 0.5),
         ylim=(0, 1.02),
     )
-    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    if named:
+        axes.legend(fontsize=8, frameon=False, loc="lower right")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -132,9 +133,8 @@ def rank_map(spectra: Mapping[str, Sequence[float]], when: str) -> Figure:
             if not np.isnan(value):
                 shade = "white" if value < middle else "black"
                 axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=shade)
-    axes.set_xticks(
-        range(len(kinds)), [k.rsplit(".", 1)[-1] for k in kinds], rotation=30, ha="right"
-    )
+    labels = [".".join(kind.split(".")[-2 if "lora_" in kind else -1 :]) for kind in kinds]
+    axes.set_xticks(range(len(kinds)), labels, rotation=30, ha="right")
     every = max(1, len(layers) // 20)
     axes.set_yticks(range(0, len(layers), every), [str(n) for n in layers[::every]])
     axes.set(ylabel="layer", title=f"Effective rank of the gradients, {when}")
@@ -171,7 +171,8 @@ def decay_curves(spectra: Spectra, time: str = "epoch") -> Figure:
         ylabel="relative to the largest",
     )
     axes.grid(alpha=0.2)
-    axes.legend(fontsize=8, frameon=False, title="band: 80 % of the matrices", title_fontsize=8)
+    if axes.lines:
+        axes.legend(fontsize=8, frameon=False, title="band: 80 % of the matrices", title_fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 

@@ -78,7 +78,8 @@ def subspace_overlap(u: Tensor, v: Tensor) -> float:
         identity = torch.eye(basis.shape[1], dtype=basis.dtype, device=basis.device)
         if (basis.mT @ basis - identity).abs().max() > 1e-3:
             raise ValueError("the columns of a basis must be orthonormal")
-    return float((a.mT @ b).square().sum() / min(a.shape[1], b.shape[1]))
+    # Round-off may lift it above 1.
+    return min(1.0, float((a.mT @ b).square().sum() / min(a.shape[1], b.shape[1])))
 
 
 def subspace_overlap_chance(k: int, other_k: int, features: int) -> float:

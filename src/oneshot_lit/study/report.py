@@ -35,9 +35,9 @@ def render_report(
     """
     stages = results["stages"]
     curves = {name: rows for name in stages if (rows := read_curve(root / name))}
-    spectra = {name: found for name in stages if (found := read_spectra(root / name))}
     metrics = {name: stage["metrics"] for name, stage in stages.items()}
     unswept = outside_sweeps(stages, sweeps)
+    spectra = {name: found for name in unswept if (found := read_spectra(root / name))}
     environment = Environment(
         loader=PackageLoader("oneshot_lit.study", "."), autoescape=select_autoescape(default=True)
     )
