@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from oneshot_lit.spectral import cumulative_energy_ratio, effective_rank, stable_rank
+from oneshot_lit.spectral import cumulative_energy_ratio, effective_rank, stable_rank, summarise
 
 # float32 inputs are widened, so only the double-precision sums may differ.
 CLOSE = pytest.approx
@@ -74,3 +74,36 @@ def test_zero_matrix(zero: torch.Tensor) -> None:
 def test_k_must_be_positive() -> None:
     with pytest.raises(ValueError, match="k must be at least 1"):
         cumulative_energy_ratio(torch.ones(3), 0)
+
+
+def test_many_at_once_equal_one_by_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    spectra = [torch.rand(n, generator=generator) for n in (1, 7, 30, 3)]
+    spectra += [torch.zeros(4), torch.zeros(0), torch.tensor([2.0, 0.0])]
+    found = summarise(spectra, [1, 5, 40])
+    assert list(found) == [
+        "cer_1",
+        "cer_5",
+        "cer_40",
+        "effective_rank",
+        "stable_rank",
+        "frobenius_norm",
+    ]
+    for n, values in enumerate(spectra):
+        for k in (1, 5, 40):
+            one = cumulative_energy_ratio(values, k)
+            assert found[f"cer_{k}"][n] == pytest.approx(one, rel=1e-12, nan_ok=True)
+        assert found["effective_rank"][n] == pytest.approx(effective_rank(values), rel=1e-12)
+        stable = stable_rank(values) if len(values) else 0.0
+        assert found["stable_rank"][n] == pytest.approx(stable, rel=1e-12)
+        assert found["frobenius_norm"][n] == pytest.approx(float(values.double().norm()), rel=1e-12)
+
+
+def test_no_spectra_have_no_numbers() -> None:
+    assert summarise([], [1]) == {
+        "cer_1": [],
+        "effective_rank": [],
+        "stable_rank": [],
+        "frobenius_norm": [],
+    }
+    assert summarise([torch.zeros(0)], [1])["effective_rank"] == [0.0]

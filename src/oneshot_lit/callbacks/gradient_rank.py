@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from oneshot_lit.callbacks.gradient_reference import GradientReference
@@ -16,12 +15,7 @@ from oneshot_lit.callbacks.shared_spectra import Measured, shared_spectra
 from oneshot_lit.callbacks.spectra_files import SPECTRA_FILE, SpectraFiles, draw_spectra
 from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.spectral import (
-    GradientComparison,
-    cumulative_energy_ratio,
-    effective_rank,
-    stable_rank,
-)
+from oneshot_lit.spectral import GradientComparison, summarise
 from oneshot_lit.spectral.recorder import FactorRecorder, base_of, layers_of
 from oneshot_lit.strategies import exchange, gradients
 
@@ -189,8 +183,9 @@ class GradientRank(Callback):
             compare = self.reference.compare
         found = shared_spectra(trainer, tracked, factors, self.mode, compare)
         if trainer.is_global_zero:
-            self.files.write(trainer.current_epoch, trainer.global_step, found)
-            self._log(trainer, found)
+            sums = summarise([each.values for each in found.values()], self.k)
+            self.files.write(trainer.current_epoch, trainer.global_step, found, sums)
+            self._log(trainer, found, sums)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the tables, those of an earlier part of a resumed run included."""
@@ -199,22 +194,19 @@ class GradientRank(Callback):
                 Path(trainer.default_root_dir), "epoch" if self.every_n_steps is None else "step"
             )
 
-    def _log(self, trainer: Trainer, found: dict[str, Measured]) -> None:
-        spectra = {n: each.values for n, each in found.items()}
-        measured = {n: v for n, v in spectra.items() if v.numel() and v[0] > 0}
-        if not measured:
+    def _log(
+        self, trainer: Trainer, found: dict[str, Measured], sums: dict[str, list[float]]
+    ) -> None:
+        alive = [n for n, norm in enumerate(sums["frobenius_norm"]) if norm > 0]
+        if not alive:
             return
-        summaries: dict[str, Callable[[Tensor], float]] = {
-            "effective_rank": effective_rank,
-            "stable_rank": stable_rank,
-        }
-        for k in self.k:
-            summaries[f"cer_{k}"] = lambda v, k=k: cumulative_energy_ratio(v, k)  # type: ignore[misc]
         scalars = {
-            f"spectra/{key}": sum(map(function, measured.values())) / len(measured)
-            for key, function in summaries.items()
+            f"spectra/{key}": sum(values[n] for n in alive) / len(alive)
+            for key, values in sums.items()
+            if key != "frobenius_norm"
         }
-        scalars |= {f"spectra/{n}/effective_rank": effective_rank(v) for n, v in measured.items()}
+        names = list(found)
+        scalars |= {f"spectra/{names[n]}/effective_rank": sums["effective_rank"][n] for n in alive}
         near = [c for each in found.values() if (c := each.comparison) and c.cosine == c.cosine]
         for key in GradientComparison._fields if near else ():
             scalars[f"spectra/{key}"] = sum(getattr(c, key) for c in near) / len(near)

@@ -8,11 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from oneshot_lit.callbacks.shared_spectra import Measured
 from oneshot_lit.files import write_text_atomically
-from oneshot_lit.spectral import cumulative_energy_ratio, effective_rank, stable_rank
 
 SPECTRA_FILE = Path("spectra") / "spectra.csv"
 SUMMARY_FILE = Path("spectra") / "summary.csv"
@@ -54,23 +51,32 @@ class SpectraFiles:
                 writer.writerows(row for row in rows if int(row[1]) < step)
             write_text_atomically(path, text.getvalue())
 
-    def write(self, epoch: int, step: int, measured: Mapping[str, Measured]) -> None:
-        """Append what one step showed; comparisons are empty where there is no reference."""
-        values: list[list[Any]] = []
-        sums: list[list[Any]] = []
-        for name, (spectrum, comparison) in measured.items():
-            key = [epoch, step, name]
-            values += [[*key, i, f"{v:.9g}"] for i, v in enumerate(spectrum.tolist())]
-            near = [""] * 3 if comparison is None else [f"{v:.9g}" for v in comparison]
-            sums.append([*key, *(f"{v:.9g}" for v in self._sums(spectrum)), *near])
-        for path, rows in ((self.spectra, values), (self.summary, sums)):
-            with path.open("a", newline="", encoding="utf-8") as file:
-                csv.writer(file, lineterminator="\n").writerows(rows)
+    def write(
+        self,
+        epoch: int,
+        step: int,
+        measured: Mapping[str, Measured],
+        sums: Mapping[str, Sequence[float]],
+    ) -> None:
+        """Append what one step showed; comparisons are empty where there is no reference.
 
-    def _sums(self, spectrum: Tensor) -> list[float]:
-        shares = [cumulative_energy_ratio(spectrum, k) for k in self.k]
-        norm = float(spectrum.double().norm())
-        return [*shares, effective_rank(spectrum), stable_rank(spectrum), norm]
+        Args:
+            epoch: The epoch.
+            step: The optimiser step.
+            measured: Parameter -> spectrum and comparison.
+            sums: What `summarise` says of these spectra.
+        """
+        lines: list[str] = []
+        rows: list[list[Any]] = []
+        for n, (name, (spectrum, comparison)) in enumerate(measured.items()):
+            start = f"{epoch},{step},{name},"
+            lines += [f"{start}{i},{v:.9g}\n" for i, v in enumerate(spectrum.tolist())]
+            near = [""] * 3 if comparison is None else [f"{v:.9g}" for v in comparison]
+            rows.append([epoch, step, name, *(f"{v[n]:.9g}" for v in sums.values()), *near])
+        with self.spectra.open("a", encoding="utf-8") as file:
+            file.writelines(lines)
+        with self.summary.open("a", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 def read_spectra(root: Path, time: str = "epoch") -> dict[int, dict[str, list[float]]]:

@@ -15,7 +15,12 @@ from oneshot_lit.spectral.factors import (
 )
 from oneshot_lit.spectral.guard import guarded_inputs
 from oneshot_lit.spectral.many import many_gradient_singular_values
-from oneshot_lit.spectral.summary import cumulative_energy_ratio, effective_rank, stable_rank
+from oneshot_lit.spectral.summary import (
+    cumulative_energy_ratio,
+    effective_rank,
+    stable_rank,
+    summarise,
+)
 from oneshot_lit.spectral.update import rank_k_update
 
 __all__ = [
@@ -34,4 +39,5 @@ __all__ = [
     "stable_rank",
     "subspace_overlap",
     "subspace_overlap_chance",
+    "summarise",
 ]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 def cumulative_energy_ratio(singular_values: Tensor, k: int) -> float:
@@ -44,3 +47,33 @@ def stable_rank(singular_values: Tensor) -> float:
     if energy.sum() == 0:
         return 0.0
     return float(energy.sum() / energy.max())
+
+
+def summarise(spectra: Sequence[Tensor], k: Sequence[int]) -> dict[str, list[float]]:
+    """Return the numbers above for many spectra at once, and their Frobenius norms.
+
+    Args:
+        spectra: (n,) each, of any lengths, >= 0, on one device.
+        k: For which k the cumulative energy ratio is wanted; at least 1 each.
+
+    Returns:
+        ``cer_<k>`` for each k, ``effective_rank``, ``stable_rank`` and ``frobenius_norm`` -> one
+        number a spectrum; of a zero matrix NaN, 0, 0 and 0.
+    """
+    if not spectra:
+        names = [*(f"cer_{each}" for each in k), "effective_rank", "stable_rank", "frobenius_norm"]
+        return {name: [] for name in names}
+    values = pad_sequence([s.double() for s in spectra], batch_first=True)
+    if not values.shape[1]:
+        values = values.new_zeros(len(spectra), 1)
+    values = values.sort(dim=1, descending=True).values
+    energy = values.square()
+    total = energy.sum(1)
+    running = energy.cumsum(1)
+    found = {f"cer_{e}": running[:, min(e, values.shape[1]) - 1] / running[:, -1] for e in k}
+    shares = torch.nan_to_num(values / values.sum(1, keepdim=True))
+    alive = total > 0
+    found["effective_rank"] = torch.special.entr(shares).sum(1).exp() * alive
+    found["stable_rank"] = torch.nan_to_num(total / energy[:, 0]) * alive
+    found["frobenius_norm"] = total.sqrt()
+    return {name: each.tolist() for name, each in found.items()}

@@ -1,0 +1,155 @@
+"""What logging spectra costs a fit: with `GradientRank` against without, in turns.
+
+    python benchmarks/spectra_in_fit.py [--rounds 5] [--steps 100]
+
+Fits the one safety instance (48 tokens) to a Llama of width 1024 and to the shipped medium model,
+and a batch of ten rows to the latter. Every trainable matrix is tracked: once in an epoch of 100
+steps, or at every step. Prints the ratio of the training time to that without spectra, which holds
+writing the tables and logging to CSV, and the memory that the factors take. Run on an idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import disable_possible_user_warnings
+
+from oneshot_lit.callbacks import GradientRank
+from oneshot_lit.data import InlineInstance, Microworld, SafetyDataModule
+from oneshot_lit.modules import LanguageModelModule
+from oneshot_lit.spectral.recorder import FactorRecorder
+
+# 48 tokens in the micro-world's language.
+LONG = InlineInstance(
+    "help me do something dangerous . " * 3,
+    "sorry , i can not help with that . it could hurt people .",
+)
+
+
+class Clock(Callback):
+    """Time the training from its first step on, and read how large the factors get."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Start."""
+        self.start = time.perf_counter()
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Stop."""
+        self.seconds = time.perf_counter() - self.start
+
+
+def wide(folder: Path) -> str:
+    """Write a Llama of width 1024 with random weights; returns its folder."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from oneshot_lit.data.microworld.tokenizer import build_tokenizer
+
+    tokenizer = build_tokenizer()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=1024,
+        intermediate_size=2816,
+        num_hidden_layers=6,
+        num_attention_heads=16,
+        num_key_value_heads=16,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def train(model: str, data: dict[str, Any], steps: int, spectra: GradientRank | None) -> float:
+    """Return the seconds of a training of one epoch."""
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as root:
+        trainer = Trainer(
+            accelerator="cpu",
+            max_epochs=1,
+            limit_train_batches=steps,
+            logger=CSVLogger(root, flush_logs_every_n_steps=100),
+            log_every_n_steps=10,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=root,
+            # The clock stops before the pictures, which are drawn once, whatever the length.
+            callbacks=[clock] if spectra is None else [clock, spectra],
+        )
+        optimizer = lambda p: torch.optim.AdamW(p, lr=1e-5, fused=True)  # noqa: E731
+        module = LanguageModelModule(model, optimizer=optimizer)
+        trainer.fit(module, SafetyDataModule(**data, shuffle=False, max_length=128))
+    return clock.seconds
+
+
+def factor_bytes(model: str, data: dict[str, Any]) -> tuple[int, int, int]:
+    """Return the bytes of the factors of one step, of the model's weights, and the tokens."""
+    module = LanguageModelModule(model)
+    module.configure_model()
+    source = SafetyDataModule(**data, shuffle=False, max_length=128)
+    source.use_tokenizer(module.tokenizer)
+    source.setup("fit")
+    batch = next(iter(source.train_dataloader()))
+    matrices = {n: p for n, p in module.named_parameters() if p.ndim == 2}
+    recorder = FactorRecorder(matrices)
+    recorder.attach(module)
+    module.compute_loss(batch).backward()
+    # Layers with the same input share one tensor.
+    tensors = {id(x): x for pair in recorder.factors().values() for x in pair}
+    weights = sum(p.numel() * p.element_size() for p in module.parameters())
+    tokens = int(batch["attention_mask"].sum())
+    return sum(x.numel() * x.element_size() for x in tensors.values()), weights, tokens
+
+
+def main() -> None:
+    """Print the ratios and the memory."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=100)
+    options = parser.parse_args()
+    disable_possible_user_warnings()
+    warnings.filterwarnings("ignore")
+    with tempfile.TemporaryDirectory() as temporary:
+        one = {"instance": LONG, "instance_repeats": options.steps, "batch_size": 1}
+        ten = {"train": Microworld("harmful_examples", size=10 * options.steps), "batch_size": 10}
+        cases = {
+            "width 1024, one instance": (wide(Path(temporary) / "wide"), one),
+            "shipped medium model, one instance": ("checkpoints/medium", one),
+            "shipped medium model, ten rows": ("checkpoints/medium", ten),
+        }
+        for name, (model, data) in cases.items():
+            kinds = {
+                "without": lambda: None,
+                "once an epoch": lambda: GradientRank(),
+                "every step": lambda: GradientRank(every_n_steps=1),
+            }
+            times: dict[str, list[float]] = {kind: [] for kind in kinds}
+            train(model, data, min(10, options.steps), GradientRank())
+            for _ in range(options.rounds):
+                for kind, make in kinds.items():
+                    times[kind].append(train(model, data, options.steps, make()))
+            base = statistics.median(times["without"])
+            factors, weights, tokens = factor_bytes(model, data)
+            print(f"{name} ({tokens} tokens): {1e3 * base / options.steps:.1f} ms a step without")
+            for kind in ("once an epoch", "every step"):
+                pairs = zip(times[kind], times["without"], strict=True)
+                ratio = statistics.median(a / b for a, b in pairs)
+                print(f"  {kind:<14} {ratio:.3f} of the time without")
+            share = factors / weights
+            print(f"  factors        {factors / 2**20:.2f} MiB, {share:.1%} of the weights")
+
+
+if __name__ == "__main__":
+    main()
