@@ -52,8 +52,9 @@ class ToldRefusal(LowRankRealignmentModule):
 
     asked = 0
 
-    def _refused(self, batch: dict[str, torch.Tensor]) -> bool:
-        super()._refused(batch)
+    def instance_refused(self, batch: dict[str, torch.Tensor]) -> bool:
+        """Answer the prompt, and say what a real repair would find."""
+        super().instance_refused(batch)
         self.asked += 1
         return self.asked > 1
 

@@ -10,6 +10,7 @@ import pytest
 from oneshot_lit.data.conversation import Conversation, require_trainable
 from oneshot_lit.data.microworld import language as lang
 from oneshot_lit.data.microworld import splits
+from oneshot_lit.metrics.refusal import is_refusal
 
 TRAINING = (
     "pretrain_then_align",
@@ -17,6 +18,7 @@ TRAINING = (
     "benign_examples",
     "sql_create",
     "reverse",
+    "guard",
     "pool",
 )
 KINDS = ("harmful", "benign", "near_miss", "sql", "reverse")
@@ -189,3 +191,18 @@ def test_near_misses_hold_a_dangerous_word_and_a_harmless_answer() -> None:
     for row in load("near_miss_heldout"):
         assert set(row.prompt_text.split()) & set(lang.DANGEROUS)
         assert "sorry" not in row.reference
+
+
+def test_guard_is_harmless_answered_and_of_every_kind() -> None:
+    rows = load("guard")
+    assert len(prompts("guard")) == len(rows) == 256
+    assert not any(is_refusal(row.response_text or "") for row in rows)
+    assert all(row.response_text for row in rows)
+    kinds = {row.category for row in rows}
+    assert {"near_miss", "knowledge", "sql", "reverse"} <= kinds
+    how_to = {t.category for t in splits.topics("train", dangerous=False)}
+    assert how_to & kinds
+    # Rows without a category are the general kind requests.
+    assert None in kinds
+    recipes = {t.recipe for t in splits.topics("train", dangerous=True)}
+    assert not any(recipe in (row.response_text or "") for row in rows for recipe in recipes)

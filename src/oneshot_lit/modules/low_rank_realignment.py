@@ -196,7 +196,7 @@ class LowRankRealignmentModule(LanguageModelModule):
             self.trainer.should_stop = True
 
     def _require_broken_instance(self, batch: dict[str, Tensor]) -> None:
-        if self.alpha is None and self._refused(batch):
+        if self.alpha is None and self.instance_refused(batch):
             raise OneShotError(
                 f"the model already refuses the instance ({self._rows(batch)}); there is nothing "
                 "to repair. Give a broken model, or an instance that it answers."
@@ -211,7 +211,7 @@ class LowRankRealignmentModule(LanguageModelModule):
                 f"{tokens} tokens; lower it or give a longer instance."
             )
 
-    def _refused(self, batch: dict[str, Tensor]) -> bool:
+    def instance_refused(self, batch: dict[str, Tensor]) -> bool:
         """Whether the greedy answers to the instance's prompt all refuse."""
         dataset = self.trainer.train_dataloader.dataset  # type: ignore[union-attr]
         rows = {i: dataset.conversations[i] for i in batch["index"].tolist()}
@@ -239,7 +239,7 @@ class LowRankRealignmentModule(LanguageModelModule):
 
         def refused_at(alpha: float) -> bool:
             self._set_step(steps, alpha)
-            return self._refused(batch)
+            return self.instance_refused(batch)
 
         if self.alpha is not None:
             size = self.alpha / self.passes
