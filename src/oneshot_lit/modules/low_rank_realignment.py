@@ -17,8 +17,9 @@ from oneshot_lit.modules import loading
 from oneshot_lit.modules.guard_rows import Drift, GuardRows
 from oneshot_lit.modules.language_model import LanguageModelModule
 from oneshot_lit.modules.linear_layers import chosen_layers, instance_factors, projected_inputs
-from oneshot_lit.modules.step_search import TriedStep, search_step
+from oneshot_lit.modules.step_search import TriedStep, search_step, why_no_step
 from oneshot_lit.spectral import gradient_svd, rank_k_update
+from oneshot_lit.strategies.sharding import require_whole_weights
 
 Triplets = tuple[Tensor, Tensor, Tensor]
 
@@ -108,6 +109,8 @@ class LowRankRealignmentModule(LanguageModelModule):
         """Load the broken model and add an adapter that as yet changes nothing."""
         if self.model is not None:
             return
+        if self._trainer is not None:
+            require_whole_weights(self.trainer, "the repair by projection")
         super().configure_model()
         layers = chosen_layers(self.model, self.patterns)
         for name, layer in layers.items():
@@ -178,7 +181,7 @@ class LowRankRealignmentModule(LanguageModelModule):
         step, tried = self._search(batch, steps, drift)
         self._set_step(steps, 0.0)
         if step is None:
-            raise OneShotError(_no_step(tried, self.max_drift))
+            raise OneShotError(why_no_step(tried, self.max_drift))
         # Counts the pass for checkpoints and loggers, and lets callbacks see the weights before it.
         self.optimizers().step()  # type: ignore[union-attr]
         self._set_step(steps, step.alpha)
@@ -282,22 +285,6 @@ class LowRankRealignmentModule(LanguageModelModule):
         if state is not None:
             self._passes_done = state["passes_done"]
             self.tried = [TriedStep(**t) for t in state["tried"]]
-
-
-def _no_step(tried: list[TriedStep], max_drift: float) -> str:
-    bounded = [t for t in tried if t.drift <= max_drift]
-    if not bounded:
-        best = min(tried, key=lambda t: t.drift)
-        return (
-            f"no admissible step: even alpha {best.alpha:.3g} drifts by {best.drift:.3g} nats, "
-            f"above model.max_drift={max_drift:g}; raise it. No product was written."
-        )
-    best = max(bounded, key=lambda t: t.alpha)
-    return (
-        f"no admissible step: the best seen, alpha {best.alpha:.3g} with a drift of "
-        f"{best.drift:.3g} nats, does not refuse the instance; raise model.max_drift, "
-        "model.guard_lambda or model.k, or give another instance. No product was written."
-    )
 
 
 def _part(layer: nn.Module, which: str) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -98,3 +98,20 @@ def search_step(
         for a, d in drifts.items()
     ]
     return next((t for t in tried if t.kept), None), tried
+
+
+def why_no_step(tried: Sequence[TriedStep], max_drift: float) -> str:
+    """Return the line that says why no step was admissible, with the best one seen."""
+    bounded = [t for t in tried if t.drift <= max_drift]
+    if not bounded:
+        best = min(tried, key=lambda t: t.drift)
+        return (
+            f"no admissible step: even alpha {best.alpha:.3g} drifts by {best.drift:.3g} nats, "
+            f"above model.max_drift={max_drift:g}; raise it. No product was written."
+        )
+    best = max(bounded, key=lambda t: t.alpha)
+    return (
+        f"no admissible step: the best seen, alpha {best.alpha:.3g} with a drift of "
+        f"{best.drift:.3g} nats, does not refuse the instance; raise model.max_drift, "
+        "model.guard_lambda or model.k, or give another instance. No product was written."
+    )

@@ -1,9 +1,11 @@
-"""FSDP2 for Hugging Face models, where the strategy leaves the sharding to the module."""
+"""What is sharded: FSDP2 for Hugging Face models, and a refusal where weights must be whole."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
@@ -32,3 +34,20 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     for layer in [module for module in model.modules() if type(module).__name__ in kinds]:
         fully_shard(layer, mesh=data)
     fully_shard(model, mesh=data)
+
+
+def require_whole_weights(trainer: Trainer, who: str) -> None:
+    """Refuse strategies that shard the model or wrap its optimiser.
+
+    Args:
+        trainer: The trainer.
+        who: What needs whole weights, for the error.
+
+    Raises:
+        OneShotError: under FSDP and DeepSpeed.
+    """
+    if isinstance(trainer.strategy, (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)):
+        raise OneShotError(
+            f"trainer.strategy: {who} needs the whole model in each process, which "
+            f"{type(trainer.strategy).__name__} does not give; use one device or ddp."
+        )
