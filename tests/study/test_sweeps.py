@@ -11,7 +11,7 @@ import yaml
 from oneshot_lit import plots
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.study.command import score_table
-from oneshot_lit.study.report import render_report
+from oneshot_lit.study.report import render_report, save_sweeps
 from oneshot_lit.study.spec import load_study
 from oneshot_lit.study.sweeps import parse_sweeps, sweep_scores
 
@@ -99,6 +99,11 @@ def test_report_shows_the_sweep(tmp_path: Path) -> None:
     html = render_report(results, "a title", tmp_path, sweeps(title="Recovery <k>"))
     assert html.count("data:image/png") == without.count("data:image/png") + 1
     assert "Recovery &lt;k&gt;" in html
+
+
+def test_pictures_are_files_too(tmp_path: Path) -> None:
+    save_sweeps({"stages": stages()}, sweeps(title="Recovery: k, by hand"), tmp_path)
+    assert (tmp_path / "sweeps" / "recovery_k_by_hand.png").stat().st_size > 5000
 
 
 def test_many_stages_are_rows_of_the_table() -> None:

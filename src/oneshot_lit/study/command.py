@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -58,12 +59,13 @@ def _run(options: Namespace) -> int:
     runner = Runner(study, console, options.fresh)
     runner.run()
 
-    from oneshot_lit.study.report import findings, outside_sweeps, render_report
+    from oneshot_lit.study.report import findings, outside_sweeps, render_report, save_sweeps
     from oneshot_lit.study.results import gather
 
     results = gather(runner)
     report = study.root / "report.html"
     write_json_atomically(study.root / "results.json", results)
+    save_sweeps(results, study.sweeps, study.root)
     write_text_atomically(report, render_report(results, study.title, study.root, study.sweeps))
     out = Console(highlight=False)
     out.print(score_table(results["stages"]))
@@ -77,11 +79,15 @@ def score_table(stages: Mapping[str, Any]) -> Table:
     """Return the scores as a table for the terminal: few stages are columns, many are rows."""
     from oneshot_lit.study.results import columns
 
-    table = Table(title="held-out prompts, shares", title_justify="left")
+    title = "held-out prompts, shares"
+    table = Table(title=title, title_justify="left")
     if len(stages) > _MANY_STAGES:
+        # Narrow enough for 80 columns: a number cut off would say nothing.
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         table.add_column("stage", no_wrap=True)
         for key in columns(stages):
-            table.add_column(Text(key.replace("/", "\n").replace("_", " ")), justify="right")
+            heading = Text(key.replace("/", "\n").replace("_", " "), overflow="fold")
+            table.add_column(heading, justify="right", min_width=5)
         for name, stage in stages.items():
             values = [stage["metrics"].get(key) for key in columns(stages)]
             table.add_row(Text(name), *("-" if v is None else f"{v:.3f}" for v in values))

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,14 @@ def render_report(
             "energy": _embed(plots.energy_curves(spectra)) if spectra else None,
         },
     )
+
+
+def save_sweeps(results: Mapping[str, Any], sweeps: Sequence[Sweep], root: Path) -> None:
+    """Write each sweep's picture to ``<root>/sweeps/<title>.png``, for slides and pages."""
+    for sweep in sweeps:
+        if scores := sweep_scores(sweep, results["stages"]):
+            name = re.sub(r"[^a-z0-9]+", "_", sweep.title.lower()).strip("_")
+            plots.save_figure(plots.sweep_panels(scores, sweep.x), root / "sweeps" / f"{name}.png")
 
 
 def outside_sweeps(stages: Mapping[str, Any], sweeps: Sequence[Sweep]) -> Mapping[str, Any]:
