@@ -26,12 +26,11 @@ def test_largest_step_within_the_drift(exponent: float, scale: float, start: flo
 
     exact = scale * bound ** (1 / exponent)
     found, tried = search_step(drift, lambda alpha: True, bound, start)
-    if not start / 2**38 < exact < start * 2**38:
-        return
     assert found is not None
-    assert exact / 2 ** (2**-7) <= found.alpha <= exact * (1 + 1e-9)
     assert found.drift <= bound
-    assert len(tried) == len(calls) <= 50
+    close = exact / 4 ** (2**-7) <= found.alpha <= exact * (1 + 1e-9)
+    assert close or found.drift >= 0.9 * bound
+    assert len(tried) == len(calls) <= 29
 
 
 def test_refusal_is_asked_for_from_the_largest_step_down() -> None:
@@ -67,7 +66,7 @@ def test_step_without_any_drift_ends() -> None:
     found, tried = search_step(lambda a: 0.0, lambda a: a < 5, 0.01)
     assert found is not None
     assert found.alpha < 5
-    assert len(tried) <= 41
+    assert len(tried) <= 21
 
 
 def test_nothing_beyond_the_first_crossing_counts() -> None:

@@ -55,7 +55,7 @@ class LowRankRealignmentModule(LanguageModelModule):
         max_drift: Bound of the drift: mean KL divergence of the next-token distributions on the
             answers of the drift rows, broken model against repaired one, in nats a token.
         alpha: Take this step in place of the search, in equal parts over the passes.
-        search_steps: Bisections of the search.
+        search_steps: Bisections of the search, at most.
     """
 
     def __init__(

@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-# Doublings or halvings before the search gives up: from 1e-2 to beyond any sensible step.
-_LADDER = 40
+# The first strides are long, and so many of them lead beyond any sensible step.
+_STRIDE, _LADDER = 4.0, 20
+# A drift this near its bound is not worth another forward sweep.
+_NEAR = 0.9
 
 
 @dataclass(frozen=True)
@@ -44,15 +46,15 @@ def search_step(
     """Find the largest step size whose drift is bounded and at which the instance is refused.
 
     The instance is refused long before other prompts are, so the largest admissible step is wanted.
-    The step is doubled (or halved) until the drift crosses its bound, and the crossing bisected on
-    a logarithmic scale; refusal is then asked for from the largest bounded step downwards.
+    The step is multiplied (or divided) by 4 until the drift crosses its bound, and the crossing
+    bisected on a logarithmic scale until the drift is within a tenth of the bound; refusal is then asked for from the largest bounded step downwards.
 
     Args:
         drift: Step size -> drift; one forward sweep a call.
         refused: Step size -> whether the instance is refused; None asks for nothing.
         max_drift: Bound of the drift, > 0.
         start: First step size, > 0.
-        refinements: Bisections of the crossing; n of them leave a factor of ``2^(2^-n)``.
+        refinements: At most so many bisections; n of them leave a factor of ``4^(2^-n)``.
 
     Returns:
         The step to take, or None if no step is admissible, and all that was tried, in order.
@@ -68,17 +70,19 @@ def search_step(
     grow = bounded(start)
     for _ in range(_LADDER):
         if grow:
-            high = 2 * low
+            high = _STRIDE * low
             if not bounded(high):
                 break
             low = high
         else:
-            low = high / 2
+            low = high / _STRIDE
             if bounded(low):
                 break
             high = low
     if drifts[low] <= max_drift < drifts.get(high, 0.0):
         for _ in range(refinements):
+            if drifts[low] >= _NEAR * max_drift:
+                break
             middle = math.sqrt(low * high)
             if bounded(middle):
                 low = middle
