@@ -47,7 +47,8 @@ def search_step(
 
     The instance is refused long before other prompts are, so the largest admissible step is wanted.
     The step is multiplied (or divided) by 4 until the drift crosses its bound, and the crossing
-    bisected on a logarithmic scale until the drift is within a tenth of the bound; refusal is then asked for from the largest bounded step downwards.
+    bisected on a logarithmic scale until the drift is within a tenth of the bound; refusal is then
+    asked for from the largest bounded step downwards.
 
     Args:
         drift: Step size -> drift; one forward sweep a call.
