@@ -92,6 +92,7 @@ def energy_over_time(spectra: Spectra, time: str = "epoch") -> Figure:
         xlim=(0.5, min(_MOST_SHOWN, widest) + 0.5),
         ylim=(0, 1.02),
     )
+    axes.xaxis.get_major_locator().set_params(integer=True)
     if named:
         axes.legend(fontsize=8, frameon=False, loc="lower right")
     axes.spines[["top", "right"]].set_visible(False)
@@ -170,6 +171,7 @@ def decay_curves(spectra: Spectra, time: str = "epoch") -> Figure:
         xlabel="index of the singular value",
         ylabel="relative to the largest",
     )
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.2)
     if axes.lines:
         axes.legend(fontsize=8, frameon=False, title="band: 80 % of the matrices", title_fontsize=8)
