@@ -356,3 +356,32 @@ def test_pictures(tiny_folder: Path, ragged_rows: Path, tmp_path: Path) -> None:
     run(tiny_folder, ragged_rows, tmp_path, GradientRank())
     for name in ("energy", "effective_rank", "decay"):
         assert (tmp_path / "spectra" / f"{name}.png").stat().st_size > 5000
+
+
+def test_adapters_that_scale_do_not_pass_for_ones_that_add(
+    tiny_folder: Path, ragged_rows: Path, tmp_path: Path
+) -> None:
+    """IA3 multiplies: the gradient of its output is not that of the weight below it."""
+    peft = {"peft_type": "IA3", "init_ia3_weights": False, "target_modules": ["v_proj"]}
+    peft["feedforward_modules"] = []
+    run(tiny_folder, ragged_rows, tmp_path, GradientRank(), peft=peft)
+    assert not any("base_layer" in name for _, name in read(tmp_path))
+
+
+def test_run_that_measures_nothing_leaves_earlier_tables(
+    tiny_folder: Path, rows_file: Path, tmp_path: Path
+) -> None:
+    run(tiny_folder, rows_file, tmp_path, GradientRank("*q_proj*"))
+    before = (tmp_path / "spectra" / "spectra.csv").read_bytes()
+    with pytest.raises(OneShotError):
+        run(tiny_folder, rows_file, tmp_path, GradientRank(parameters="nothing"))
+    assert (tmp_path / "spectra" / "spectra.csv").read_bytes() == before
+
+
+def test_reference_is_not_kept_between_measurements(
+    tiny_folder: Path, rows_file: Path, tmp_path: Path
+) -> None:
+    callback = GradientRank(reference=ChatJsonl(str(rows_file)))
+    run(tiny_folder, rows_file, tmp_path, callback)
+    assert callback.reference is not None
+    assert not callback.reference._held

@@ -179,19 +179,25 @@ def test_adapter_gives_the_merged_models_logits(
     assert difference <= (1e-5 if dtype == "float32" else 0.05)
 
 
-def test_gpt2_whose_weights_are_transposed(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from oneshot_lit.data.microworld.tokenizer import build_tokenizer
 
+    folder = tmp_path_factory.mktemp("gpt2")
     tokenizer = build_tokenizer()
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=2, n_positions=128)
-    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
-    tokenizer.save_pretrained(tmp_path / "gpt2")
-    repair(tmp_path / "gpt2", tmp_path / "run", guard_rows=0, alpha=0.25)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_gpt2_whose_weights_are_transposed(gpt2_folder: Path, tmp_path: Path) -> None:
+    repair(gpt2_folder, tmp_path / "run", guard_rows=0, alpha=0.25)
     changes = change_of(tmp_path / "run" / "model")
-    expected, _, _ = gradients(tmp_path / "gpt2")
+    expected, _, _ = gradients(gpt2_folder)
     assert len(changes) == 8
     for name, change in changes.items():
         u, _, vh = torch.linalg.svd(expected[name].T)
@@ -199,9 +205,14 @@ def test_gpt2_whose_weights_are_transposed(tmp_path: Path) -> None:
         assert (change - wanted).abs().max() <= 2e-5 * wanted.abs().max()
 
 
-def test_gradient_checkpointing_changes_nothing(tiny_folder: Path, tmp_path: Path) -> None:
-    repair(tiny_folder, tmp_path / "a")
-    repair(tiny_folder, tmp_path / "b", gradient_checkpointing=True)
+@pytest.mark.parametrize("dropout", [False, True])
+def test_gradient_checkpointing_changes_nothing(
+    tiny_folder: Path, gpt2_folder: Path, tmp_path: Path, dropout: bool
+) -> None:
+    # GPT-2 has dropout of 0.1, which recomputing must not switch on.
+    folder = gpt2_folder if dropout else tiny_folder
+    repair(folder, tmp_path / "a")
+    repair(folder, tmp_path / "b", gradient_checkpointing=True)
     one, other = (change_of(tmp_path / x / "model") for x in "ab")
     assert all((one[n] - other[n]).abs().max() <= 1e-5 * one[n].abs().max() for n in one)
 
@@ -270,6 +281,15 @@ def test_search_repairs_a_broken_model(
     ("words", "said"),
     [
         (["--model.k", "30"], "model.k=30 is more than the instance allows"),
+        (
+            ["--model.k", "25", "--data.batch_size", "2", "--data.instance_repeats", "2"],
+            "gradient on 19 tokens",
+        ),
+        (["--model.guard_lambda", "1e-17", "--model.guard_rows", "4"], "lambda 1e-17 is too small"),
+        (["--model.passes", "2", "--trainer.max_steps", "1"], "ended after 1 of 2 passes"),
+        (["--model.alpha", "1e200"], "model.alpha=1e+200 breaks the model"),
+        (["--model.dtype", "float16"], "model.dtype: gradients of one instance vanish"),
+        (["--trainer.precision", "16-mixed"], "16-mixed|trainer.precision: gradients"),
         (["--model.k", "97"], "model.k=97 is more than model.layers.0"),
         (["--model.matrices", "*qkv*"], "no linear layer matches '*qkv*'"),
         (["--model.max_drift", "1e-9"], "does not refuse the instance"),
@@ -291,8 +311,7 @@ def test_errors(
     outcome = command(*low_rank_words(broken, tmp_path, *words))
     assert outcome.code == 2
     assert any(re.search(re.escape(s).replace(r"\|", "|"), outcome.error) for s in said.split("|"))
-    assert not (tmp_path / "model").exists()
-    assert not (tmp_path / "step_search.csv").exists()
+    assert not [p for p in tmp_path.iterdir() if p.name not in ("fit.yaml", "logs", "checkpoints")]
 
 
 @pytest.mark.parametrize("name", ["deepspeed", "fsdp", "model_parallel"])
@@ -395,3 +414,51 @@ def test_resumed_between_two_passes(
     assert all(torch.equal(one[n], other[n]) for n in one)
     tables = [(tmp_path / x / "step_search.csv").read_text() for x in ("whole", "cut")]
     assert tables[0] == tables[1]
+
+
+@pytest.mark.slow
+def test_mistake_leaves_an_earlier_run_alone(
+    broken: Path, tmp_path: Path, command: Callable[..., Any]
+) -> None:
+    assert command(*low_rank_words(broken, tmp_path, "--export.merged", "true")).code == 0
+    kept = [p for p in tmp_path.rglob("*") if p.is_file() and "logs" not in p.parts]
+    before = {p: p.read_bytes() for p in kept if p.name != "fit.yaml"}
+    assert tmp_path / "spectra" / "spectra.csv" in before
+    assert tmp_path / "merged" / "model.safetensors" in before
+    words = ["--model.k", "30", "--overwrite", "true"]
+    assert command(*low_rank_words(broken, tmp_path, *words)).code == 2
+    assert {p: p.read_bytes() for p in before} == before
+    # A product without a merged model drops the stale one, which the first run wrote.
+    assert command(*low_rank_words(broken, tmp_path, "--overwrite", "true")).code == 0
+    assert not (tmp_path / "merged").exists()
+    mine = tmp_path / "merged" / "notes.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    words = ["--model.search_steps", "2", "--overwrite", "true"]
+    assert command(*low_rank_words(broken, tmp_path, *words)).code == 0
+    assert mine.exists()
+
+
+def test_unanswered_guard_gets_the_broken_models_answers(tiny_folder: Path, tmp_path: Path) -> None:
+    """Also when a step is already in the adapter, as after a resume."""
+    module = repair(tiny_folder, tmp_path, guard=Microworld("benign_dev", size=14), alpha=3.0)
+    rows = list(module.guard._rows)
+    prompts = [row.prompt for row in rows]
+    now = module.guard.answers(module, prompts)
+    module.guard._rows = None
+    module.guard.encoded(module, 128)
+    again = [row.response_text for row in module.guard._rows]
+    assert again == [row.response_text for row in rows]
+    assert now != again
+
+
+def test_mixed_precision_steps_along_the_same_direction(tiny_folder: Path, tmp_path: Path) -> None:
+    """The decompositions stay exact under autocast; only the model's own passes are rounded."""
+    repair(tiny_folder, tmp_path / "a", k=3)
+    repair(tiny_folder, tmp_path / "b", k=3, trainer={"precision": "bf16-mixed"})
+    one, other = (change_of(tmp_path / x / "model") for x in "ab")
+    for name, change in one.items():
+        cosine = (change * other[name]).sum() / change.norm() / other[name].norm()
+        assert cosine > 0.98, name
+        # Normalised steps have the spectral norm alpha, to single precision.
+        assert float(torch.linalg.svdvals(other[name])[0]) == pytest.approx(0.1, rel=1e-4)

@@ -9,9 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from oneshot_lit.spectral import (
+    gradient_cosine,
     gradient_singular_values,
     gradient_svd,
+    guarded_inputs,
     many_gradient_singular_values,
+    subspace_overlap,
 )
 
 
@@ -243,3 +246,27 @@ def test_non_finite_factors_are_an_error(bad: float, tokens: int) -> None:
         gradient_svd(inputs, grads)
     with pytest.raises(ValueError, match="NaN or infinity"):
         many_gradient_singular_values([(inputs, grads)])
+
+
+def test_autocast_rounds_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, d = (torch.randn(9, n, generator=generator) for n in (40, 30))
+    guard = torch.randn(50, 40, generator=generator)
+
+    def everything() -> list[torch.Tensor]:
+        return [
+            gradient_singular_values(x, d),
+            gradient_singular_values(x[:, :5], d[:, :5]),
+            *gradient_svd(x, d, 4),
+            *many_gradient_singular_values([(x, d), (guard, guard)]),
+            guarded_inputs(x, guard, 0.1),
+            torch.tensor(gradient_cosine(x, d, 2 * x, d)),
+            torch.tensor(subspace_overlap(*(torch.linalg.qr(m.T).Q for m in (x, guard[:3])))),
+        ]
+
+    plain = everything()
+    with torch.autocast("cpu", torch.bfloat16):
+        under = everything()
+    for one, other in zip(plain, under, strict=True):
+        assert other.dtype == one.dtype
+        assert torch.equal(one, other)

@@ -51,7 +51,8 @@ class GradientRank(Callback):
             frozen weights do not have. When not given, factors where there are some.
         reference: Compare each gradient with that of a batch at the same weights, such as safety
             instances or harmful examples (a source), or with the one measured before
-            (``previous``). Embeddings, and weights without factors, are not compared.
+            (``previous``, in this process: none after a resume). Not compared are weights without
+            factors, and embeddings unless the output layer shares them.
         reference_rows: How many rows of the source make the batch.
         overlap_k: The overlap is that of so many leading left singular vectors.
 
@@ -134,7 +135,7 @@ class GradientRank(Callback):
         if self.reference is not None:
             self.reference.start(trainer, pl_module)
         self.files = SpectraFiles(Path(trainer.default_root_dir), self.k)
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.files.start(trainer.global_step)
 
     def _tracked(self, pl_module: LightningModule) -> dict[str, nn.Parameter]:
@@ -182,7 +183,9 @@ class GradientRank(Callback):
             self.reference.measure(trainer, pl_module, tracked)
             compare = self.reference.compare
         found = shared_spectra(trainer, tracked, factors, self.mode, compare)
-        if trainer.is_global_zero:
+        if self.reference is not None:
+            self.reference.forget()
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             sums = summarise([each.values for each in found.values()], self.k)
             self.files.write(trainer.current_epoch, trainer.global_step, found, sums)
             self._log(trainer, found, sums)

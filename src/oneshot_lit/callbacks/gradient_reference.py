@@ -64,6 +64,13 @@ class GradientReference:
         self._rows = {name: full_shape(weight)[0] for name, weight in weights.items()}
         if not self._batch:
             return
+        shared = {id(p) for n, p in weights.items() if self._is_output(module, p)}
+        embedding = module.model.get_input_embeddings()  # type: ignore[operator, union-attr]
+        weights = {
+            n: p
+            for n, p in weights.items()
+            if p is not embedding.weight or id(p) in shared  # type: ignore[union-attr]
+        }
         batch = {key: value.to(module.device) for key, value in self._batch.items()}
         # Without dropout, whose draws would change the run that is watched.
         training = {m for m in module.modules() if m.training}
@@ -74,6 +81,16 @@ class GradientReference:
         finally:
             for part in training:
                 part.training = True
+
+    @staticmethod
+    def _is_output(module: Any, weight: nn.Parameter) -> bool:
+        head = module.model.get_output_embeddings()
+        return head is not None and getattr(head, "weight", None) is weight
+
+    def forget(self) -> None:
+        """Free the factors of a batch, which are of no use to another step."""
+        if self.of != "previous":
+            self._held = {}
 
     def compare(self, factors: Mapping[str, Pair]) -> dict[str, GradientComparison]:
         """Compare the gradients of some weights with the reference.

@@ -28,7 +28,8 @@ class HuggingFaceExport(Callback):
         enabled: Write the product at all.
         save_dtype: Cast the weights on writing (float16 halves the size); as trained by default.
         merge_adapter: Write the merged model in place of a PEFT adapter.
-        merged: Write the merged model to ``<root>/merged``, beside the PEFT adapter.
+        merged: Write the merged model to ``<root>/merged``, beside the PEFT adapter. (On an
+            adapter as the base, the product itself is the merged model, and there is no other.)
     """
 
     def __init__(
@@ -60,13 +61,19 @@ class HuggingFaceExport(Callback):
                 with folder_written_whole(whole) as folder:
                     self.save_merged(pl_module, folder)
                 rank_zero_info(f"merged model written to {whole}")
-            elif whole.is_dir():
+            elif whole.is_dir() and self._wrote_merged(target.parent):
                 # It would be taken for this product, merged.
                 shutil.rmtree(whole)
             self._drop_stale_products(target.parent)
             record_run(target.parent, "fit", self.run)
             rank_zero_info(f"model written to {target}")
         trainer.strategy.barrier("product written")
+
+    @staticmethod
+    def _wrote_merged(root: Path) -> bool:
+        """Whether the run that wrote the last product wrote a merged model beside it."""
+        export = recorded_runs(root).get("fit", {}).get("config", {}).get("export") or {}
+        return bool(export.get("merged"))
 
     def _drop_stale_products(self, root: Path) -> None:
         # Scores and answers of the model that was just replaced would be taken for the new one's.

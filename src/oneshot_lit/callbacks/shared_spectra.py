@@ -98,8 +98,9 @@ class _Work:
         """Keep what `compute` finds, or its first complaint."""
         try:
             self._found |= compute()
-        except ValueError as error:
-            self._error = self._error or str(error)
+        except (ValueError, RuntimeError) as error:
+            # Also what LAPACK and a full memory raise: the others would wait for this process.
+            self._error = self._error or (str(error).splitlines() or [type(error).__name__])[0]
 
     def gathered(self) -> dict[str, Measured]:
         """Return the new results of all processes."""

@@ -34,13 +34,20 @@ class SpectraFiles:
             root / SUMMARY_FILE: [*_KEYS, *sums],
         }
         self.spectra, self.summary = self.columns
+        self._begun = False
 
     def start(self, step: int) -> None:
-        """Begin the tables, or take up those of an interrupted run.
+        """Take up the tables of an interrupted run; new ones begin with the first `write`.
 
         The killed run may have gone on after its last checkpoint, and its last line may be cut off;
         rows from `step` on come again.
         """
+        # A run that ends before it has measured anything leaves an earlier one's tables alone.
+        self._begun = step > 0
+        if self._begun:
+            self._begin(step)
+
+    def _begin(self, step: int) -> None:
         for path, columns in self.columns.items():
             text = io.StringIO()
             writer = csv.writer(text, lineterminator="\n")
@@ -66,6 +73,9 @@ class SpectraFiles:
             measured: Parameter -> spectrum and comparison.
             sums: What `summarise` says of these spectra.
         """
+        if not self._begun:
+            self._begin(0)
+            self._begun = True
         lines: list[str] = []
         rows: list[list[Any]] = []
         for n, (name, (spectrum, comparison)) in enumerate(measured.items()):

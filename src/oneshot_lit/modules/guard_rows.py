@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -66,7 +67,9 @@ class GuardRows:
 
     def _answered(self, module: Any, rows: list[Conversation]) -> list[Conversation]:
         silent = [i for i, row in enumerate(rows) if row.response_text is None]
-        answers = self.answers(module, [rows[i].prompt for i in silent])
+        # The broken model's own, also after a resume between two passes.
+        with module.model.disable_adapter():
+            answers = self.answers(module, [rows[i].prompt for i in silent])
         for i, answer in zip(silent, answers, strict=True):
             if not answer:
                 raise OneShotError(
@@ -78,17 +81,26 @@ class GuardRows:
         return rows
 
     def answers(self, module: Any, prompts: list[Conversation]) -> list[str]:
-        """Return the model's answer to each prompt."""
+        """Return the model's greedy answer to each prompt."""
         found: list[str] = []
+        own = module.decoding
+        module.decoding = replace(own, do_sample=False)
+        try:
+            for batch in self._prompt_batches(module, prompts):
+                with torch.no_grad():
+                    found += module.generate(batch)
+        finally:
+            module.decoding = own
+        return found
+
+    def _prompt_batches(self, module: Any, prompts: list[Conversation]) -> Iterator[Batch]:
         for i in range(0, len(prompts), 2 * _ROWS_AT_ONCE):
             rows = [
                 encode_conversation(module.tokenizer, p, for_generation=True)
                 for p in prompts[i : i + 2 * _ROWS_AT_ONCE]
             ]
             batch = pad_generation(rows, module.tokenizer.pad_token_id)
-            with torch.no_grad():
-                found += module.generate({k: v.to(module.device) for k, v in batch.items()})
-        return found
+            yield {k: v.to(module.device) for k, v in batch.items()}
 
 
 class Drift:

@@ -95,9 +95,14 @@ def instance_factors(
         For each layer X, (tokens, in_features), and D, (tokens, out_features), of the tokens with a
         gradient; layers with the same input share one tensor X.
     """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
     plain: dict[str, Any] = {n: getattr(m, "base_layer", m) for n, m in layers.items()}
-    # Recomputing activations is on in training mode only.
-    module.model.train(module.gradient_checkpointing)
+    module.model.eval()
+    # Activations are recomputed in training mode only, but dropout must stay off.
+    recomputing = [m for m in module.model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    for part in recomputing if module.gradient_checkpointing else ():
+        part.training = True
     try:
         factors, loss = batch_factors(module, {n: m.weight for n, m in plain.items()}, batch)
     finally:

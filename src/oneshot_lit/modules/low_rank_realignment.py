@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -133,10 +134,14 @@ class LowRankRealignmentModule(LanguageModelModule):
 
     def on_fit_start(self) -> None:
         """Refuse what cannot end well before any work is done."""
-        if str(self.trainer.precision).startswith("16"):
-            raise OneShotError(
-                "trainer.precision: gradients of one instance vanish in float16; use bf16-mixed."
-            )
+        for key, half in {
+            "trainer.precision": str(self.trainer.precision).startswith("16"),
+            "model.dtype": self.model_dtype == torch.float16,
+        }.items():
+            if half:
+                raise OneShotError(
+                    f"{key}: gradients of one instance vanish in float16; use bfloat16 or float32."
+                )
         limit = self.trainer.max_epochs
         if limit is not None and 0 <= limit < self.passes:
             raise OneShotError(
@@ -170,9 +175,14 @@ class LowRankRealignmentModule(LanguageModelModule):
             )
         inputs = {name: x for name, (x, _) in factors.items()}
         guarded = inputs
-        if guard is not None:
-            guarded = projected_inputs(self, self.layers, guard, inputs, self.guard_lambda)
-        steps = {name: self._triplets(x, guarded[name], d) for name, (x, d) in factors.items()}
+        try:
+            if guard is not None:
+                guarded = projected_inputs(self, self.layers, guard, inputs, self.guard_lambda)
+            steps = {n: self._triplets(x, guarded[n], d) for n, (x, d) in factors.items()}
+        except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+            raise OneShotError(
+                f"no direction for the instance ({self._rows(batch)}): {error}."
+            ) from error
         if all(not s.any() for _, s, _ in steps.values()):
             raise OneShotError(
                 f"the gradient of the instance ({self._rows(batch)}) is zero; give another one."
@@ -207,7 +217,12 @@ class LowRankRealignmentModule(LanguageModelModule):
 
     def _require_tokens(self, batch: dict[str, Tensor]) -> None:
         # The last token predicts nothing, so it carries no gradient.
-        tokens = int((batch["attention_mask"].sum(1) - 1).sum())
+        # A row that comes twice adds nothing.
+        rows = {
+            tuple(ids[mask.bool()].tolist())
+            for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+        }
+        tokens = sum(len(row) - 1 for row in rows)
         if self.k > tokens:
             raise OneShotError(
                 f"model.k={self.k} is more than the instance allows, which has gradient on "
@@ -215,7 +230,7 @@ class LowRankRealignmentModule(LanguageModelModule):
             )
 
     def instance_refused(self, batch: dict[str, Tensor]) -> bool:
-        """Whether the greedy answers to the instance's prompt all refuse."""
+        """Whether the greedy answer to the instance's prompt refuses; of several, each."""
         dataset = self.trainer.train_dataloader.dataset  # type: ignore[union-attr]
         rows = {i: dataset.conversations[i] for i in batch["index"].tolist()}
         prompts = list({row.prompt.messages: row.prompt for row in rows.values()}.values())
@@ -247,6 +262,13 @@ class LowRankRealignmentModule(LanguageModelModule):
         if self.alpha is not None:
             size = self.alpha / self.passes
             step = TriedStep(size, drift_at(size), refused_at(size), True, number)
+            if not math.isfinite(step.drift):
+                raise OneShotError(
+                    f"model.alpha={self.alpha:g} breaks the model (drift {step.drift}); lower it. "
+                    "No product was written."
+                )
+            if number == self.passes and not step.refused:
+                rank_zero_warn(f"the instance is still answered at model.alpha={self.alpha:g}.")
             return step, [step]
         last = number == self.passes
         found, tried = search_step(
@@ -267,6 +289,15 @@ class LowRankRealignmentModule(LanguageModelModule):
             b, a = rank_k_update(u, s, v, alpha)
             _part(self.layers[name], "A")[first : first + len(s)].copy_(a)
             _part(self.layers[name], "B")[:, first : first + len(s)].copy_(b)
+
+    def before_export(self) -> None:
+        """Refuse to pass an unfinished repair off as one."""
+        super().before_export()
+        if self._passes_done < self.passes:
+            raise OneShotError(
+                f"the run ended after {self._passes_done} of {self.passes} passes; raise what "
+                "ended it (trainer.max_steps, max_time). No product was written."
+            )
 
     # ------------------------------------------------------------- checkpoints
 

@@ -87,7 +87,7 @@ def search_curve(rows: Sequence[Mapping[str, Any]], max_drift: float) -> Figure:
             label=label,
         )
         for row in mine:
-            if row["kept"]:
+            if row["kept"] and row["drift"] > 0:
                 axes.plot(row["alpha"], row["drift"], "o", color=colour, markersize=11)
                 said = {1: ", instance refused", 0: ", instance answered"}.get(row["refused"], "")
                 axes.annotate(
@@ -102,9 +102,10 @@ def search_curve(rows: Sequence[Mapping[str, Any]], max_drift: float) -> Figure:
     axes.axhline(
         max_drift, color="#009E73", linewidth=1, linestyle="--", label="bound of the drift"
     )
+    drawable = any(row["drift"] > 0 for row in rows)
     axes.set(
         xscale="log",
-        yscale="log",
+        yscale="log" if drawable else "linear",
         xlabel="step size alpha",
         ylabel="drift on harmless rows\n(KL, nats a token)",
     )

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from oneshot_lit.spectral.factors import checked_factors, gradient_svd
+from oneshot_lit.spectral.precision import full_precision
 
 
+@full_precision
 def gradient_inner_product(
     inputs: Tensor, output_grads: Tensor, other_inputs: Tensor, other_output_grads: Tensor
 ) -> Tensor:
@@ -61,6 +63,7 @@ def gradient_cosine(
     return float((both / norms.sqrt()).clamp(-1, 1))
 
 
+@full_precision
 def subspace_overlap(u: Tensor, v: Tensor) -> float:
     """Return ``||U^T V||_F^2 / min(rank U, rank V)`` (arXiv 2601.01887): 1 if one holds the other.
 

@@ -12,7 +12,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from oneshot_lit.spectral.precision import full_precision
 
+
+@full_precision
 def gradient_singular_values(inputs: Tensor, output_grads: Tensor) -> Tensor:
     """Return the singular values of ``output_grads^T @ inputs``, largest first.
 
@@ -37,6 +40,7 @@ def gradient_singular_values(inputs: Tensor, output_grads: Tensor) -> Tensor:
     return decomposed(d.mT @ x)
 
 
+@full_precision
 def matrix_singular_values(gradient: Tensor) -> Tensor:
     """Return the singular values of a whole gradient, largest first.
 
@@ -52,6 +56,7 @@ def matrix_singular_values(gradient: Tensor) -> Tensor:
     return decomposed(gradient.to(torch.promote_types(gradient.dtype, torch.float32)))
 
 
+@full_precision
 def gradient_svd(
     inputs: Tensor, output_grads: Tensor, k: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:

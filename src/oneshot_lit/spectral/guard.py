@@ -9,7 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from oneshot_lit.spectral.precision import full_precision
 
+
+@full_precision
 def guarded_inputs(inputs: Tensor, guard_inputs: Tensor, guard_lambda: float) -> Tensor:
     """Return ``X P`` with ``P = (I + C / lambda)^-1``, so that ``D^T X P`` is the guarded gradient.
 
@@ -29,7 +32,8 @@ def guarded_inputs(inputs: Tensor, guard_inputs: Tensor, guard_lambda: float) ->
         (tokens, in_features) in the dtype of `inputs`, float32 at least.
 
     Raises:
-        ValueError: for factors of different layers, a lambda that is not above 0, or NaN.
+        ValueError: for factors of different layers, a lambda that is not above 0 or too small to
+            compute with, or NaN.
     """
     if inputs.ndim != 2 or guard_inputs.ndim != 2 or inputs.shape[1] != guard_inputs.shape[1]:
         raise ValueError(
@@ -51,9 +55,17 @@ def guarded_inputs(inputs: Tensor, guard_inputs: Tensor, guard_lambda: float) ->
     if len(guard) < guard.shape[1]:
         gram = guard @ guard.T
         gram.diagonal().add_(ridge)
-        within = torch.cholesky_solve(guard @ x.T, torch.linalg.cholesky(gram))
+        within = torch.cholesky_solve(guard @ x.T, _factor(gram, guard_lambda))
         return (x - within.T @ guard).to(wide.dtype)
     moment = guard.T @ guard
     moment.diagonal().add_(ridge)
-    solved = torch.cholesky_solve(x.T, torch.linalg.cholesky(moment))
+    solved = torch.cholesky_solve(x.T, _factor(moment, guard_lambda))
     return (ridge * solved.T).to(wide.dtype)
+
+
+def _factor(matrix: Tensor, guard_lambda: float) -> Tensor:
+    """Return the Cholesky factor of a positive definite matrix."""
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if failed.any():
+        raise ValueError(f"lambda {guard_lambda:g} is too small to compute with; raise it")
+    return factor

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from oneshot_lit.spectral.factors import checked_factors, decomposed, has_small_core, triangle
+from oneshot_lit.spectral.precision import full_precision
 
 T = TypeVar("T")
 
@@ -22,6 +23,7 @@ T = TypeVar("T")
 _LARGEST_STACK = 2**26
 
 
+@full_precision
 def many_gradient_singular_values(factors: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
     """Return what `gradient_singular_values` returns for each pair of factors.
 

@@ -15,6 +15,9 @@ from oneshot_lit.strategies.gradients import full_shape
 Pairing = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
+_ADDING = tuple(f"peft.tuners.{kind}." for kind in ("lora", "loha", "lokr", "vera"))
+
+
 class FactorRecorder:
     """Record inputs and output gradients of the layers that own some weights.
 
@@ -96,10 +99,12 @@ def layers_of(
 
 
 def base_of(module: nn.Module) -> nn.Module | None:
-    """Return the layer that a PEFT layer adds to, or None; DoRA also scales it, and is left out."""
+    """Return the layer that a PEFT layer adds to, or None; others scale or rotate its output."""
     base = getattr(module, "base_layer", None)
-    scaled = any(getattr(module, "use_dora", {}).values())
-    return base if isinstance(base, nn.Module) and not scaled else None
+    adds = any(kind.__module__.startswith(_ADDING) for kind in type(module).__mro__)
+    # DoRA and its like.
+    varied = getattr(module, "lora_variant", None) or any(getattr(module, "use_dora", {}).values())
+    return base if isinstance(base, nn.Module) and adds and not varied else None
 
 
 def _used(
