@@ -289,7 +289,6 @@ def test_search_repairs_a_broken_model(
         (["--model.passes", "2", "--trainer.max_steps", "1"], "ended after 1 of 2 passes"),
         (["--model.alpha", "1e200"], "model.alpha=1e+200 breaks the model"),
         (["--model.dtype", "float16"], "model.dtype: gradients of one instance vanish"),
-        (["--trainer.precision", "16-mixed"], "16-mixed|trainer.precision: gradients"),
         (["--model.k", "97"], "model.k=97 is more than model.layers.0"),
         (["--model.matrices", "*qkv*"], "no linear layer matches '*qkv*'"),
         (["--model.max_drift", "1e-9"], "does not refuse the instance"),
@@ -311,7 +310,9 @@ def test_errors(
     outcome = command(*low_rank_words(broken, tmp_path, *words))
     assert outcome.code == 2
     assert any(re.search(re.escape(s).replace(r"\|", "|"), outcome.error) for s in said.split("|"))
-    assert not [p for p in tmp_path.iterdir() if p.name not in ("fit.yaml", "logs", "checkpoints")]
+    # What a pass measured before the run was cut off may stay.
+    harmless = {"fit.yaml", "logs", "checkpoints", *(["spectra"] if "ended after" in said else [])}
+    assert {p.name for p in tmp_path.iterdir()} <= harmless
 
 
 @pytest.mark.parametrize("name", ["deepspeed", "fsdp", "model_parallel"])
