@@ -1,7 +1,7 @@
 """The repair by projection against ten AdamW steps: time, and peak memory over plain inference.
 
-    python benchmarks/low_rank.py [--shape small|medium|100m|1b|8b] [--device cpu|cuda]
-                                  [--dtype float32|bfloat16] [--lora]
+    python benchmarks/low_rank.py [--shape small|medium|100m|1b|8b] [--model FOLDER] [--lora]
+                                  [--device cpu|cuda] [--dtype float32|bfloat16]
 
 Each method runs in a process of its own, on the same model with random weights, the same instance
 and batch. Memory is the peak after loading: resident memory on a CPU, allocated memory on a GPU.
@@ -161,7 +161,7 @@ def measure(method: str, folder: str, device: str, dtype: str, lora: bool) -> di
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            default_root_dir=str(Path(folder).parent / "run"),
+            default_root_dir=tempfile.gettempdir(),
         )
         trainer.fit(module, SafetyDataModule(instance=INSTANCE, batch_size=1))
     _wait(device)
@@ -177,6 +177,7 @@ def main() -> None:
     """Run every method in a process of its own and print the comparison."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="100m")
+    parser.add_argument("--model", help="a broken model's folder, in place of random weights")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--lora", action="store_true")
@@ -189,8 +190,9 @@ def main() -> None:
         print(json.dumps(found))
         return
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "model"
-        build(folder, options.shape, options.device, options.dtype)
+        folder = Path(options.model or Path(temporary) / "model").absolute()
+        if options.model is None:
+            build(folder, options.shape, options.device, options.dtype)
         size = sum(f.stat().st_size for f in folder.glob("*.safetensors")) / 2**20
         results = {}
         for method in METHODS:
@@ -203,7 +205,8 @@ def main() -> None:
             results[method] = json.loads(done.stdout.splitlines()[-1])
     base = results["inference"]["peak"]
     steps = "ten AdamW steps" + (" on a LoRA adapter" if options.lora else "")
-    print(f"{options.shape}: {size:.0f} MiB of {options.dtype} weights, {options.device}")
+    name = options.model or options.shape
+    print(f"{name}: {size:.0f} MiB of {options.dtype} weights, {options.device}")
     for name, key in (("repair by projection", "low rank"), (steps, "AdamW")):
         found = results[key]
         print(
