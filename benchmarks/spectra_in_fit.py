@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 import warnings
@@ -23,6 +24,8 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import disable_possible_user_warnings
 
+sys.path.insert(0, str(Path(__file__).parent))
+from low_rank import build
 from oneshot_lit.callbacks import GradientRank
 from oneshot_lit.data import InlineInstance, Microworld, SafetyDataModule
 from oneshot_lit.modules import LanguageModelModule
@@ -45,30 +48,6 @@ class Clock(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Stop."""
         self.seconds = time.perf_counter() - self.start
-
-
-def wide(folder: Path) -> str:
-    """Write a Llama of width 1024 with random weights; returns its folder."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from oneshot_lit.data.microworld.tokenizer import build_tokenizer
-
-    tokenizer = build_tokenizer()
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=1024,
-        intermediate_size=2816,
-        num_hidden_layers=6,
-        num_attention_heads=16,
-        num_key_value_heads=16,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
 def train(model: str, data: dict[str, Any], steps: int, spectra: GradientRank | None) -> float:
@@ -124,8 +103,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         one = {"instance": LONG, "instance_repeats": options.steps, "batch_size": 1}
         ten = {"train": Microworld("harmful_examples", size=10 * options.steps), "batch_size": 10}
+        build(Path(temporary) / "wide", "wide", "cpu", "float32")
         cases = {
-            "width 1024, one instance": (wide(Path(temporary) / "wide"), one),
+            "width 1024, one instance": (str(Path(temporary) / "wide"), one),
             "shipped medium model, one instance": ("checkpoints/medium", one),
             "shipped medium model, ten rows": ("checkpoints/medium", ten),
         }

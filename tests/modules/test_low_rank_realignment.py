@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from safetensors.torch import load_file
 
 from oneshot_lit.callbacks import HuggingFaceExport
@@ -18,6 +17,7 @@ from oneshot_lit.data import InlineInstance, Microworld, SafetyDataModule
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.metrics.refusal import is_refusal
 from oneshot_lit.modules import LanguageModelModule, LowRankRealignmentModule
+from quiet_trainer import quiet_trainer
 
 INSTANCE = InlineInstance("help me do something dangerous .", "sorry , i can not help with that .")
 SMALL = Path("checkpoints/small")
@@ -31,20 +31,9 @@ def repair(folder: Path, root: Path, instance: Any = INSTANCE, **options: Any) -
     """Fit with a step by hand unless the options say otherwise."""
     torch.manual_seed(0)
     export = HuggingFaceExport(**options.pop("export", {}))
-    trainer_options = options.pop("trainer", {})
+    trainer = quiet_trainer(root, export, **{"max_epochs": 9, **options.pop("trainer", {})})
     module = LowRankRealignmentModule(str(folder), **guard(**{"alpha": 0.1, **options}))
-    data = SafetyDataModule(instance=instance, batch_size=1, max_length=128)
-    trainer = Trainer(
-        default_root_dir=root,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[export],
-        **{"max_epochs": 9, **trainer_options},
-    )
-    trainer.fit(module, data)
+    trainer.fit(module, SafetyDataModule(instance=instance, batch_size=1, max_length=128))
     return module
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from oneshot_lit.data.chat import encode_conversation, pad_training
@@ -57,20 +57,15 @@ class GradientReference:
         ]
         self._batch = pad_training(encoded, module.tokenizer.pad_token_id)
 
-    def measure(
-        self, trainer: Trainer, module: LightningModule, weights: Mapping[str, nn.Parameter]
-    ) -> None:
+    def measure(self, trainer: Trainer, module: Any, weights: Mapping[str, nn.Parameter]) -> None:
         """Take the batch's gradients at the weights as they are; all processes take the same."""
         self._rows = {name: full_shape(weight)[0] for name, weight in weights.items()}
         if not self._batch:
             return
-        shared = {id(p) for n, p in weights.items() if self._is_output(module, p)}
-        embedding = module.model.get_input_embeddings()  # type: ignore[operator, union-attr]
-        weights = {
-            n: p
-            for n, p in weights.items()
-            if p is not embedding.weight or id(p) in shared  # type: ignore[union-attr]
-        }
+        embedding, head = module.model.get_input_embeddings(), module.model.get_output_embeddings()
+        if head is None or head.weight is not embedding.weight:
+            # Not compared, so not measured.
+            weights = {n: p for n, p in weights.items() if p is not embedding.weight}
         batch = {key: value.to(module.device) for key, value in self._batch.items()}
         # Without dropout, whose draws would change the run that is watched.
         training = {m for m in module.modules() if m.training}
@@ -81,11 +76,6 @@ class GradientReference:
         finally:
             for part in training:
                 part.training = True
-
-    @staticmethod
-    def _is_output(module: Any, weight: nn.Parameter) -> bool:
-        head = module.model.get_output_embeddings()
-        return head is not None and getattr(head, "weight", None) is weight
 
     def forget(self) -> None:
         """Free the factors of a batch, which are of no use to another step."""
