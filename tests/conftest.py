@@ -87,6 +87,22 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer GPT-2: transposed weights, biases, tied embeddings and dropout of 0.1."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from oneshot_lit.data.microworld.tokenizer import build_tokenizer
+
+    folder = tmp_path_factory.mktemp("gpt2")
+    tokenizer = build_tokenizer()
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=2, n_positions=128)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def rows_file(tmp_path: Path) -> Path:
     """Twelve harmless chat rows."""

@@ -168,21 +168,6 @@ def test_adapter_gives_the_merged_models_logits(
     assert difference <= (1e-5 if dtype == "float32" else 0.05)
 
 
-@pytest.fixture(scope="module")
-def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    from oneshot_lit.data.microworld.tokenizer import build_tokenizer
-
-    folder = tmp_path_factory.mktemp("gpt2")
-    tokenizer = build_tokenizer()
-    torch.manual_seed(0)
-    config = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=2, n_positions=128)
-    GPT2LMHeadModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 def test_gpt2_whose_weights_are_transposed(gpt2_folder: Path, tmp_path: Path) -> None:
     repair(gpt2_folder, tmp_path / "run", guard_rows=0, alpha=0.25)
     changes = change_of(tmp_path / "run" / "model")
