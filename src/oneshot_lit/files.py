@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,21 +39,50 @@ def folder_written_whole(target: Path) -> Iterator[Path]:
     """Yield an empty folder that takes the place of `target` only if the block ends well."""
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    old = target.with_name(f".{target.name}.old")
     try:
         fresh.chmod(0o755)
         yield fresh
         # Some writers create private files; a product is for everyone who may read the folder.
         for path in fresh.rglob("*"):
             path.chmod(0o755 if path.is_dir() else 0o644)
-        if old.exists():
-            shutil.rmtree(old)
+        replace_folder(fresh, target)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+
+
+def replace_folder(fresh: Path, target: Path) -> None:
+    """Put a finished folder in the place of another folder or file, on the same file system.
+
+    A process that is killed between the two renames leaves the old one beside, see `recover`.
+    """
+    old = _old(target)
+    recover(target)
+    _remove(old)
+    try:
         if target.exists():
             target.rename(old)
         fresh.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
     except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        if old.exists() and not target.exists():
-            old.rename(target)
+        recover(target)
         raise
+    _remove(old)
+
+
+def recover(target: Path) -> None:
+    """Put back what was to be replaced when `replace_folder` was killed in between."""
+    # Another process of the run may do the same at the same time.
+    with suppress(FileNotFoundError):
+        if not target.exists():
+            _old(target).rename(target)
+
+
+def _old(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

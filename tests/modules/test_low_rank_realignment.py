@@ -300,7 +300,7 @@ def test_strategies_that_shard_are_refused(name: str) -> None:
         ModelParallelStrategy,
     )
 
-    from oneshot_lit.strategies.sharding import require_whole_weights
+    from oneshot_lit.strategies.fsdp2 import require_whole_weights
 
     require_whole_weights(SimpleNamespace(strategy=DDPStrategy()), "it")  # type: ignore[arg-type]
     kinds = {"deepspeed": DeepSpeedStrategy, "fsdp": FSDPStrategy}

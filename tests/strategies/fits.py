@@ -16,7 +16,8 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from oneshot_lit.callbacks import GradientRank
 from oneshot_lit.data import ChatJsonl, SafetyDataModule
 from oneshot_lit.modules import LanguageModelModule, loading
-from oneshot_lit.strategies import DeepSpeedCPUStrategy
+from oneshot_lit.strategies import FSDP2Strategy, HFDeepSpeedStrategy
+from oneshot_lit.strategies.fsdp2 import shard
 
 PEFT = {"r": 4, "target_modules": "all-linear", "init_lora_weights": "orthogonal"}
 
@@ -47,6 +48,14 @@ class Module(LanguageModelModule):
         with patch.object(loading, "load_model", load):
             super().configure_model()
 
+    def _cut_model(self, mesh: Any) -> Any:
+        if not self.bare:
+            return super()._cut_model(mesh)
+        # The changed layers are not those of the files.
+        model = self._whole_model()
+        shard(model, mesh)
+        return model
+
     def configure_optimizers(self) -> Any:
         # Before DeepSpeed takes the model over; an adapter is small, and is sharded only then.
         loaded = [p for name, p in self.named_parameters() if "lora_" not in name]
@@ -70,12 +79,12 @@ load_model = loading.load_model
 
 def strategy(name: str) -> Any:
     if name == "fsdp2":
-        return ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+        return FSDP2Strategy()
     if name == "tensor parallel":
         return ModelParallelStrategy()
     if name.startswith("zero"):
         # Small buckets, so that even the tiny model's gradients go in several.
-        return DeepSpeedCPUStrategy(stage=int(name[-1]), reduce_bucket_size=3000)
+        return HFDeepSpeedStrategy(stage=int(name[-1]), reduce_bucket_size=3000)
     return DDPStrategy() if name == "ddp" else SingleDeviceStrategy(torch.device("cpu"))
 
 

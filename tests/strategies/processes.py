@@ -56,7 +56,6 @@ def in_processes(
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "WORLD_SIZE": str(processes),
-        "DS_ACCELERATOR": "cpu",
         "PYTHONPATH": os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")]),
     }
     logs = [folder / f"log{rank}" for rank in range(processes)]

@@ -160,7 +160,7 @@ def test_accumulation_across_epochs(runs: Path) -> None:
     [
         ("outside", "lm_head.weight is used outside its layer, too"),
         ("bare", "down_proj.matrix has no token factors"),
-        ("tensor parallel", "give data_parallel_size: 2"),
+        ("tensor parallel", "use oneshot_lit.strategies.FSDP2Strategy"),
     ],
 )
 def test_one_line_on_every_rank(name: str, message: str, runs: Path) -> None:

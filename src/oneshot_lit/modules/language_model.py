@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
@@ -20,7 +22,8 @@ from oneshot_lit.metrics.registry import METRICS
 from oneshot_lit.modules import loading
 from oneshot_lit.modules.generation import Decoding, generate_answers
 from oneshot_lit.modules.loss import next_token_loss
-from oneshot_lit.strategies.sharding import shard
+from oneshot_lit.strategies import streaming
+from oneshot_lit.strategies.fsdp2 import shard
 
 
 class LanguageModelModule(LightningModule):
@@ -114,16 +117,67 @@ class LanguageModelModule(LightningModule):
         """Load or build the model once, under whatever context the strategy has opened."""
         if self.model is not None:
             return
+        if self.device_mesh is not None:
+            model = self._cut_model(self.device_mesh)
+        else:
+            model = self._prepared(self._whole_model())
+        # Hugging Face models arrive in eval mode, which Lightning keeps; dropout must be on in fit.
+        self.model = model.train()
+        self.stop_ids = stop_token_ids(self.tokenizer, model.generation_config)
+
+    def _whole_model(self) -> Any:
         if self.model_config is not None:
-            model = loading.build_model(self.model_config, self.tokenizer, self.model_dtype)
+            return loading.build_model(self.model_config, self.tokenizer, self.model_dtype)
+        assert self.model_name_or_path is not None
+        return loading.load_model(
+            self.model_name_or_path,
+            dtype=self.model_dtype,
+            trust_remote_code=self.trust_remote_code,
+            attn_implementation=self.attn_implementation,
+        )
+
+    def _cut_model(self, mesh: Any) -> Any:
+        """Return a model of which this process holds its rows; read or drawn without the others."""
+        source: Any
+        if self.model_config is not None:
+            source = loading.architecture(self.model_config, self.tokenizer)
         else:
             assert self.model_name_or_path is not None
-            model = loading.load_model(
-                self.model_name_or_path,
+            source = loading.local_folder(self.model_name_or_path)
+        streams = not streaming.needs_base_weights(self.peft)
+        if isinstance(source, Path):
+            streams = streams and not loading.is_adapter(str(source))
+        if streams:
+            base = loading.empty_model(
+                source,
                 dtype=self.model_dtype,
                 trust_remote_code=self.trust_remote_code,
                 attn_implementation=self.attn_implementation,
             )
+            streams = not isinstance(source, Path) or streaming.can_stream(base, source)
+        if not streams:
+            rank_zero_warn(
+                f"{self.model_name_or_path}: each process loads the whole model into the host's "
+                "memory before it is cut, because its files or the adapter need that; a folder "
+                "that transformers wrote anew, and a plain LoRA, do not."
+            )
+            with torch.device("cpu"):
+                model = self._prepared(self._whole_model())
+            shard(model, mesh)
+            return model
+        where = streaming.places(base)
+        with streaming.adapters_stay_real():
+            model = self._prepared(base)
+        shard(model, mesh)
+        streaming.materialise(model, self.trainer.strategy.root_device)
+        if isinstance(source, Path):
+            streaming.read_weights(base, where, source)
+        else:
+            streaming.draw_weights(base)
+        return model
+
+    def _prepared(self, model: Any) -> Any:
+        """Check a model against its tokenizer; add what is configured."""
         if len(self.tokenizer) > model.get_input_embeddings().num_embeddings:
             raise OneShotError(
                 f"the tokenizer has {len(self.tokenizer)} tokens but the model embeds only "
@@ -135,11 +189,7 @@ class LanguageModelModule(LightningModule):
             model.gradient_checkpointing_enable({"use_reentrant": False})
             if self.peft is not None:
                 model.enable_input_require_grads()
-        if self.device_mesh is not None:
-            shard(model, self.device_mesh)
-        # Hugging Face models arrive in eval mode, which Lightning keeps; dropout must be on in fit.
-        self.model = model.train()
-        self.stop_ids = stop_token_ids(self.tokenizer, model.generation_config)
+        return model
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the configured optimiser on the trainable parameters, and its scheduler."""

@@ -177,13 +177,28 @@ def is_adapter(path: str) -> bool:
 def build_model(config: dict[str, Any], tokenizer: Any, dtype: torch.dtype) -> Any:
     """Build a randomly initialised causal LM from an architecture description.
 
+    Each weight is drawn once, module by module, so that a sharded model gets the same ones.
+
     Args:
         config: Arguments of the model's Hugging Face config, with ``model_type``; vocabulary size
             and special token ids are the tokenizer's.
         tokenizer: Decides the vocabulary.
         dtype: Dtype of the weights.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    if is_deepspeed_zero3_enabled():
+        return _from_config(architecture(config, tokenizer), dtype)
+    with no_init_weights():
+        model = _from_config(architecture(config, tokenizer), dtype)
+    model.initialize_weights()
+    return model
+
+
+def architecture(config: dict[str, Any], tokenizer: Any) -> Any:
+    """Return the Hugging Face config of a new model; arguments as for `build_model`."""
+    from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     options = dict(config)
@@ -196,10 +211,67 @@ def build_model(config: dict[str, Any], tokenizer: Any, dtype: torch.dtype) -> A
     options.setdefault("eos_token_id", tokenizer.eos_token_id)
     options.setdefault("pad_token_id", tokenizer.pad_token_id)
     try:
-        built = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **options), dtype=dtype)
+        return AutoConfig.for_model(kind, **options)
     except (ValueError, TypeError) as error:
         raise OneShotError(f"model.model_config: {_first_line(error)}.") from error
-    return built
+
+
+def _from_config(config: Any, dtype: torch.dtype, **options: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, **options)
+    except (ValueError, TypeError) as error:
+        raise OneShotError(f"model.model_config: {_first_line(error)}.") from error
+
+
+def empty_model(
+    source: Any,
+    *,
+    dtype: torch.dtype,
+    trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
+) -> Any:
+    """Return a causal LM on the meta device, without any weights.
+
+    Args:
+        source: A Hugging Face config, or a folder with one.
+        dtype: Dtype of the weights.
+        trust_remote_code: Allow code from the folder to run.
+        attn_implementation: See `load_model`.
+    """
+    from transformers import AutoConfig, GenerationConfig
+
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    config = source
+    if isinstance(source, Path):
+        try:
+            config = AutoConfig.from_pretrained(source, **options)
+        except (OSError, ValueError, KeyError) as error:
+            raise OneShotError(
+                f"{source}: no model could be loaded ({_first_line(error)})."
+            ) from error
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    with torch.device("meta"):
+        model = _from_config(config, dtype, **options)
+    if isinstance(source, Path) and (source / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(source)
+    return model
+
+
+def local_folder(name: str) -> Path:
+    """Return the folder of a model; one of the hub is downloaded, without any pickles."""
+    if is_local(name):
+        return require_model_folder(name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja"])
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise OneShotError(f"{name}: no model could be loaded ({_first_line(error)}).") from error
+    return require_model_folder(folder)
 
 
 def add_adapter(model: Any, options: dict[str, Any]) -> Any:

@@ -20,7 +20,7 @@ from oneshot_lit.modules.language_model import LanguageModelModule
 from oneshot_lit.modules.linear_layers import chosen_layers, instance_factors, projected_inputs
 from oneshot_lit.modules.step_search import TriedStep, search_step, why_no_step
 from oneshot_lit.spectral import gradient_svd, rank_k_update
-from oneshot_lit.strategies.sharding import require_whole_weights
+from oneshot_lit.strategies.fsdp2 import require_whole_weights
 
 Triplets = tuple[Tensor, Tensor, Tensor]
 

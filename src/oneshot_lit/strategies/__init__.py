@@ -1,5 +1,6 @@
-"""Strategies that Lightning lacks, and what callbacks ask of any strategy."""
+"""Strategies that Lightning lacks, and what modules and callbacks ask of any strategy."""
 
-from oneshot_lit.strategies.deepspeed import DeepSpeedCPUStrategy, HFDeepSpeedStrategy
+from oneshot_lit.strategies.deepspeed import HFDeepSpeedStrategy
+from oneshot_lit.strategies.fsdp2 import FSDP2Strategy
 
-__all__ = ["DeepSpeedCPUStrategy", "HFDeepSpeedStrategy"]
+__all__ = ["FSDP2Strategy", "HFDeepSpeedStrategy"]

@@ -1,0 +1,155 @@
+"""FSDP2 for Hugging Face models: the strategy, and how a model is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
+from lightning.pytorch.strategies import (
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    StrategyRegistry,
+)
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from oneshot_lit.errors import OneShotError
+from oneshot_lit.strategies.folders import (
+    add_own_state,
+    pop_own_state,
+    require_resumable,
+    whole_folder,
+    write_own_state,
+)
+
+
+class FSDP2Strategy(ModelParallelStrategy):
+    """PyTorch's fully sharded data parallelism, version 2, over all processes.
+
+    `LanguageModelModule.configure_model` cuts the model and reads only its own rows of the weights.
+    A checkpoint is a folder that is whole or absent, and that any number of processes can resume.
+    Runs on GPUs and, over gloo, on CPUs.
+
+    Args:
+        process_group_backend: nccl or gloo; chosen by the device if not given.
+        **kwargs: As `ModelParallelStrategy`, such as ``timeout``.
+    """
+
+    def __init__(self, process_group_backend: str | None = None, **kwargs: Any) -> None:
+        super().__init__(
+            data_parallel_size="auto",
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=True,
+            process_group_backend=process_group_backend,
+            **kwargs,
+        )
+
+    def setup_environment(self) -> None:
+        """Take all processes into one mesh."""
+        if not isinstance(self.accelerator, (CPUAccelerator, CUDAAccelerator)):
+            raise OneShotError(
+                "trainer.strategy: FSDP2 runs on NVIDIA GPUs and, slowly, on CPUs; give "
+                "--trainer.accelerator gpu or cpu."
+            )
+        self._data_parallel_size = self.num_processes * self.num_nodes
+        super().setup_environment()
+
+    @contextmanager
+    def tensor_init_context(self, empty_init: bool | None = None) -> Generator[None, None, None]:
+        """Create tensors on the device, so that random ones are those of other strategies."""
+        with self.root_device, super().tensor_init_context(empty_init):
+            yield
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
+    ) -> None:
+        """Write the shards of all processes into a folder that appears only when it is whole."""
+        own = pop_own_state(checkpoint)
+        facts = {"kind": "fsdp2", "world_size": self.world_size}
+        with whole_folder(self, filepath, facts) as folder:
+            super().save_checkpoint(checkpoint, folder, storage_options)
+            write_own_state(self, folder, own)
+
+    def load_checkpoint(
+        self, checkpoint_path: Any, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Load a checkpoint of FSDP2, of any number of processes; others are refused."""
+        assert self.lightning_module is not None
+        fitting = self.lightning_module.trainer.state.fn == TrainerFn.FITTING
+        require_resumable(Path(checkpoint_path), {"kind": "fsdp2"}, fitting)
+        loaded = super().load_checkpoint(checkpoint_path, weights_only)
+        add_own_state(self, Path(checkpoint_path), loaded)
+        return loaded
+
+
+def shard(model: nn.Module, mesh: DeviceMesh) -> None:
+    """Shard a model in place, each decoder layer by itself.
+
+    Args:
+        model: A Hugging Face model, with or without an adapter; may be on the meta device.
+        mesh: The mesh of `ModelParallelStrategy`, with a dimension ``data_parallel``.
+
+    Raises:
+        OneShotError: if processes are left over for tensor parallelism, which is not done here.
+    """
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    data: Any = mesh["data_parallel"]
+    if data.size() != mesh.size():
+        raise OneShotError(
+            "trainer.strategy: no tensor parallelism here; use "
+            "oneshot_lit.strategies.FSDP2Strategy (configs/strategy/fsdp2.yaml)."
+        )
+    kinds = set(getattr(model, "_no_split_modules", None) or ())
+    layers = [module for module in model.modules() if type(module).__name__ in kinds]
+    for unit in [*layers, model]:
+        # All parameters of a unit travel in one message, so they need one dtype.
+        for odd in _of_other_dtype(unit):
+            fully_shard(odd, mesh=data)
+        fully_shard(unit, mesh=data)
+    # Outside of `forward`, whole weights must be there for generation, too.
+    root: Any = model
+    register_fsdp_forward_method(root, "generate")
+
+
+def _of_other_dtype(unit: nn.Module) -> list[nn.Module]:
+    """Return the modules whose own parameters have not the dtype of most of the unit's."""
+    from torch.distributed.fsdp import FSDPModule
+
+    sizes: dict[torch.dtype, int] = {}
+    owners = []
+    for module in unit.modules():
+        own = [p for p in module.parameters(recurse=False)]
+        if own and not isinstance(module, FSDPModule):
+            owners.append((module, own[0].dtype))
+        for p in own:
+            sizes[p.dtype] = sizes.get(p.dtype, 0) + p.numel()
+    usual = max(sizes, key=lambda dtype: sizes[dtype], default=None)
+    return [module for module, dtype in owners if dtype != usual and module is not unit]
+
+
+def require_whole_weights(trainer: Trainer, who: str) -> None:
+    """Refuse strategies that shard the model or wrap its optimiser.
+
+    Args:
+        trainer: The trainer.
+        who: What needs whole weights, for the error.
+
+    Raises:
+        OneShotError: under FSDP and DeepSpeed.
+    """
+    if isinstance(trainer.strategy, (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)):
+        raise OneShotError(
+            f"trainer.strategy: {who} needs the whole model in each process, which "
+            f"{type(trainer.strategy).__name__} does not give; use one device or ddp."
+        )
+
+
+StrategyRegistry.register("fsdp2", FSDP2Strategy, description="PyTorch's FSDP2 over all processes")

@@ -1,0 +1,152 @@
+"""The weights of a model under any strategy: each process's own part, and whole ones in turn.
+
+Weights are the float32 masters where the engine computes in 16 bits. All processes call these
+functions together and with the same parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, distributed, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether some parameter is in parts, so that all processes must run each layer together."""
+    return any(isinstance(p, DTensor) or hasattr(p, "ds_tensor") for p in module.parameters())
+
+
+def own_weights(module: nn.Module) -> dict[str, Tensor]:
+    """Return copies of the trained weights on the CPU, of sharded ones this process's part.
+
+    Args:
+        module: The module that trains.
+    """
+    reshard(module)
+    return {
+        name: _own(parameter).detach().to("cpu", copy=True)
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+@torch.no_grad()
+def set_own_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give the trained weights the values that `own_weights` returned, or a mix of such."""
+    reshard(module)
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        value = weights[name].to(parameter.device)
+        if isinstance(parameter, DTensor):
+            parameter.to_local().copy_(value)
+        elif _has_zero3_master(parameter):
+            from deepspeed.utils import safe_set_local_fp32_param
+
+            safe_set_local_fp32_param(parameter, value)
+            parameter.ds_tensor.copy_(value)
+        else:
+            parameter.copy_(value)
+            if hasattr(parameter, "_hp_mapping"):
+                from deepspeed.utils import safe_set_full_fp32_param
+
+                safe_set_full_fp32_param(parameter, value)
+
+
+def whole_weights(parameters: Iterable[tuple[str, nn.Parameter]]) -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, whole tensor) one after another, so that no process ever holds all of them.
+
+    Args:
+        parameters: Names and parameters; buffers pass as they are.
+
+    Yields:
+        Detached tensors on the device of the model; do not write to them.
+    """
+    for name, parameter in parameters:
+        yield name, whole_weight(parameter)
+
+
+def whole_weight(parameter: Any) -> Tensor:
+    """Return a whole parameter, gathered from all processes where it is sharded."""
+    if isinstance(parameter, DTensor):
+        return parameter.detach().full_tensor()
+    if parameter.requires_grad and (
+        _has_zero3_master(parameter) or hasattr(parameter, "_hp_mapping")
+    ):
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        whole: Tensor = safe_get_full_fp32_param(parameter)
+        return whole.view(getattr(parameter, "ds_shape", parameter.shape))
+    if hasattr(parameter, "ds_tensor"):
+        return _gathered(parameter)
+    return parameter.detach()  # type: ignore[no-any-return]
+
+
+def restart_optimizer(trainer: Trainer, factor: float) -> None:
+    """Start over with an optimiser as new, at `factor` times the configured rate.
+
+    Args:
+        trainer: The running trainer; its module's `configure_optimizers` gives the new rate.
+        factor: The rate of the new optimiser divided by the old one's first rate.
+    """
+    optimizer: Any = trainer.optimizers[0]
+    if not hasattr(trainer.model, "is_gradient_accumulation_boundary"):
+        trainer.strategy.setup_optimizers(trainer)
+        return
+    # The engine's optimiser works on flat parts that it alone can make; but a state of zeros is a
+    # new state for SGD, Adam and their kin.
+    inner: Any = getattr(optimizer, "optimizer", optimizer)
+    for state in inner.state.values():
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                value.zero_()
+            elif isinstance(value, (int, float)):
+                state[key] = type(value)(0)
+    for group in inner.param_groups:
+        group.pop("step", None)
+        group["lr"] = group.get("initial_lr", group["lr"]) * factor
+        if "initial_lr" in group:
+            group["initial_lr"] = group["lr"]
+    make = getattr(trainer.lightning_module, "lr_scheduler", None)
+    for config in trainer.lr_scheduler_configs:
+        if make is not None:
+            config.scheduler = make(inner)
+
+
+def reshard(module: nn.Module) -> None:
+    """Let FSDP2 put parameters back that it keeps whole after a forward pass."""
+    for each in module.modules():
+        if isinstance(each, FSDPModule):
+            each.reshard()
+
+
+def _own(parameter: Any) -> Tensor:
+    if isinstance(parameter, DTensor):
+        return parameter.to_local()
+    if _has_zero3_master(parameter):
+        from deepspeed.utils import safe_get_local_fp32_param
+
+        part: Tensor = safe_get_local_fp32_param(parameter)
+        return part
+    return whole_weight(parameter)
+
+
+def _has_zero3_master(parameter: Any) -> bool:
+    return hasattr(parameter, "ds_tensor") and hasattr(parameter, "_z3_optimizer")
+
+
+def _gathered(parameter: Any) -> Tensor:
+    """Return a whole ZeRO-3 parameter that has no master weight."""
+    part: Tensor = parameter.ds_tensor.detach().flatten().to(parameter.device)
+    group = parameter.ds_process_group
+    whole = part.new_empty(part.numel() * distributed.get_world_size(group))
+    distributed.all_gather_into_tensor(whole, part, group=group)
+    return whole[: parameter.ds_numel].view(parameter.ds_shape)
+
+
