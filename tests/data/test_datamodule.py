@@ -128,7 +128,33 @@ def test_shards_cover_the_training_rows(build) -> None:
         data.trainer = at(rank, 4)
         seen.append(flat(indices(data.train_dataloader())))
     assert {len(s) for s in seen} == {3}
-    assert set(flat(seen)) == set(range(10))
+    assert sorted(n for n in flat(seen) if n >= 0) == list(range(10))
+
+
+def test_rows_that_fill_up_an_epoch_are_not_learned(build) -> None:
+    data = build(train=Rows(5), batch_size=2)
+    fillers = []
+    for rank in range(3):
+        data.trainer = at(rank, 3)
+        for batch in data.train_dataloader():
+            learned = (batch["labels"] != -100).any(dim=1)
+            assert learned.tolist() == (batch["index"] >= 0).tolist()
+            fillers += [n for n in batch["index"].tolist() if n < 0]
+    assert len(fillers) == 1
+
+
+def test_processes_may_share_a_batch(build) -> None:
+    whole = indices(build(train=Rows(11), batch_size=4, seed=1).train_dataloader())
+    data = build(train=Rows(11), batch_size=4, seed=1, share_batch=True)
+    parts = []
+    for rank in range(2):
+        data.trainer = at(rank, 2)
+        parts.append(indices(data.train_dataloader()))
+    together = [sorted(n for n in a + b if n >= 0) for a, b in zip(*parts, strict=True)]
+    assert together == [sorted(batch) for batch in whole]
+    data.trainer = at(0, 3)
+    with pytest.warns(UserWarning, match="does not divide by 3 processes: each takes 2"):
+        assert len(indices(data.train_dataloader())[0]) == 2
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -204,11 +230,15 @@ def test_prompts_are_answered_shortest_first_and_left_padded(build, world_tokeni
 
 def test_each_prompt_is_answered_by_exactly_one_process(build) -> None:
     data = build("test", test_sets={"t": PromptSet(Rows(7))}, eval_batch_size=2)
-    seen = []
-    for rank in range(3):
-        data.trainer = at(rank, 3)
-        seen += flat(indices(data.test_dataloader()[0]))
-    assert sorted(seen) == list(range(7))
+    for world_size in (1, 2, 3, 5, 9):
+        loaders = []
+        for rank in range(world_size):
+            data.trainer = at(rank, world_size)
+            loaders.append(indices(data.test_dataloader()[0]))
+        # In a sharded model all processes must take part in each batch.
+        assert len({len(batches) for batches in loaders}) == 1
+        seen = flat([flat(batches) for batches in loaders])
+        assert sorted(n for n in seen if n >= 0) == list(range(7))
 
 
 def test_default_metrics_depend_on_kind_and_references(build) -> None:

@@ -75,9 +75,11 @@ def test_shards_cover_every_row_evenly(size: int, world_size: int, number: int) 
     shards = [epoch(s, number) for s in samplers]
     assert {len(shard) for shard in shards} == {len(samplers[0])} == {-(-size // world_size)}
     rows = [row for shard in shards for row in shard]
-    assert set(rows) == set(range(size))
-    # Rows are repeated only to fill up the last round.
+    assert sorted(row for row in rows if row >= 0) == list(range(size))
+    # Fillers stand only in the last round.
     assert len(rows) - size < world_size
+    assert all(row >= 0 for shard in shards for row in shard[:-1])
+    assert all(-size <= row for row in rows)
 
 
 def test_length_is_the_whole_epoch_also_when_resumed() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,12 @@ from oneshot_lit.data.chat import (
 )
 from oneshot_lit.data.conversation import Conversation, require_trainable
 from oneshot_lit.data.instance import SafetyInstance
-from oneshot_lit.data.samplers import ResumableDataLoader, ResumableSampler
+from oneshot_lit.data.samplers import (
+    PromptShard,
+    ResumableDataLoader,
+    ResumableSampler,
+    filler,
+)
 from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.metrics.registry import Kind, metric_names
@@ -50,7 +55,11 @@ class TrainingDataset(Dataset[dict[str, Any]]):
         return len(self.encoded)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"encoded": self.encoded[index], "index": index}
+        if index >= 0:
+            return {"encoded": self.encoded[index], "index": index}
+        row = self.encoded[filler(index)]
+        unlearned = replace(row, loss_mask=[False] * len(row.loss_mask))
+        return {"encoded": unlearned, "index": index}
 
 
 class PromptDataset(Dataset[dict[str, Any]]):
@@ -93,6 +102,9 @@ class PromptDataset(Dataset[dict[str, Any]]):
         return len(self.order)
 
     def __getitem__(self, position: int) -> dict[str, Any]:
+        if position < 0:
+            index = self.order[filler(position)]
+            return {"encoded": self.encoded[index], "index": filler(index)}
         index = self.order[position]
         return {"encoded": self.encoded[index], "index": index}
 
@@ -100,19 +112,6 @@ class PromptDataset(Dataset[dict[str, Any]]):
 def _question(conversation: Conversation) -> tuple[Any, ...]:
     """What is asked, whatever the system prompt."""
     return tuple(m for m in conversation.prompt.messages if m.role != "system")
-
-
-class _Shard(torch.utils.data.Sampler[int]):
-    """Every `world_size`-th row from `rank`: each prompt is answered by exactly one process."""
-
-    def __init__(self, size: int, rank: int, world_size: int) -> None:
-        self.positions = range(rank, size, world_size)
-
-    def __iter__(self) -> Any:
-        return iter(self.positions)
-
-    def __len__(self) -> int:
-        return len(self.positions)
 
 
 class Collate:
@@ -142,7 +141,9 @@ class SafetyDataModule(LightningDataModule):
         val_sets: Prompt sets of the development split, scored during `fit` and by `validate`.
         test_sets: Held-out prompt sets, scored by `test`; no prompt may also be in `val_sets`.
         predict_sets: Prompt sets that `predict` answers; the test sets when not given.
-        batch_size: Training rows a step and process.
+        batch_size: Training rows a batch, of each process.
+        share_batch: Let the processes share `batch_size` rows instead, so that their number changes
+            nothing but the speed.
         eval_batch_size: Prompts generated together.
         max_length: Longest training row in tokens (cut beyond) and longest prompt (an error).
         instance_repeats: Rows an epoch when an instance is given; one step each at batch size 1.
@@ -159,6 +160,7 @@ class SafetyDataModule(LightningDataModule):
         test_sets: dict[str, PromptSet] | None = None,
         predict_sets: dict[str, PromptSet] | None = None,
         batch_size: int = 8,
+        share_batch: bool = False,
         eval_batch_size: int = 64,
         max_length: int = 512,
         instance_repeats: int = 1,
@@ -179,11 +181,14 @@ class SafetyDataModule(LightningDataModule):
             if value < 1:
                 raise OneShotError(f"data.{name} must be at least 1, not {value}.")
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.share_batch = share_batch
         self.max_length, self.instance_repeats = max_length, instance_repeats
         self.shuffle, self.num_workers, self.seed = shuffle, num_workers, seed
         self.tokenizer: Any = None
         self.training: TrainingDataset | None = None
         self._prompts: dict[str, list[PromptDataset]] = {}
+        self._batches: int | None = None
+        self._saved_batches: int | None = None
 
     def setup(self, stage: str | None = None) -> None:
         """Load, check and tokenise what `stage` (fit, validate, test, predict) needs."""
@@ -278,7 +283,23 @@ class SafetyDataModule(LightningDataModule):
         if self.trainer is None:
             return 0, 0
         total: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
-        return divmod(int(total.processed), batches_per_epoch)
+        saved, self._saved_batches = self._saved_batches or batches_per_epoch, None
+        epoch, batches = divmod(int(total.processed), saved)
+        if saved != batches_per_epoch and batches > 0:
+            raise OneShotError(
+                f"--ckpt_path: the checkpoint is of batch {batches} in an epoch of {saved}, and an "
+                f"epoch now has {batches_per_epoch}; resume with the same number of processes "
+                "(trainer.devices), or set data.share_batch from the start."
+            )
+        return epoch, batches
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how an epoch is cut, which a checkpoint's position refers to."""
+        return {"batches_per_epoch": self._batches}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember how the interrupted run cut its epochs."""
+        self._saved_batches = state_dict["batches_per_epoch"]
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Return right-padded batches: ``input_ids``, ``attention_mask``, ``labels``, ``index``."""
@@ -286,17 +307,32 @@ class SafetyDataModule(LightningDataModule):
         # Every process repeats the whole instance, so the mean gradient is the same for any number.
         rank, world_size = self._world() if self.instance is None else (0, 1)
         share = -(-len(self.training) // world_size)
-        epoch, batches = self._position(self._limited(-(-share // self.batch_size)))
+        batch_size = self._batch_of_process()
+        self._batches = self._limited(-(-share // batch_size))
+        epoch, batches = self._position(self._batches)
         sampler = ResumableSampler(
             len(self.training),
             shuffle=self.shuffle,
             seed=self.seed if self.seed is not None else torch.initial_seed(),
             start_epoch=epoch,
-            skip=batches * self.batch_size,
+            skip=batches * batch_size,
             rank=rank,
             world_size=world_size,
         )
-        return self._loader(self.training, sampler, self.batch_size, generation=False)
+        return self._loader(self.training, sampler, batch_size, generation=False)
+
+    def _batch_of_process(self) -> int:
+        """Return how many rows a batch of this process has."""
+        world_size = self._world()[1]
+        if not self.share_batch or self.instance is not None:
+            return self.batch_size
+        share = -(-self.batch_size // world_size)
+        if share * world_size != self.batch_size:
+            rank_zero_warn(
+                f"data.batch_size {self.batch_size} does not divide by {world_size} processes: "
+                f"each takes {share}, together {share * world_size}"
+            )
+        return share
 
     def _loader(
         self, dataset: Dataset[Any], sampler: Any, batch_size: int, generation: bool
@@ -315,8 +351,9 @@ class SafetyDataModule(LightningDataModule):
 
     def _prompt_loaders(self, name: str) -> list[DataLoader[dict[str, Any]]]:
         rank, world_size = self._world()
+        size = self.eval_batch_size
         return [
-            self._loader(d, _Shard(len(d), rank, world_size), self.eval_batch_size, generation=True)
+            self._loader(d, PromptShard(len(d), rank, world_size, size), size, generation=True)
             for d in self._prompts[name]
         ]
 

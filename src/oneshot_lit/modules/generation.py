@@ -60,6 +60,7 @@ def generate_answers(
     *,
     stop_ids: list[int],
     decoding: Decoding,
+    together: bool = False,
 ) -> list[str]:
     """Answer a left-padded batch of prompts.
 
@@ -69,6 +70,7 @@ def generate_answers(
         batch: ``input_ids`` and ``attention_mask``.
         stop_ids: Tokens that end an answer; neither they nor what follows is part of it.
         decoding: How the answers are generated; the model's own generation config plays no part.
+        together: Go on until all processes have their answers, as a sharded model needs.
 
     Returns:
         The texts without special tokens and outer white space, one a row.
@@ -83,6 +85,7 @@ def generate_answers(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
             generation_config=decoding.generation_config(stop_ids, tokenizer.pad_token_id),
+            synced_gpus=together,
         )
     finally:
         holder.generation_config = own

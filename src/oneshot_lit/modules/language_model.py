@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
-from oneshot_lit.data.chat import check_tokenizer, stop_token_ids
+from oneshot_lit.data.chat import IGNORE_INDEX, check_tokenizer, stop_token_ids
 from oneshot_lit.data.read_files import require_file
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.metrics.base import TextRate
@@ -24,6 +24,9 @@ from oneshot_lit.modules.generation import Decoding, generate_answers
 from oneshot_lit.modules.loss import next_token_loss
 from oneshot_lit.strategies import streaming
 from oneshot_lit.strategies.fsdp2 import shard
+from oneshot_lit.strategies.gradients import is_boundary, total_norm
+from oneshot_lit.strategies.random_state import random_states, restore_random_state
+from oneshot_lit.strategies.weights import runs_together
 
 
 class LanguageModelModule(LightningModule):
@@ -217,7 +220,7 @@ class LanguageModelModule(LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss, or stop the run when it is not finite."""
-        loss = self.compute_loss(batch)
+        loss = self._shared_loss(batch)
         if not torch.isfinite(loss):
             raise OneShotError(
                 f"the loss is {loss.item()} at step {self.global_step}, batch {batch_idx} of epoch "
@@ -226,9 +229,28 @@ class LanguageModelModule(LightningModule):
             )
         # Only what is shown is logged: a scalar a step costs more than the tiny models' own work.
         if self._log_this_step():
-            self.log("train/loss", loss.detach(), prog_bar=True)
+            self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
             self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
+
+    def loss_weight(self, batch: dict[str, Tensor]) -> Tensor:
+        """Return over how many terms `compute_loss` takes its mean: labelled tokens.
+
+        Processes are weighted by it, so that their number does not change the gradient of a step.
+        Override it together with `compute_loss` if that takes another mean.
+        """
+        return (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
+
+    def _shared_loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """Return the loss whose mean over the processes is that of all their rows at once."""
+        if self.trainer.world_size == 1:
+            return self.compute_loss(batch)
+        weight = self.loss_weight(batch).float()
+        mean = self.trainer.strategy.reduce(weight.clone(), reduce_op="mean")
+        # Rows that fill up an epoch stand at its end only, and a mean over nothing is no number.
+        if self.trainer.is_last_batch and weight == 0:
+            return 0.0 * self(batch["input_ids"], batch["attention_mask"]).sum()
+        return self.compute_loss(batch) * (weight / mean)
 
     def _log_this_step(self) -> bool:
         period = max(1, int(getattr(self.trainer, "log_every_n_steps", 1)))
@@ -239,23 +261,28 @@ class LanguageModelModule(LightningModule):
         conversations = getattr(dataset, "conversations", None)
         if conversations is None or "index" not in batch:
             return "rows unknown"
-        origins = [conversations[i].origin for i in batch["index"].tolist()]
+        origins = [conversations[i].origin for i in batch["index"].tolist() if i >= 0]
         more = f" and {len(origins) - 3} more" if len(origins) > 3 else ""
         return ", ".join(origins[:3]) + more
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Log the total gradient norm, before any clipping."""
-        if self._log_this_step():
-            gradients = [p.grad for p in self.parameters() if p.grad is not None]
-            if gradients:
-                self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
+        if self._log_this_step() and is_boundary(self.trainer):
+            norm = total_norm(self.trainer, [p for p in self.parameters() if p.requires_grad])
+            if norm is not None:
+                self.log("train/grad_norm", norm)
 
     # -------------------------------------------------------------- evaluation
 
     def generate(self, batch: dict[str, Tensor]) -> list[str]:
         """Answer a left-padded batch of prompts; returns the texts without special tokens."""
         return generate_answers(
-            self.model, self.tokenizer, batch, stop_ids=self.stop_ids, decoding=self.decoding
+            self.model,
+            self.tokenizer,
+            batch,
+            stop_ids=self.stop_ids,
+            decoding=self.decoding,
+            together=runs_together(self.model),
         )
 
     def _prompt_loaders(self) -> list[Any]:
@@ -273,9 +300,12 @@ class LanguageModelModule(LightningModule):
     def score_batch(self, batch: dict[str, Tensor], dataloader_idx: int) -> None:
         """Generate answers for a batch and add them to its set's metrics."""
         prompts = self._prompt_set(dataloader_idx)
-        outputs = self.generate(batch)
-        references = [prompts.references[i] for i in batch["index"].tolist()]
-        for metric in self._metrics[prompts.name].values():
+        answered = zip(batch["index"].tolist(), self.generate(batch), strict=True)
+        # What only fills up a batch has a negative index.
+        answers = {index: output for index, output in answered if index >= 0}
+        outputs = list(answers.values())
+        references = [prompts.references[i] for i in answers]
+        for metric in self._metrics[prompts.name].values() if outputs else ():
             metric.update(outputs, references)
         self.sample_counts[prompts.name] += len(outputs)
         self.empty_counts[prompts.name] += sum(not output for output in outputs)
@@ -337,6 +367,8 @@ class LanguageModelModule(LightningModule):
         prompts = self._prompt_set(dataloader_idx)
         rows = []
         for index, output in zip(batch["index"].tolist(), self.generate(batch), strict=True):
+            if index < 0:
+                continue
             row = prompts.conversations[index].prompt.as_dict()
             rows.append({"set": prompts.name, "index": index, **row, "output": output})
         return rows
@@ -348,7 +380,7 @@ class LanguageModelModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the random state, and only the adapter's weights when only an adapter is trained."""
-        checkpoint["random_state"] = torch.get_rng_state()
+        checkpoint["random_states"] = random_states(self.trainer)
         if self.peft is not None:
             trained = {name for name, p in self.named_parameters() if p.requires_grad}
             weights = checkpoint["state_dict"]
@@ -366,16 +398,18 @@ class LanguageModelModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the random state back and refuse a checkpoint without this run's trained weights."""
-        self._random_state = checkpoint.get("random_state")
+        self._random_states = checkpoint.get("random_states")
         if self.peft is not None and self.model is not None:
             trained = [name for name, p in self.named_parameters() if p.requires_grad]
-            missing = [name for name in trained if name not in checkpoint["state_dict"]]
+            # Sharded checkpoints are read by their strategy, which misses nothing in silence.
+            weights = checkpoint.get("state_dict")
+            missing = [name for name in trained if weights is not None and name not in weights]
             if missing:
                 raise OneShotError(f"the checkpoint lacks the adapter weight {missing[0]}.")
 
     def on_train_start(self) -> None:
         """Go on with the random numbers of the interrupted run."""
-        state = getattr(self, "_random_state", None)
-        if state is not None:
-            torch.set_rng_state(state)
-            self._random_state = None
+        states = getattr(self, "_random_states", None)
+        if states is not None:
+            restore_random_state(self.trainer, states)
+            self._random_states = None

@@ -21,6 +21,8 @@ from oneshot_lit.modules.selection import (
     overshoots,
     refusal_rate,
 )
+from oneshot_lit.strategies.folders import own_state
+from oneshot_lit.strategies.weights import own_weights, restart_optimizer, set_own_weights
 
 
 class OneShotRealignmentModule(LanguageModelModule):
@@ -108,7 +110,7 @@ class OneShotRealignmentModule(LanguageModelModule):
             self._require_development_rates()
         # A resumed run has them from its checkpoint.
         if self.select_best and self.selector.attempts > 1 and not self._first_weights:
-            self._first_weights = self._weights()
+            self._first_weights = own_weights(self)
 
     def _require_development_rates(self) -> None:
         """Refuse to choose by rates that nobody measures: a missing one would count as 0."""
@@ -150,13 +152,13 @@ class OneShotRealignmentModule(LanguageModelModule):
         record = self._record(self.global_step, float(loss) if started else None)  # type: ignore[arg-type]
         before = self._before(record)
         if self.selector.see(record) and self.select_best:
-            self._best_weights = self._weights()
+            self._best_weights = own_weights(self)
         if not self.select_best:
             return record
         if self.refine > 0:
             if before is not None and overshoots(before.scores, record.scores):
                 self._try_parts(before, record)
-            self._previous_weights = self._weights()
+            self._previous_weights = own_weights(self)
         if self.selector.should_stop:
             self.trainer.should_stop = True
         elif self.selector.attempt == self._attempt and self.selector.should_start_over:
@@ -182,9 +184,9 @@ class OneShotRealignmentModule(LanguageModelModule):
             f"starting over at {2**self._attempt} times the configured rate"
         )
         self._attempt += 1
-        self._set_weights(self._first_weights)
+        set_own_weights(self, self._first_weights)
         self._previous_weights = self._first_weights
-        self.trainer.strategy.setup_optimizers(self.trainer)
+        restart_optimizer(self.trainer, factor=2.0)
 
     def _record(self, step: float, loss: float | None) -> StepRecord:
         seen = self.selector.history
@@ -193,28 +195,15 @@ class OneShotRealignmentModule(LanguageModelModule):
         attempt = 1 if step == 0 else self._attempt
         return StepRecord(step, score, dict(self.scores), loss, attempt)
 
-    def _weights(self) -> dict[str, Tensor]:
-        return {
-            name: p.detach().to("cpu", copy=True)
-            for name, p in self.named_parameters()
-            if p.requires_grad
-        }
-
-    @torch.no_grad()
-    def _set_weights(self, weights: dict[str, Tensor]) -> None:
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                parameter.copy_(weights[name])
-
     @torch.no_grad()
     def _try_parts(self, before: StepRecord, after: StepRecord) -> None:
         """Bisect the last step for the part that refuses danger and not yet the harmless."""
-        start, end, scores = self._previous_weights, self._weights(), self.scores
+        start, end, scores = self._previous_weights, own_weights(self), self.scores
         low, high = 0.0, 1.0
         for _ in range(self.refine):
             part = (low + high) / 2
             mixed = {name: start[name].lerp(end[name], part) for name in end}
-            self._set_weights(mixed)
+            set_own_weights(self, mixed)
             self.scores = self.development_scores()
             record = self._record(before.step + part * (after.step - before.step), None)
             if self.selector.see_between(record):
@@ -225,7 +214,7 @@ class OneShotRealignmentModule(LanguageModelModule):
                 low = part
             else:
                 break
-        self._set_weights(end)
+        set_own_weights(self, end)
         self.scores = scores
 
     def development_scores(self) -> dict[str, float]:
@@ -243,7 +232,7 @@ class OneShotRealignmentModule(LanguageModelModule):
         best = self.selector.best
         if not self.select_best or best is None or not self._best_weights:
             return
-        self._set_weights(self._best_weights)
+        set_own_weights(self, self._best_weights)
         self._best_weights = {}
         rank_zero_info(
             f"kept step {best.step:g} of {self.selector.history[-1].step:g}: development score "
@@ -263,10 +252,12 @@ class OneShotRealignmentModule(LanguageModelModule):
         checkpoint["realignment"] = {
             "history": [record.as_dict() for record in self.selector.history],
             "between": [record.as_dict() for record in self.selector.between],
+            "attempt": self._attempt,
+        }
+        own_state(checkpoint)["realignment"] = {
             "best_weights": self._best_weights,
             "previous_weights": self._previous_weights,
             "first_weights": self._first_weights,
-            "attempt": self._attempt,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -279,9 +270,10 @@ class OneShotRealignmentModule(LanguageModelModule):
             [StepRecord(**record) for record in state[key]] for key in ("history", "between")
         )
         self.selector.replay(records, parts)
-        self._best_weights = state["best_weights"]
-        self._previous_weights = state["previous_weights"]
-        self._first_weights, self._attempt = state["first_weights"], state["attempt"]
+        own = own_state(checkpoint)["realignment"]
+        self._best_weights = own["best_weights"]
+        self._previous_weights = own["previous_weights"]
+        self._first_weights, self._attempt = own["first_weights"], state["attempt"]
         # Killed after its last step but before its product: there is nothing left to train.
         if self.trainer.state.fn == "fit" and self.select_best and self.selector.should_stop:
             self.trainer.should_stop = True

@@ -26,7 +26,6 @@ from oneshot_lit.strategies.folders import (
 )
 from oneshot_lit.strategies.masters import MasterWeights
 
-
 _LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 

@@ -18,9 +18,15 @@ from lightning.pytorch.strategies import (
 )
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.device_mesh import DeviceMesh
 
 from oneshot_lit.errors import OneShotError
+from oneshot_lit.strategies.distributed_checkpoint import META, read_tensors
 from oneshot_lit.strategies.folders import (
     add_own_state,
     pop_own_state,
@@ -81,11 +87,26 @@ class FSDP2Strategy(ModelParallelStrategy):
         self, checkpoint_path: Any, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Load a checkpoint of FSDP2, of any number of processes; others are refused."""
-        assert self.lightning_module is not None
-        fitting = self.lightning_module.trainer.state.fn == TrainerFn.FITTING
-        require_resumable(Path(checkpoint_path), {"kind": "fsdp2"}, fitting)
-        loaded = super().load_checkpoint(checkpoint_path, weights_only)
-        add_own_state(self, Path(checkpoint_path), loaded)
+        module = self.lightning_module
+        assert module is not None
+        assert self.model is not None
+        path = Path(self.broadcast(checkpoint_path))
+        fitting = module.trainer.state.fn == TrainerFn.FITTING
+        require_resumable(path, {"kind": "fsdp2"}, fitting)
+        weights = get_model_state_dict(self.model)
+        if not module.strict_loading:
+            trained = {name for name, p in module.named_parameters() if p.requires_grad}
+            weights = {name: weight for name, weight in weights.items() if name in trained}
+        read_tensors({"state_dict": weights}, path)
+        self.model.load_state_dict(weights, strict=module.strict_loading)
+        for index, optimizer in enumerate(self.optimizers if fitting else ()):
+            state = {f"optimizer_{index}": get_optimizer_state_dict(self.model, optimizer)}
+            read_tensors(state, path)
+            set_optimizer_state_dict(
+                self.model, optimizer, optim_state_dict=state[f"optimizer_{index}"]
+            )
+        loaded: dict[str, Any] = torch.load(path / META, map_location="cpu", weights_only=True)
+        add_own_state(self, path, loaded)
         return loaded
 
 
@@ -126,7 +147,7 @@ def _of_other_dtype(unit: nn.Module) -> list[nn.Module]:
     sizes: dict[torch.dtype, int] = {}
     owners = []
     for module in unit.modules():
-        own = [p for p in module.parameters(recurse=False)]
+        own = list(module.parameters(recurse=False))
         if own and not isinstance(module, FSDPModule):
             owners.append((module, own[0].dtype))
         for p in own:

@@ -126,6 +126,24 @@ def gradient_norms(trainer: Trainer, parameters: Sequence[nn.Parameter]) -> Tens
     return norms
 
 
+def total_norm(trainer: Trainer, parameters: Sequence[nn.Parameter]) -> Tensor | None:
+    """Return the norm of all gradients together, or None if there is none.
+
+    Args:
+        trainer: The running trainer.
+        parameters: Parameters of its module; the same ones on all processes.
+
+    Returns:
+        A scalar.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if _engine(trainer) is None and not any(isinstance(g, DTensor) for g in gradients):
+        return torch.nn.utils.get_total_norm(gradients) if gradients else None
+    norms = gradient_norms(trainer, parameters)
+    known = norms[~norms.isnan()]
+    return torch.linalg.vector_norm(known).float() if known.numel() else None
+
+
 def _own_square(trainer: Trainer, parameter: nn.Parameter) -> float | None:
     """Return what this process adds to the squared norm, or None if it holds no gradient."""
     gradient, copies = parameter.grad, trainer.world_size

@@ -87,7 +87,9 @@ def needs_base_weights(options: dict[str, Any] | None) -> bool:
         return False
     plain = options.get("init_lora_weights", True) in (True, False, "gaussian", "orthogonal")
     lora = str(options.get("peft_type", "LORA")) == "LORA"
-    return not (lora and plain and not options.get("use_dora") and not options.get("modules_to_save"))
+    return not (
+        lora and plain and not options.get("use_dora") and not options.get("modules_to_save")
+    )
 
 
 def materialise(model: nn.Module, device: torch.device) -> None:
@@ -96,7 +98,7 @@ def materialise(model: nn.Module, device: torch.device) -> None:
     def fill(tensor: Tensor) -> Tensor:
         return torch.empty_like(tensor, device=device) if tensor.is_meta else tensor
 
-    model._apply(fill)
+    model._apply(fill)  # type: ignore[no-untyped-call]
 
 
 @torch.no_grad()
@@ -117,7 +119,10 @@ def read_weights(model: Any, where: Places, folder: Path) -> None:
             else:
                 tensor.copy_(slices(name)[...])
             tensor._is_hf_initialized = True
-    # Only what no file holds is left: buffers such as the frequencies of RoPE.
+    # Only what no file holds is left: buffers such as the frequencies of RoPE. An adapter has been
+    # drawn by `peft`.
+    for parameter in model.parameters():
+        parameter._is_hf_initialized = True
     model.initialize_weights()
 
 
@@ -150,7 +155,7 @@ def _whole(modules: list[nn.Module]) -> Iterator[None]:
     for module in modules:
         for leaf, parameter in list(module.named_parameters(recurse=False)):
             if isinstance(parameter, DTensor):
-                whole = nn.Parameter(parameter.detach().full_tensor(), requires_grad=False)
+                whole = nn.Parameter(parameter.full_tensor().detach(), requires_grad=False)
                 if getattr(parameter, "_is_hf_initialized", False):
                     whole._is_hf_initialized = True  # type: ignore[attr-defined]
                 module._parameters[leaf] = whole

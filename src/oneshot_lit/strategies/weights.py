@@ -16,10 +16,15 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 
-
 def is_sharded(module: nn.Module) -> bool:
-    """Whether some parameter is in parts, so that all processes must run each layer together."""
+    """Whether some parameter is in parts."""
     return any(isinstance(p, DTensor) or hasattr(p, "ds_tensor") for p in module.parameters())
+
+
+def runs_together(module: nn.Module) -> bool:
+    """Whether all processes must run each layer at once, because each holds a part of it."""
+    several = distributed.is_initialized() and distributed.get_world_size() > 1
+    return several and is_sharded(module)
 
 
 def own_weights(module: nn.Module) -> dict[str, Tensor]:
@@ -40,6 +45,7 @@ def own_weights(module: nn.Module) -> dict[str, Tensor]:
 def set_own_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Give the trained weights the values that `own_weights` returned, or a mix of such."""
     reshard(module)
+    parameter: Any
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -50,6 +56,9 @@ def set_own_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
             from deepspeed.utils import safe_set_local_fp32_param
 
             safe_set_local_fp32_param(parameter, value)
+            # Small parameters stay whole between steps, and would keep their values.
+            if parameter.data.numel() > 0:
+                parameter.partition()
             parameter.ds_tensor.copy_(value)
         else:
             parameter.copy_(value)
@@ -75,13 +84,14 @@ def whole_weights(parameters: Iterable[tuple[str, nn.Parameter]]) -> Iterator[tu
 def whole_weight(parameter: Any) -> Tensor:
     """Return a whole parameter, gathered from all processes where it is sharded."""
     if isinstance(parameter, DTensor):
-        return parameter.detach().full_tensor()
+        whole: Tensor = parameter.full_tensor()
+        return whole.detach()
     if parameter.requires_grad and (
         _has_zero3_master(parameter) or hasattr(parameter, "_hp_mapping")
     ):
         from deepspeed.utils import safe_get_full_fp32_param
 
-        whole: Tensor = safe_get_full_fp32_param(parameter)
+        whole = safe_get_full_fp32_param(parameter)
         return whole.view(getattr(parameter, "ds_shape", parameter.shape))
     if hasattr(parameter, "ds_tensor"):
         return _gathered(parameter)
@@ -148,5 +158,3 @@ def _gathered(parameter: Any) -> Tensor:
     whole = part.new_empty(part.numel() * distributed.get_world_size(group))
     distributed.all_gather_into_tensor(whole, part, group=group)
     return whole[: parameter.ds_numel].view(parameter.ds_shape)
-
-
