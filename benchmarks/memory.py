@@ -166,9 +166,8 @@ def main() -> None:
     plan = Plan(options.batch, options.length, True, 2, options.gradient_checkpointing)
     unit, size = ("GiB", 2**30) if cuda else ("KiB", 2**10)
     what = "peak on the GPU" if cuda else "weights and optimiser state"
-    print(
-        f"{'':<24} {'':<5} {'estimated':>12} {'measured':>12} {'ratio':>6} {'s / step':>9}   {what}"
-    )
+    print(f"{what}, bf16-mixed, AdamW, one process")
+    print(f"{'':<24} {'':<5} {'estimated':>12} {'measured':>12} {'ratio':>6} {'s / step':>9}")
     for name in options.strategy if cuda else ["single"]:
         for kind in ("full", "lora"):
             peft = LORA if kind == "lora" else None

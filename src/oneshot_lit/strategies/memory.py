@@ -118,10 +118,18 @@ def estimates(model: ModelFacts, processes: Iterable[int], plan: Plan) -> Iterat
 
 
 def simplest(found: Iterable[Estimate], limit: int) -> Estimate | None:
-    """Return the simplest that fits into `limit` bytes, and of that one the fewest processes."""
+    """Return the simplest that fits into `limit` bytes, with the fewest processes.
+
+    FSDP2 and ZeRO-3, which share out the same, are equally simple.
+    """
     fitting = [one for one in found if one.peak <= limit]
-    key = lambda one: (STRATEGIES.index(one.strategy), one.processes)  # noqa: E731
-    return min(fitting, key=key, default=None)
+
+    def effort(one: Estimate) -> tuple[int, int, int]:
+        place = STRATEGIES.index(one.strategy)
+        equal = STRATEGIES.index("fsdp2") if one.strategy == "deepspeed_zero3" else place
+        return equal, one.processes, place
+
+    return min(fitting, key=effort, default=None)
 
 
 def _whole(model: ModelFacts, strategy: str, processes: int, plan: Plan) -> Estimate:

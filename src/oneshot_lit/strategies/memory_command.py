@@ -33,7 +33,7 @@ PARTS = {
     "gradients": "grads",
     "buckets": "buckets",
     "whole": "whole",
-    "gathered": "gathered",
+    "gathered": "gather.",
     "activations": "activ.",
     "step": "step",
     "peak": "peak",
@@ -67,6 +67,7 @@ def run_memory_command(arguments: Sequence[str]) -> int:
         raise OneShotError(f"memory: --gpu-gib {options.gpu_gib}: give a number above 0.")
     peft = {"r": options.lora, "target_modules": "all-linear"} if options.lora else None
     limit = int(options.gpu_gib * GIB)
+    # Tables are not cut where the output goes to a file.
     console = Console(highlight=False, width=None if Console().is_terminal else 120)
     written = []
     with warnings.catch_warnings():
@@ -75,8 +76,10 @@ def run_memory_command(arguments: Sequence[str]) -> int:
         models = [model_facts(name, peft=peft) for name in options.model]
     for model in models:
         found = list(estimates(model, counts, plan))
-        console.print(_overview(model, found, counts, options, limit))
+        console.print(_title(model, options), soft_wrap=True)
+        console.print(_overview(found, counts, limit))
         if options.parts:
+            console.print("Parts in GiB:")
             console.print(_parts(found))
         advice = recommendation(model, found, limit)
         console.print(advice, soft_wrap=True)
@@ -163,23 +166,20 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
     return {k: v for k, v in vars(options).items() if k not in ("model", "json", "parts")}
 
 
-def _overview(
-    model: ModelFacts,
-    found: list[Estimate],
-    counts: list[int],
-    options: argparse.Namespace,
-    limit: int,
-) -> Table:
+def _title(model: ModelFacts, options: argparse.Namespace) -> str:
+    """Return what is estimated, in one line."""
     trained = f"LoRA r={options.lora}: " if options.lora else ""
     checkpointing = ", gradient checkpointing" if options.gradient_checkpointing else ""
     accumulate = f", {options.accumulate} batches a step" if options.accumulate > 1 else ""
-    table = Table(
-        title=f"{model.name}: {model.parameters:,} parameters, {trained}{model.trained:,} trained; "
+    return (
+        f"{model.name}: {model.parameters:,} parameters, {trained}{model.trained:,} trained; "
         f"{options.precision}, {options.optimizer}, batch {options.batch} x {options.length}"
-        f"{checkpointing}{accumulate}; GiB on each GPU (+ GiB of CPU memory for each)",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
+        f"{checkpointing}{accumulate}; GiB on each GPU (+ GiB of CPU memory for each)"
     )
+
+
+def _overview(found: list[Estimate], counts: list[int], limit: int) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
     table.add_column("strategy", no_wrap=True)
     for count in counts:
         table.add_column(f"{count} GPU{'s' * (count > 1)}", justify="right", no_wrap=True)
@@ -199,8 +199,8 @@ def _cell(one: Estimate | None, limit: int) -> str:
 
 
 def _parts(found: list[Estimate]) -> Table:
-    table = Table(title="parts in GiB", title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("GPUs", justify="right")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, pad_edge=False)
+    table.add_column("GPUs", justify="right", no_wrap=True)
     table.add_column("strategy", no_wrap=True)
     for head in PARTS.values():
         table.add_column(head, justify="right", no_wrap=True)
