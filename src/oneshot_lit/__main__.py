@@ -13,7 +13,7 @@ from oneshot_lit import __version__
 from oneshot_lit.errors import OneShotError, did_you_mean
 
 FITTING = ("fit", "validate", "test", "predict")
-VERBS = (*FITTING, "study", "microworld")
+VERBS = (*FITTING, "study", "microworld", "memory")
 
 HELP = f"""\
 oneshot-lit {__version__}: break and repair the safety of fine-tuned language models.
@@ -27,6 +27,7 @@ commands
   predict     answer prompts; writes <root>/predictions.jsonl
   study       run stages and compare them; writes results.json and report.html
   microworld  write the embedded micro-world's data sets to files
+  memory      estimate what a model needs of each GPU, by strategy and number of GPUs
   <root> is --trainer.default_root_dir.
 
 the whole story on a laptop, offline, in about a minute
@@ -76,6 +77,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from oneshot_lit.data.microworld.files import run_microworld_command
 
             return run_microworld_command(given[1:])
+        if given[0] == "memory":
+            from oneshot_lit.strategies.memory_command import run_memory_command
+
+            return run_memory_command(given[1:])
         from oneshot_lit.cli import run_lightning_command
 
         return run_lightning_command(given)
