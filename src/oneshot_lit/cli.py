@@ -215,6 +215,8 @@ def _silence() -> None:
         "LeafSpec",
         "Total length of `list`",
         "is_gradient_checkpointing",
+        # DeepSpeed's and Lightning's calls of collectives, at every step.
+        "is deprecated. Please use `torch.distributed",
     ):
         warnings.filterwarnings("ignore", message=f".*{message}.*")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from oneshot_lit.callbacks.hf_writer import gather, write_model
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.files import folder_written_whole
 from oneshot_lit.modules.language_model import LanguageModelModule
-from oneshot_lit.modules.loading import is_adapter, is_local, resolve_dtype
+from oneshot_lit.modules.loading import is_adapter, is_local, load_merged, resolve_dtype
 from oneshot_lit.runs import PRODUCTS, record_run, recorded_runs
+from oneshot_lit.strategies.deepspeed import whole_models
+from oneshot_lit.strategies.weights import is_sharded
 
 PRODUCT, MERGED = "model", "merged"
 
@@ -47,23 +54,23 @@ class HuggingFaceExport(Callback):
         self.run: dict[str, Any] = {}
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the product from the first process."""
+        """Write the product; all processes give their parts, the first one writes."""
         if not self.enabled or trainer.fast_dev_run or trainer.interrupted:  # type: ignore[attr-defined]
             return
         if isinstance(pl_module, LanguageModelModule):
             pl_module.before_export()
+        target = Path(trainer.default_root_dir) / PRODUCT
+        whole = target.with_name(MERGED)
+        with _written_by_first(trainer, target) as folder:
+            self.save(pl_module, folder)
+        if self.merged and trainer.strategy.broadcast(is_adapter(str(target))):
+            with _written_by_first(trainer, whole) as folder:
+                self.save_merged(pl_module, folder)
+            rank_zero_info(f"merged model written to {whole}")
+        elif trainer.is_global_zero and whole.is_dir() and self._wrote_merged(target.parent):
+            # It would be taken for this product, merged.
+            shutil.rmtree(whole)
         if trainer.is_global_zero:
-            target = Path(trainer.default_root_dir) / PRODUCT
-            with folder_written_whole(target) as folder:
-                self.save(pl_module, folder)
-            whole = target.with_name(MERGED)
-            if self.merged and is_adapter(str(target)):
-                with folder_written_whole(whole) as folder:
-                    self.save_merged(pl_module, folder)
-                rank_zero_info(f"merged model written to {whole}")
-            elif whole.is_dir() and self._wrote_merged(target.parent):
-                # It would be taken for this product, merged.
-                shutil.rmtree(whole)
             self._drop_stale_products(target.parent)
             record_run(target.parent, "fit", self.run)
             rank_zero_info(f"model written to {target}")
@@ -81,42 +88,79 @@ class HuggingFaceExport(Callback):
             for command in ("test", "predict"):
                 (root / PRODUCTS[command]).unlink(missing_ok=True)
 
-    def save(self, module: Any, folder: Path) -> None:
-        """Write model and tokenizer of a `LanguageModelModule` into a folder."""
+    def save(self, module: Any, folder: Path | None) -> None:
+        """Write model and tokenizer of a `LanguageModelModule`.
+
+        Args:
+            module: The module; all processes call this together.
+            folder: An empty folder on the process that writes, None on the others.
+        """
         model = module.model
-        if module.peft is not None:
-            if not any(p.requires_grad for p in model.parameters()):
-                raise OneShotError("the adapter has no trained weights; nothing to export.")
-            on_adapter = module.model_name_or_path and is_adapter(module.model_name_or_path)
-            if on_adapter and not self.merge_adapter:
-                # Its base would be a folder that is no model, and that peft loads without a word.
-                rank_zero_warn(
-                    f"{module.model_name_or_path} is an adapter itself, and an adapter on an "
-                    "adapter loads nowhere else; the merged model is written."
-                )
-            if self.merge_adapter or on_adapter:
-                self.save_merged(module, folder)
-                return
-            else:
-                # A path relative to the working folder would break when the user moves.
-                base = module.model_name_or_path
-                resolved = str(Path(base).expanduser().resolve()) if is_local(base) else base
-                model.peft_config[model.active_adapter].base_model_name_or_path = resolved
-        self._write(model, module.tokenizer, folder)
+        if module.peft is None:
+            write_model(model, folder, self.save_dtype)
+            _write_tokenizer(module, folder)
+            return
+        if not any(p.requires_grad for p in model.parameters()):
+            raise OneShotError("the adapter has no trained weights; nothing to export.")
+        on_adapter = module.model_name_or_path and is_adapter(module.model_name_or_path)
+        if on_adapter and not self.merge_adapter:
+            # Its base would be a folder that is no model, and that peft loads without a word.
+            rank_zero_warn(
+                f"{module.model_name_or_path} is an adapter itself, and an adapter on an "
+                "adapter loads nowhere else; the merged model is written."
+            )
+        if self.merge_adapter or on_adapter:
+            self.save_merged(module, folder)
+            return
+        self._write_adapter(module, folder)
+        _write_tokenizer(module, folder)
 
-    def save_merged(self, module: Any, folder: Path) -> None:
+    def _write_adapter(self, module: Any, folder: Path | None) -> None:
+        model = module.model
+        trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        weights = gather(trained, folder is not None, self.save_dtype)
+        if folder is None:
+            return
+        # A path relative to the working folder would break when the user moves.
+        base = module.model_name_or_path
+        resolved = str(Path(base).expanduser().resolve()) if is_local(base) else base
+        model.peft_config[model.active_adapter].base_model_name_or_path = resolved
+        model.save_pretrained(folder, state_dict=weights)
+
+    def save_merged(self, module: Any, folder: Path | None) -> None:
         """Write the model with its adapter merged into it; the module's model is spent by that."""
-        self._write(module.model.merge_and_unload(), module.tokenizer, folder)
+        if not is_sharded(module.model):
+            if folder is not None:
+                write_model(module.model.merge_and_unload(), folder, self.save_dtype)
+                _write_tokenizer(module, folder)
+            return
+        # Parts cannot be merged; the first process loads the base once more, whole.
+        with tempfile.TemporaryDirectory() as place:
+            adapter = None if folder is None else Path(place)
+            self._write_adapter(module, adapter)
+            if folder is None:
+                return
+            with whole_models(), torch.device("cpu"):
+                merged = load_merged(
+                    module.model_name_or_path,
+                    place,
+                    dtype=module.model_dtype,
+                    trust_remote_code=module.trust_remote_code,
+                )
+            write_model(merged, folder, self.save_dtype)
+            _write_tokenizer(module, folder)
 
-    def _write(self, model: Any, tokenizer: Any, folder: Path) -> None:
-        if self.save_dtype is not None:
-            kept = {n: t.data for n, t in [*model.named_parameters(), *model.named_buffers()]}
-            dtype = model.config.dtype
-            model.to(self.save_dtype)
-            model.save_pretrained(folder)
-            for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-                tensor.data = kept[name]
-            model.config.dtype = dtype
-        else:
-            model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+
+def _write_tokenizer(module: Any, folder: Path | None) -> None:
+    if folder is not None:
+        module.tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def _written_by_first(trainer: Trainer, target: Path) -> Iterator[Path | None]:
+    """Yield a folder that appears when it is whole to the first process, None to the others."""
+    if trainer.is_global_zero:
+        with folder_written_whole(target) as folder:
+            yield folder
+    else:
+        yield None

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from safetensors import SafetensorError
 
 from oneshot_lit.errors import OneShotError, did_you_mean
+from oneshot_lit.strategies.deepspeed import whole_models
 
 MICROWORLD_TOKENIZER = "microworld"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -146,8 +147,6 @@ def _without_load_report() -> Iterator[None]:
 def _load_merged_adapter(
     folder: Path, dtype: torch.dtype, trust_remote_code: bool, attn_implementation: str | None
 ) -> Any:
-    from peft import PeftModel
-
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -155,6 +154,28 @@ def _load_merged_adapter(
     base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
     if not base:
         raise OneShotError(f"{folder}: adapter_config.json names no base model.")
+    # Parts cannot be merged; a strategy may cut the result.
+    with whole_models():
+        return load_merged(
+            base,
+            str(folder),
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            attn_implementation=attn_implementation,
+        )
+
+
+def load_merged(
+    base: str,
+    adapter: str,
+    *,
+    dtype: torch.dtype,
+    trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
+) -> Any:
+    """Load a base model, whole, and merge a PEFT adapter's folder into it."""
+    from peft import PeftModel
+
     model = load_model(
         base,
         dtype=dtype,
@@ -162,10 +183,10 @@ def _load_merged_adapter(
         attn_implementation=attn_implementation,
     )
     try:
-        return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+        return PeftModel.from_pretrained(model, adapter).merge_and_unload()
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise OneShotError(
-            f"{folder}: the adapter does not load on {base} ({_first_line(error)})."
+            f"{adapter}: the adapter does not load on {base} ({_first_line(error)})."
         ) from error
 
 
@@ -193,6 +214,7 @@ def build_model(config: dict[str, Any], tokenizer: Any, dtype: torch.dtype) -> A
     with no_init_weights():
         model = _from_config(architecture(config, tokenizer), dtype)
     model.initialize_weights()
+    model.tie_weights()
     return model
 
 

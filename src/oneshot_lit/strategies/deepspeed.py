@@ -26,6 +26,20 @@ from oneshot_lit.strategies.folders import (
 )
 from oneshot_lit.strategies.masters import MasterWeights
 
+
+@contextmanager
+def whole_models() -> Generator[None, None, None]:
+    """Let `transformers` load whole models though ZeRO-3 would shard them."""
+    from transformers.integrations import deepspeed
+
+    known = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed._hf_deepspeed_config_weak_ref = None
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = known
+
+
 _LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -38,7 +52,8 @@ class HFDeepSpeedStrategy(DeepSpeedStrategy):
       DeepSpeed config; Lightning's own sharding in its place gives wrong initial weights of new
       models and adapters.
     - Lightning and DeepSpeed both divide the loss by the number of accumulated batches; here it is
-      divided once.
+      divided once. The last batches of an epoch are followed by an optimiser step even if they are
+      fewer, as under any other strategy.
     - In 16-bit precision the fp32 master weights start from the weights of the model's folder, not
       from their 16-bit rounding, and RoPE buffers keep float32.
     - A checkpoint is whole or absent, and says which strategy and how many processes it needs.
@@ -150,6 +165,24 @@ class HFDeepSpeedStrategy(DeepSpeedStrategy):
         super().init_deepspeed()
         self._masters.restore(module)
         self._masters = None
+
+    @property
+    def handles_gradient_accumulation(self) -> bool:
+        """Whether the engine decides when to step; not at the end of an epoch."""
+        return not self._ends_epoch()
+
+    def _ends_epoch(self) -> bool:
+        trainer = self.lightning_module.trainer  # type: ignore[union-attr]
+        ready = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        return trainer.is_last_batch or ready >= trainer.num_training_batches
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a batch; the last one of an epoch is followed by an optimiser step in any case."""
+        trainer = self.lightning_module.trainer  # type: ignore[union-attr]
+        if trainer.accumulate_grad_batches > 1:
+            engine = self.deepspeed_engine
+            engine.set_gradient_accumulation_boundary(not trainer.fit_loop._should_accumulate())
+        return super().training_step(*args, **kwargs)
 
     def backward(
         self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any

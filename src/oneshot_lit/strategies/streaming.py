@@ -136,12 +136,18 @@ def draw_weights(model: Any) -> None:
     from transformers import PreTrainedModel
     from transformers.initialization import guard_torch_init_functions
 
+    # A tied weight is drawn for each of its places, and the first draw counts.
+    owners: dict[int, tuple[nn.Module, str]] = {}
+    for each in model.modules():
+        for leaf, parameter in each.named_parameters(recurse=False):
+            owners.setdefault(id(parameter), (each, leaf))
+
     def visit(module: Any, draw: Any) -> None:
         for child in module.children():
             visit(child, child._initialize_weights if isinstance(child, PreTrainedModel) else draw)
         # A module may draw the weights of its children, too.
         parts = [module, *(c for c in module.children() if not isinstance(c, PreTrainedModel))]
-        with _whole(parts):
+        with _whole(parts, owners):
             draw(module, model.is_custom_code())
 
     with guard_torch_init_functions():
@@ -149,7 +155,7 @@ def draw_weights(model: Any) -> None:
 
 
 @contextmanager
-def _whole(modules: list[nn.Module]) -> Iterator[None]:
+def _whole(modules: list[nn.Module], owners: dict[int, tuple[nn.Module, str]]) -> Iterator[None]:
     """Put whole parameters in the place of cut ones, and take over the rows they then have."""
     replaced = []
     for module in modules:
@@ -164,8 +170,9 @@ def _whole(modules: list[nn.Module]) -> Iterator[None]:
         yield
     finally:
         for module, leaf, parameter, whole in replaced:
-            start, stop = _rows(parameter)
-            parameter.to_local().copy_(whole[start:stop])
+            if owners[id(parameter)] == (module, leaf):
+                start, stop = _rows(parameter)
+                parameter.to_local().copy_(whole[start:stop])
             module._parameters[leaf] = parameter
 
 
