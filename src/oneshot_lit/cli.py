@@ -215,6 +215,7 @@ def _silence() -> None:
         "LeafSpec",
         "Total length of `list`",
         "is_gradient_checkpointing",
+        "When saving the DeepSpeed Stage 3 checkpoint",
         # DeepSpeed's and Lightning's calls of collectives, at every step.
         "is deprecated. Please use `torch.distributed",
     ):
@@ -222,6 +223,8 @@ def _silence() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "Tip: " not in record.getMessage()
     )
+    # It names the norms, which are sharded with their layer.
+    logging.getLogger("transformers.distributed.tensor_parallel").setLevel(logging.ERROR)
     if not sys.stderr.isatty():
         disable_progress_bar()
 

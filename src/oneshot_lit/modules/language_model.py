@@ -332,7 +332,9 @@ class LanguageModelModule(LightningModule):
 
     def _finish_scoring(self, prefix: str) -> None:
         self.scores = self.computed_scores()
-        self.log_dict({prefix + key: value for key, value in self.scores.items()})
+        # Equal on all processes already.
+        named = {prefix + key: value for key, value in self.scores.items()}
+        self.log_dict(named, sync_dist=self.trainer.world_size > 1)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the scores of the last validation."""

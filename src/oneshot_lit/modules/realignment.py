@@ -143,7 +143,8 @@ class OneShotRealignmentModule(LanguageModelModule):
         counts = zip(self.trainer.num_sanity_val_batches, self._prompt_loaders(), strict=True)
         if self.trainer.sanity_checking and any(n < len(loader) for n, loader in counts):
             return
-        self.log("dev/score", self._judge().score, prog_bar=True)
+        several = self.trainer.world_size > 1
+        self.log("dev/score", self._judge().score, prog_bar=True, sync_dist=several)
 
     def _judge(self) -> StepRecord:
         """Record this step's scores; keep its weights, stop or start over as they say."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,6 +76,9 @@ class HFDeepSpeedStrategy(DeepSpeedStrategy):
                 "trainer.strategy needs deepspeed, which is not installed; run "
                 "pip install 'oneshot-lit[deepspeed]', or choose another strategy."
             )
+        if not torch.cuda.is_available():
+            # Otherwise DeepSpeed looks for every accelerator there is, and warns.
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
         super().__init__(*args, **kwargs)
         self._hf_config: Any = None
         self._masters: MasterWeights | None = None
@@ -131,6 +135,10 @@ class HFDeepSpeedStrategy(DeepSpeedStrategy):
             # Otherwise its first use compiles a shared-memory kernel for more than a minute.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         super()._init_deepspeed_distributed()
+
+    def _auto_select_batch_size(self) -> int:
+        # Only DeepSpeed's own timings want it; the parent asks for training rows even in a test.
+        return 1
 
     # ------------------------------------------------------------------- model
 
