@@ -13,7 +13,7 @@ from oneshot_lit import __version__
 from oneshot_lit.errors import OneShotError, did_you_mean
 
 FITTING = ("fit", "validate", "test", "predict")
-VERBS = (*FITTING, "study", "microworld", "memory")
+VERBS = (*FITTING, "export", "study", "microworld", "memory")
 
 HELP = f"""\
 oneshot-lit {__version__}: break and repair the safety of fine-tuned language models.
@@ -25,6 +25,7 @@ commands
   test        answer and score held-out prompts; writes <root>/metrics.json
   validate    the same on the development prompts, printed only
   predict     answer prompts; writes <root>/predictions.jsonl
+  export      write the weights of a checkpoint, sharded or not, as a Hugging Face folder
   study       run stages and compare them; writes results.json and report.html
   microworld  write the embedded micro-world's data sets to files
   memory      estimate what a model needs of each GPU, by strategy and number of GPUs
@@ -69,6 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given[0] not in VERBS and not given[0].startswith("-"):
         return fail(f"unknown command '{given[0]}'{did_you_mean(given[0], VERBS)}; see --help.")
     try:
+        if given[0] == "export":
+            from oneshot_lit.convert import run_export_command
+
+            return run_export_command(given[1:])
         if given[0] == "study":
             from oneshot_lit.study.command import run_study_command
 

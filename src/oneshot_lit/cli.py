@@ -40,7 +40,7 @@ from oneshot_lit.cli_errors import (
 )
 from oneshot_lit.data import SafetyDataModule
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.files import write_text_atomically
+from oneshot_lit.files import recover, write_text_atomically
 from oneshot_lit.modules import LanguageModelModule
 from oneshot_lit.runs import fingerprint, require_own_folder
 
@@ -144,6 +144,7 @@ class OneShotCLI(LightningCLI):
         if given is None or "://" in str(given):
             return
         last = Path(options.trainer.default_root_dir) / CHECKPOINTS / LAST
+        recover(last if str(given) == "last" else Path(given))
         if str(given) == "last":
             if not last.exists():
                 raise OneShotError(

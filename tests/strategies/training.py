@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,17 @@ def strategy(name: str) -> Any:
     if name.startswith("zero"):
         return HFDeepSpeedStrategy(stage=int(name[-1]), reduce_bucket_size=3000)
     return FSDP2Strategy() if name == "fsdp2" else "ddp" if name == "ddp" else "auto"
+
+
+class Killed(Callback):
+    """Ends this process as `kill -9` does, in the middle of the run."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Losses(Callback):
@@ -62,6 +75,7 @@ def train(
     ckpt_path: str | None = None,
     max_epochs: int | None = None,
     module: dict[str, Any] | None = None,
+    kill_at: int | None = None,
 ) -> None:
     # A previous fit of the same processes may have changed it.
     torch.manual_seed(0)
@@ -86,6 +100,8 @@ def train(
         callbacks.append(GradientRank())
     if save_every is not None:
         callbacks.append(RunCheckpoint(every_n_train_steps=save_every, max_share=1.0))
+    if kill_at is not None:
+        callbacks.append(Killed(kill_at))
     trainer = Trainer(
         default_root_dir=root,
         accelerator="cpu",

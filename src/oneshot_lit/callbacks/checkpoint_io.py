@@ -12,6 +12,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from oneshot_lit.errors import OneShotError
+from oneshot_lit.strategies.folders import require_resumable
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -43,6 +44,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load a checkpoint; one that is cut off or no checkpoint is named in one line."""
+        if Path(path).is_dir():
+            require_resumable(Path(path), {"kind": "file"}, fitting=True)
         try:
             return super().load_checkpoint(path, *args, **kwargs)
         except (pickle.UnpicklingError, EOFError, RuntimeError, OSError) as error:

@@ -8,6 +8,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
@@ -41,6 +42,32 @@ def whole_models() -> Generator[None, None, None]:
         deepspeed._hf_deepspeed_config_weak_ref = known
 
 
+def require_deepspeed() -> None:
+    """Raise an `OneShotError` if deepspeed is not installed."""
+    if importlib.util.find_spec("deepspeed") is None:
+        raise OneShotError(
+            "trainer.strategy needs deepspeed, which is not installed; run "
+            "pip install 'oneshot-lit[deepspeed]', or choose another strategy."
+        )
+
+
+@contextmanager
+def plain_loads() -> Generator[None, None, None]:
+    """Let DeepSpeed read tensors and its own records from a checkpoint, and nothing that runs."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    records = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
+    load = torch.load
+
+    def plain(*args: Any, **kwargs: Any) -> Any:
+        return load(*args, **{**kwargs, "weights_only": True})
+
+    with torch.serialization.safe_globals(records), patch.object(torch, "load", plain):
+        yield
+
+
 _LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -71,11 +98,7 @@ class HFDeepSpeedStrategy(DeepSpeedStrategy):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        if importlib.util.find_spec("deepspeed") is None:
-            raise OneShotError(
-                "trainer.strategy needs deepspeed, which is not installed; run "
-                "pip install 'oneshot-lit[deepspeed]', or choose another strategy."
-            )
+        require_deepspeed()
         if not torch.cuda.is_available():
             # Otherwise DeepSpeed looks for every accelerator there is, and warns.
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -206,12 +229,15 @@ class HFDeepSpeedStrategy(DeepSpeedStrategy):
 
     # ------------------------------------------------------------- checkpoints
 
+    def _kind(self) -> dict[str, Any]:
+        return {"kind": "deepspeed", "stage": self.stage, "world_size": self.world_size}
+
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
     ) -> None:
         """Write the shards of all processes into a folder that appears only when it is whole."""
         own = pop_own_state(checkpoint)
-        facts = {"kind": "deepspeed", "stage": self.stage, "world_size": self.world_size}
+        facts = {**self._kind(), "run": checkpoint.get("run")}
         with whole_folder(self, filepath, facts) as folder:
             super().save_checkpoint(checkpoint, folder, storage_options)
             write_own_state(self, folder, own)
@@ -221,10 +247,10 @@ class HFDeepSpeedStrategy(DeepSpeedStrategy):
     ) -> dict[str, Any]:
         """Load a checkpoint of the same stage and number of processes; others are refused."""
         if not (self.load_full_weights and self.zero_stage_3):
-            fits = {"kind": "deepspeed", "stage": self.stage, "world_size": self.world_size}
             fitting = self.lightning_module.trainer.state.fn == TrainerFn.FITTING  # type: ignore[union-attr]
-            require_resumable(Path(checkpoint_path), fits, fitting)
-        loaded = super().load_checkpoint(checkpoint_path, weights_only)
+            require_resumable(Path(checkpoint_path), self._kind(), fitting)
+        with plain_loads():
+            loaded = super().load_checkpoint(checkpoint_path, weights_only)
         add_own_state(self, Path(checkpoint_path), loaded)
         return loaded
 

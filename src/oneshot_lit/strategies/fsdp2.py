@@ -78,7 +78,7 @@ class FSDP2Strategy(ModelParallelStrategy):
     ) -> None:
         """Write the shards of all processes into a folder that appears only when it is whole."""
         own = pop_own_state(checkpoint)
-        facts = {"kind": "fsdp2", "world_size": self.world_size}
+        facts = {"kind": "fsdp2", "world_size": self.world_size, "run": checkpoint.get("run")}
         with whole_folder(self, filepath, facts) as folder:
             super().save_checkpoint(checkpoint, folder, storage_options)
             write_own_state(self, folder, own)
