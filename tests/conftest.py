@@ -103,6 +103,35 @@ def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tied_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same architecture with tied embeddings."""
+    from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tied") / "model"
+    torch.manual_seed(1)
+    LlamaForCausalLM(
+        AutoConfig.from_pretrained(tiny_folder, tie_word_embeddings=True)
+    ).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_folder).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def uneven_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eleven harmless chat rows of very different lengths."""
+    path = tmp_path_factory.mktemp("uneven") / "rows.jsonl"
+    turns = [
+        [
+            {"role": "user", "content": f"how do i bake bread number {n % 10} ?"},
+            {"role": "assistant", "content": f"take {n % 10} cups " + "of flour " * (n % 4) + "."},
+        ]
+        for n in range(11)
+    ]
+    path.write_text("".join(json.dumps({"messages": t}) + "\n" for t in turns))
+    return path
+
+
 @pytest.fixture
 def rows_file(tmp_path: Path) -> Path:
     """Twelve harmless chat rows."""

@@ -141,7 +141,7 @@ def reference(
     peft: bool = False,
     skip: int = 0,
 ) -> dict[str, torch.Tensor]:
-    """Gradients of the first step in float64, without hooks: the mean over ranks and batches."""
+    """Gradients of the first step in float64, without hooks: the mean over all tokens."""
     torch.manual_seed(0)
     module = Module(str(folder), dtype="float64", peft=PEFT if peft else None)
     module.outside, module.bare = outside, bare
@@ -155,11 +155,14 @@ def reference(
     assert data.training is not None
     items = [data.training[n] for n in range(skip, len(data.training))]
     collate = data.train_dataloader().collate_fn
-    for rank in range(ranks):
-        own = items[rank::ranks]
-        for n in range(accumulate):
-            batch = collate(own[n * batch_size : (n + 1) * batch_size])
-            (module.compute_loss(batch) / (ranks * accumulate)).backward()
+    for n in range(accumulate):
+        batches = [
+            collate(items[rank::ranks][n * batch_size : (n + 1) * batch_size])
+            for rank in range(ranks)
+        ]
+        tokens = [int((batch["labels"][:, 1:] != -100).sum()) for batch in batches]
+        for batch, own in zip(batches, tokens, strict=True):
+            (module.compute_loss(batch) * own / sum(tokens) / accumulate).backward()
     return {
         n.removeprefix("model."): p.grad
         for n, p in module.named_parameters()
