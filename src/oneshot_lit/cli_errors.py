@@ -14,8 +14,10 @@ from typing import Any
 import yaml
 
 from oneshot_lit.errors import OneShotError, did_you_mean
+from oneshot_lit.machine_errors import causes, full_disk, unreachable
 
 _LONGEST = 300
+_LIGHTNING = ("lightning.", "lightning_utilities.")
 
 
 def check_config_files(arguments: Sequence[str]) -> None:
@@ -209,15 +211,25 @@ def mistake_in(error: BaseException) -> str | None:
     The parser wraps what a constructor raises; Lightning refuses arguments with a ValueError; the
     file system's refusals name their file.
     """
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in causes(error):
         if isinstance(cause, OneShotError):
             return str(cause)
-        cause = cause.__cause__ or cause.__context__
+    if (line := full_disk(error) or unreachable(error)) is not None:
+        return line
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}."
-    if isinstance(error, (ValueError, TypeError)) and error.__traceback__ is not None:
-        frame = list(traceback.walk_tb(error.__traceback__))[-1][0]
-        if frame.f_globals.get("__name__", "").startswith(("lightning.", "lightning_utilities.")):
+    if error.__traceback__ is not None:
+        raised_in = _module(error)
+        # Its constructors refuse arguments so, and its strategies what the machine cannot do.
+        refusals: tuple[type[Exception], ...] = (ValueError, TypeError)
+        if re.match(r"lightning\.\w+\.(strategies|plugins|accelerators)\.", raised_in):
+            refusals += (RuntimeError, ImportError)
+        if isinstance(error, refusals) and raised_in.startswith(_LIGHTNING):
             return " ".join(str(error).split())
     return None
+
+
+def _module(error: BaseException) -> str:
+    """Return the name of the module that raised an error."""
+    frame = list(traceback.walk_tb(error.__traceback__))[-1][0]
+    return str(frame.f_globals.get("__name__", ""))
