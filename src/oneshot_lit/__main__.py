@@ -61,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     # Forked workers of the tokenizers library warn and lock up; batches are small.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Processes that miss each other log C++ frames; what matters of them is raised as well.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     if not given or given[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0

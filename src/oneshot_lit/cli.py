@@ -42,7 +42,7 @@ from oneshot_lit.cli_errors import (
 from oneshot_lit.data import SafetyDataModule
 from oneshot_lit.errors import LostProcessError, OneShotError
 from oneshot_lit.files import write_text_atomically
-from oneshot_lit.machine_errors import lost_process
+from oneshot_lit.machine_errors import lost_process, refusal
 from oneshot_lit.modules import LanguageModelModule
 from oneshot_lit.runs import fingerprint, require_own_folder
 from oneshot_lit.strategies import watch
@@ -258,7 +258,7 @@ def _run() -> int:
     except ParserMistakeError as error:
         raise OneShotError(error.mistake.line()) from error
     except MisconfigurationException as error:
-        raise OneShotError(str(error)) from error
+        raise OneShotError(refusal(str(error))) from error
     except SIGTERMException:
         return _terminated()
     except Exception as error:

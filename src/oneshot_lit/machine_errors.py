@@ -8,8 +8,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from torch import distributed
-
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What torch's and safetensors' writers say, which drop the number.
 _FULL_TEXTS = (
@@ -21,8 +19,6 @@ _FULL_TEXTS = (
     "os error 27",
     "os error 122",
 )
-# torch.save closes its archive after a failed write and reports only that its length is wrong.
-_TORN = re.compile(r"unexpected pos \d+ vs \d+|PytorchStreamWriter failed writing")
 _RENDEZVOUS = re.compile(
     r"EADDRINUSE|failed to listen|client socket has (failed|timed out)|clients joined"
     r"|failed to connect to|host not found|could not be resolved|Name or service not known"
@@ -32,6 +28,17 @@ _LOST = re.compile(
     r"|gloo|NCCL|recvValue failed|Failed to recv|failed to connect|Connection was likely closed"
     r"|Timed out waiting|terminated with signal|MPI"
 )
+
+# What Lightning says of a key without its name.
+_REFUSALS = {
+    "No supported gpu backend found": "trainer.accelerator: this machine has no GPU that can be "
+    "used; give cpu or auto.",
+    r"You requested gpu: (\[.*?\])\s+But your machine only has: (\[.*?\])": "trainer.devices: GPUs "
+    "{0} are asked for, this machine has {1}; give fewer.",
+    r"invalid strategy name: `strategy='(\S+\.\w+|\w+strategy)'`": "trainer.strategy: a class is "
+    "given as '{{class_path: package.Class}}', with upper and lower case, not as {0}.",
+}
+_KEYS = {"Accelerator` can not run": "accelerator", "strategy": "strategy", "devices": "devices"}
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
@@ -44,31 +51,31 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         cause = cause.__cause__ or cause.__context__
 
 
-def full_disk(error: BaseException) -> str | None:
-    """Return the line for a write that the disk, a quota or a limit refused, else None."""
+def full_disk(error: BaseException, place: Path | None = None) -> str | None:
+    """Return the line for a write that the disk, a quota or a limit refused, else None.
+
+    Args:
+        error: What the write raised.
+        place: What was being written, if the error does not name it.
+    """
     for cause in causes(error):
         refused = isinstance(cause, OSError) and cause.errno in _FULL
         if not refused and not any(text in str(cause) for text in _FULL_TEXTS):
             continue
-        found = (_place(each) for each in causes(error))
-        place = next((each for each in found if each is not None), None)
-        what = "disk full, or a quota or file size limit reached"
+        named = [getattr(each, "filename", None) for each in causes(error)]
+        names = [os.fsdecode(name) for name in named if isinstance(name, (str, bytes, os.PathLike))]
+        where = str(place or next(iter(names), ""))
         return (
-            f"{'' if place is None else f'{place}: '}{what}; earlier checkpoints and products are "
-            "untouched; free some space and resume with --ckpt_path last."
+            f"{where}{': ' if where else ''}disk full, or a quota or a limit on file sizes is "
+            "reached; earlier checkpoints and products are untouched; free some space and run "
+            "again, a fit with --ckpt_path last."
         )
     return None
 
 
-def _place(error: BaseException) -> str | None:
-    """Return the file that an error, or the note of a writer here, names."""
-    name = getattr(error, "filename", None)
-    return None if name is None else str(Path(os.fsdecode(name)))
-
-
 def unreachable(error: BaseException) -> str | None:
     """Return the line for processes that do not find each other at the start, else None."""
-    if distributed.is_available() and distributed.is_initialized():
+    if _in_a_group():
         return None
     for cause in causes(error):
         if isinstance(cause, RuntimeError) and _RENDEZVOUS.search(str(cause)):
@@ -85,10 +92,28 @@ def unreachable(error: BaseException) -> str | None:
 
 def lost_process(error: BaseException) -> str | None:
     """Return what a collective that failed for want of another process says, else None."""
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if not _in_a_group():
         return None
+    from torch import distributed
+
     for cause in causes(error):
         known = isinstance(cause, distributed.DistError)
         if known or (isinstance(cause, RuntimeError) and _LOST.search(str(cause))):
             return "another process of the run ended or cannot be reached"
     return None
+
+
+def _in_a_group() -> bool:
+    # Imported here, as files are written without torch as well.
+    from torch import distributed
+
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def refusal(text: str) -> str:
+    """Return what Lightning refuses, with the key that is to be mended."""
+    for pattern, line in _REFUSALS.items():
+        if found := re.search(pattern, " ".join(text.split())):
+            return line.format(*found.groups())
+    key = next((key for part, key in _KEYS.items() if part in text), None)
+    return text if key is None else f"trainer.{key}: {text}"

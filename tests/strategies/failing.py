@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 import torch
-from torch import distributed
 
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.modules import HarmfulFineTuningModule
@@ -22,7 +22,7 @@ class Failing(HarmfulFineTuningModule):
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         if self.global_step == 2 and self.global_rank in self.ranks:
             if self.how == "hang":
-                distributed.barrier()
+                time.sleep(600)
             if self.how == "vanish":
                 os._exit(7)
             if self.how == "defect":

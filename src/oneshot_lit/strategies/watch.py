@@ -41,8 +41,8 @@ _watcher: _Watcher | None = None
 
 def begin(command: str) -> None:
     """Watch the processes of a command from here on; `end` must follow."""
-    global _advice, _owner
-    _owner = os.getpid()
+    global _advice, _heard, _owner, _said, _watcher
+    _heard, _owner, _said, _watcher = None, os.getpid(), threading.Lock(), None
     _advice = "resume with --ckpt_path last" if command == "fit" else "run it again"
     setattr(subprocess_script, "_launch_process_observer", _watch_children)  # noqa: B010
     # The original sends a message in the signal's handler, in the midst of other collectives.
@@ -95,7 +95,7 @@ def hold_back(code: int) -> bool:
             return False
         local = int(os.environ.get("LOCAL_RANK", "1"))
         time.sleep(_BEFORE_MISTAKE + _BETWEEN_RANKS * max(0, local - 1))
-    return _said.acquire(blocking=False)
+    return _watcher is None or _said.acquire(blocking=False)
 
 
 def await_reason() -> None:
