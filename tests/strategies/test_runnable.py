@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-
 import pytest
 import torch
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 CPU_ZERO = "{class_path: oneshot_lit.strategies.DeepSpeedCPUStrategy, init_args: {stage: 2}}"
 
@@ -15,7 +14,7 @@ def _start_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("a process is started")
 
-    monkeypatch.setattr(subprocess, "Popen", refuse)
+    monkeypatch.setattr(_SubprocessScriptLauncher, "launch", refuse)
 
 
 @pytest.mark.parametrize(
