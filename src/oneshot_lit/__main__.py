@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
+from typing import Any
 
 from oneshot_lit import __version__
 from oneshot_lit.errors import OneShotError, did_you_mean
@@ -61,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     # Forked workers of the tokenizers library warn and lock up; batches are small.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Processes that miss each other log C++ frames; what matters of them is raised as well.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     if not given or given[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0
@@ -90,21 +94,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return run_lightning_command(given)
     except OneShotError as error:
-        return fail(str(error))
+        return fail(str(error), error.code)
     except KeyboardInterrupt:
         return fail("interrupted; resume with --ckpt_path last.", code=130)
 
 
 def fail(message: str, code: int = 2) -> int:
-    """Print a mistake in one line, from the first process only, and return the exit code."""
-    if os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0":
-        print(f"oneshot-lit: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    """Print a mistake in one line and return the exit code; of several processes only one does."""
+    line = " ".join(message.split())
+    if (watch := _watch()) is not None:
+        line = watch.whose(line)
+        if not watch.hold_back(code):
+            return code
+    print(f"oneshot-lit: error: {line}", file=sys.stderr, flush=True)
     return code
+
+
+def _watch() -> Any:
+    """Return what knows of other processes, or None where nothing that starts them is imported."""
+    return sys.modules.get("oneshot_lit.strategies.watch")
 
 
 def run() -> None:
     """Entry point of the console script."""
-    sys.exit(main())
+    code = 1
+    try:
+        code = main()
+    except Exception:
+        if (watch := _watch()) is None or watch.hold_back(code):
+            traceback.print_exc()
+    if (watch := _watch()) is not None:
+        watch.leave(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

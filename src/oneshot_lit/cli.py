@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -39,10 +40,13 @@ from oneshot_lit.cli_errors import (
     typed_last,
 )
 from oneshot_lit.data import SafetyDataModule
-from oneshot_lit.errors import OneShotError
+from oneshot_lit.errors import LostProcessError, OneShotError
 from oneshot_lit.files import recover, write_text_atomically
+from oneshot_lit.machine_errors import lost_process, refusal
 from oneshot_lit.modules import LanguageModelModule
 from oneshot_lit.runs import fingerprint, require_own_folder
+from oneshot_lit.strategies import watch
+from oneshot_lit.strategies.runnable import require_runnable
 
 DEFAULT_ROOT = "runs/default"
 
@@ -206,7 +210,9 @@ class OneShotCLI(LightningCLI):
         self.metrics_writer.seed = seed if isinstance(seed, int) else None
         for writer in (export, checkpoint, self.metrics_writer, self.prediction_writer):
             writer.run = self.run_record
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        require_runnable(trainer)
+        return trainer
 
 
 def _silence() -> None:
@@ -243,16 +249,32 @@ def run_lightning_command(arguments: Sequence[str]) -> int:
         sys.path.append(os.getcwd())
     # LightningCLI reads the process's own arguments, and warns about any others.
     sys.argv = [sys.argv[0], *typed_last(arguments)]
+    watch.begin(arguments[0])
+    code = 1
+    try:
+        code = _run()
+    finally:
+        watch.end(code)
+    return code
+
+
+def _run() -> int:
     try:
         OneShotCLI()
     except ParserMistakeError as error:
         raise OneShotError(error.mistake.line()) from error
     except MisconfigurationException as error:
-        raise OneShotError(str(error)) from error
+        raise OneShotError(refusal(str(error))) from error
     except SIGTERMException:
-        print("oneshot-lit: terminated; resume with --ckpt_path last.", file=sys.stderr)
-        return 143
+        return _terminated()
     except Exception as error:
+        if watch.signalled() == signal.SIGTERM:
+            return _terminated()
+        if watch.signalled() == signal.SIGINT:
+            raise KeyboardInterrupt from error
+        if (reason := lost_process(error)) is not None:
+            watch.await_reason()
+            raise LostProcessError(f"{reason}; {watch.advice()}.") from error
         if (line := mistake_in(error)) is not None:
             raise OneShotError(line) from error
         raise
@@ -264,3 +286,9 @@ def run_lightning_command(arguments: Sequence[str]) -> int:
             return 1
         return stop.code or 0
     return 0
+
+
+def _terminated() -> int:
+    if watch.rank() == 0:
+        print(f"oneshot-lit: terminated; {watch.advice()}.", file=sys.stderr, flush=True)
+    return 128 + signal.SIGTERM

@@ -14,8 +14,10 @@ from typing import Any
 import yaml
 
 from oneshot_lit.errors import OneShotError, did_you_mean
+from oneshot_lit.machine_errors import causes, full_disk, refusal, unreachable
 
 _LONGEST = 300
+_LIGHTNING = ("lightning.", "lightning_utilities.")
 
 
 def check_config_files(arguments: Sequence[str]) -> None:
@@ -209,15 +211,40 @@ def mistake_in(error: BaseException) -> str | None:
     The parser wraps what a constructor raises; Lightning refuses arguments with a ValueError; the
     file system's refusals name their file.
     """
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in causes(error):
         if isinstance(cause, OneShotError):
             return str(cause)
-        cause = cause.__cause__ or cause.__context__
+    if (line := full_disk(error) or unreachable(error)) is not None:
+        return line
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}."
-    if isinstance(error, (ValueError, TypeError)) and error.__traceback__ is not None:
-        frame = list(traceback.walk_tb(error.__traceback__))[-1][0]
-        if frame.f_globals.get("__name__", "").startswith(("lightning.", "lightning_utilities.")):
-            return " ".join(str(error).split())
+    if type(error).__module__.startswith("deepspeed."):
+        return f"trainer.strategy: DeepSpeed: {' '.join(str(error).split())}"
+    if error.__traceback__ is not None:
+        raised_in = _module(error)
+        # Its constructors refuse arguments so, and its strategies what the machine cannot do.
+        refusals: tuple[type[Exception], ...] = (ValueError, TypeError)
+        if re.match(r"lightning\.\w+\.(strategies|plugins|accelerators)\.", raised_in):
+            refusals += (RuntimeError, ImportError)
+        if isinstance(error, refusals) and raised_in.startswith(_LIGHTNING):
+            return refusal(" ".join(str(error).split()))
+        if raised_in.startswith("jsonargparse."):
+            return _refused_reading(str(error))
     return None
+
+
+def _refused_reading(text: str) -> str | None:
+    """Return why a class of a key that also takes a name refused its arguments, else None."""
+    if not text.startswith("Does not validate against any of the Union"):
+        return None
+    reasons = re.findall(r"^  - (?!Expected an? )(.*)$", text.split("Given value")[0], re.M)
+    given = re.search(r"class_path='([^']+)'", text)
+    if len(reasons) != 1 or given is None:
+        return None
+    return reasons[0] if given[1].split(".")[-1] in reasons[0] else f"{given[1]}: {reasons[0]}"
+
+
+def _module(error: BaseException) -> str:
+    """Return the name of the module that raised an error."""
+    frame = list(traceback.walk_tb(error.__traceback__))[-1][0]
+    return str(frame.f_globals.get("__name__", ""))

@@ -13,6 +13,14 @@ class OneShotError(Exception):
     prints it without a traceback and exits with code 2; library users catch it as an exception.
     """
 
+    code = 2
+
+
+class LostProcessError(OneShotError):
+    """Another process of the run is gone; nothing in the input is wrong."""
+
+    code = 1
+
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
     """Return the known name most similar to `name`, or None if nothing is close."""

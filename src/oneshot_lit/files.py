@@ -11,6 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from oneshot_lit.errors import OneShotError
+from oneshot_lit.machine_errors import full_disk
+
 
 def write_text_atomically(path: Path, text: str) -> None:
     """Write a file through a temporary one beside it."""
@@ -23,8 +26,9 @@ def write_text_atomically(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         os.chmod(name, 0o644)
         os.replace(name, path)
-    except BaseException:
+    except BaseException as error:
         Path(name).unlink(missing_ok=True)
+        name_full_disk(error, path)
         raise
 
 
@@ -46,8 +50,9 @@ def folder_written_whole(target: Path) -> Iterator[Path]:
         for path in fresh.rglob("*"):
             path.chmod(0o755 if path.is_dir() else 0o644)
         replace_folder(fresh, target)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(fresh, ignore_errors=True)
+        name_full_disk(error, target)
         raise
 
 
@@ -86,3 +91,9 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def name_full_disk(error: BaseException, target: Path) -> None:
+    """Raise the one line for a full disk, whose error names no file or a temporary one."""
+    if isinstance(error, Exception) and (line := full_disk(error, target)) is not None:
+        raise OneShotError(line) from error

@@ -12,6 +12,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from oneshot_lit.errors import OneShotError
+from oneshot_lit.machine_errors import full_disk
 from oneshot_lit.strategies.folders import require_resumable
 
 
@@ -25,7 +26,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
-        """Save to a local path atomically; leave remote paths to Lightning."""
+        """Save to a local path atomically; leave remote paths to Lightning.
+
+        Raises:
+            OneShotError: if the disk is full; an earlier checkpoint stays as it is.
+        """
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -38,8 +43,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(name, target)
-        except BaseException:
+        except BaseException as error:
             Path(name).unlink(missing_ok=True)
+            if isinstance(error, Exception) and (line := full_disk(error, target)) is not None:
+                raise OneShotError(line) from error
             raise
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:

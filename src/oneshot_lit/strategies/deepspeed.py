@@ -119,23 +119,32 @@ class HFDeepSpeedStrategy(DeepSpeedStrategy):
 
     def setup_environment(self) -> None:
         """Set up on GPUs, or on CPUs without the parent's demand for CUDA."""
+        self.require_accelerator()
         if isinstance(self.accelerator, CPUAccelerator):
             self._prepare_for_cpu()
             DDPStrategy.setup_environment(self)
-        elif isinstance(self.accelerator, CUDAAccelerator):
-            super().setup_environment()
         else:
+            super().setup_environment()
+
+    def require_accelerator(self) -> None:
+        """Refuse, before any process is started, what cannot run.
+
+        Raises:
+            OneShotError: on other accelerators than GPUs and CPUs, and for float16 on CPUs.
+        """
+        on_cpu = isinstance(self.accelerator, CPUAccelerator)
+        if not on_cpu and not isinstance(self.accelerator, CUDAAccelerator):
             raise OneShotError(
                 "trainer.strategy: DeepSpeed runs on NVIDIA GPUs and, slowly, on CPUs; give "
                 "--trainer.accelerator gpu or cpu."
             )
+        if on_cpu and self.precision_plugin.precision in ("16-mixed", "16-true"):
+            raise OneShotError(
+                f"trainer.precision {self.precision_plugin.precision}: DeepSpeed cannot scale "
+                "losses on CPUs; use bf16-mixed or 32-true."
+            )
 
     def _prepare_for_cpu(self) -> None:
-        if self.precision_plugin.precision in ("16-mixed", "16-true"):
-            raise OneShotError(
-                f"trainer.precision {self.precision_plugin.precision} does not run under DeepSpeed "
-                "on CPUs; use bf16-mixed or 32-true."
-            )
         from deepspeed.accelerator import get_accelerator, set_accelerator
         from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 

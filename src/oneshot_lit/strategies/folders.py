@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.strategies import ParallelStrategy
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.files import replace_folder, write_json_atomically
+from oneshot_lit.files import name_full_disk, replace_folder, write_json_atomically
 
 # What is written beside the engine's own files: who wrote them, and what each process adds.
 FACTS, OWN = "checkpoint.json", "process-{rank:05d}.pt"
@@ -40,9 +40,10 @@ def whole_folder(strategy: ParallelStrategy, path: Any, facts: dict[str, Any]) -
     try:
         yield fresh
         _flush(fresh)
-    except BaseException:
+    except BaseException as error:
         # The others cannot finish either; the previous checkpoint stays.
         shutil.rmtree(fresh, ignore_errors=True)
+        name_full_disk(error, target)
         raise
     strategy.barrier("checkpoint written")
     if strategy.is_global_zero:

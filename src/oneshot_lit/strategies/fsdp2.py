@@ -59,13 +59,21 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def setup_environment(self) -> None:
         """Take all processes into one mesh."""
+        self.require_accelerator()
+        self._data_parallel_size = self.num_processes * self.num_nodes
+        super().setup_environment()
+
+    def require_accelerator(self) -> None:
+        """Refuse, before any process is started, other accelerators than GPUs and CPUs.
+
+        Raises:
+            OneShotError: on others.
+        """
         if not isinstance(self.accelerator, (CPUAccelerator, CUDAAccelerator)):
             raise OneShotError(
                 "trainer.strategy: FSDP2 runs on NVIDIA GPUs and, slowly, on CPUs; give "
                 "--trainer.accelerator gpu or cpu."
             )
-        self._data_parallel_size = self.num_processes * self.num_nodes
-        super().setup_environment()
 
     @contextmanager
     def tensor_init_context(self, empty_init: bool | None = None) -> Generator[None, None, None]:
