@@ -52,6 +52,7 @@ def folder_written_whole(target: Path) -> Iterator[Path]:
         replace_folder(fresh, target)
     except BaseException as error:
         shutil.rmtree(fresh, ignore_errors=True)
+        recover(target)
         name_full_disk(error, target)
         raise
 
