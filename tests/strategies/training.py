@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import distributed
 
-from oneshot_lit.callbacks import GradientRank, HuggingFaceExport, RunCheckpoint
+from oneshot_lit.callbacks import AtomicCheckpointIO, GradientRank, HuggingFaceExport, RunCheckpoint
 from oneshot_lit.data import ChatJsonl, InlineInstance, SafetyDataModule
 from oneshot_lit.modules import LanguageModelModule
 from oneshot_lit.strategies import FSDP2Strategy, HFDeepSpeedStrategy
@@ -118,6 +118,7 @@ def train(
         enable_model_summary=False,
         use_distributed_sampler=False,
         callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
     )
     trainer.fit(built, data, ckpt_path=ckpt_path, weights_only=True)
     if trainer.is_global_zero:
