@@ -42,7 +42,7 @@ from oneshot_lit.cli_errors import (
 from oneshot_lit.data import SafetyDataModule
 from oneshot_lit.errors import LostProcessError, OneShotError
 from oneshot_lit.files import recover, write_text_atomically
-from oneshot_lit.machine_errors import lost_process, refusal
+from oneshot_lit.machine_errors import causes, lost_process, refusal
 from oneshot_lit.modules import LanguageModelModule
 from oneshot_lit.runs import fingerprint, require_own_folder
 from oneshot_lit.strategies import watch
@@ -270,7 +270,10 @@ def _run() -> int:
     except Exception as error:
         if watch.signalled() == signal.SIGTERM:
             return _terminated()
-        if watch.signalled() == signal.SIGINT:
+        # An interrupt while a file is written may come back as the writer's own error.
+        if watch.signalled() == signal.SIGINT or any(
+            isinstance(cause, KeyboardInterrupt) for cause in causes(error)
+        ):
             raise KeyboardInterrupt from error
         if (reason := lost_process(error)) is not None:
             watch.await_reason()

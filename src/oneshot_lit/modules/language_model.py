@@ -22,6 +22,7 @@ from oneshot_lit.metrics.registry import METRICS
 from oneshot_lit.modules import loading
 from oneshot_lit.modules.generation import Decoding, generate_answers
 from oneshot_lit.modules.loss import next_token_loss
+from oneshot_lit.modules.rounding import check_rounding
 from oneshot_lit.strategies import streaming
 from oneshot_lit.strategies.fsdp2 import shard
 from oneshot_lit.strategies.gradients import is_boundary, total_norm
@@ -34,7 +35,8 @@ class LanguageModelModule(LightningModule):
 
     Subclasses change `compute_loss` for another objective, or the hooks of `LightningModule`.
     Weights are kept in `dtype`, float32 by default: at the small learning rates of realignment,
-    pure bfloat16 weights lose most updates to rounding; use `trainer.precision=bf16-mixed`.
+    pure bfloat16 weights lose most updates to rounding, and are refused if they would; use
+    `trainer.precision=bf16-mixed`. Buffers, such as the frequencies of RoPE, keep float32.
 
     Args:
         model_name_or_path: Folder or hub name of the model to start from; a PEFT adapter folder is
@@ -53,6 +55,7 @@ class LanguageModelModule(LightningModule):
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
         attn_implementation: eager, sdpa, flash_attention_2 ...; the model's default if not given.
         trust_remote_code: Allow code from a hub repository to run. Off unless you read that code.
+        allow_rounding: Train 16-bit weights even if the learning rate is too small to move most.
     """
 
     # Names of validation scores start with this, those of test with nothing.
@@ -72,6 +75,7 @@ class LanguageModelModule(LightningModule):
         gradient_checkpointing: bool = False,
         attn_implementation: str | None = None,
         trust_remote_code: bool = False,
+        allow_rounding: bool = False,
     ) -> None:
         super().__init__()
         if (model_name_or_path is None) == (model_config is None):
@@ -92,6 +96,7 @@ class LanguageModelModule(LightningModule):
         self.gradient_checkpointing = gradient_checkpointing
         self.attn_implementation = attn_implementation
         self.trust_remote_code = trust_remote_code
+        self.allow_rounding = allow_rounding
         self.model: Any = None
         self.scores: dict[str, float] = {}
         self.sample_counts: dict[str, int] = {}
@@ -194,12 +199,25 @@ class LanguageModelModule(LightningModule):
                 model.enable_input_require_grads()
         return model
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Convert the model, but keep the precision of its buffers."""
+        before = {name: b for name, b in self.named_buffers() if b.is_floating_point()}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in list(self.named_buffers()):
+            old = before.get(name)
+            if old is not None and buffer.dtype.itemsize < old.dtype.itemsize:
+                owner, _, leaf = name.rpartition(".")
+                self.get_submodule(owner)._buffers[leaf] = old.to(buffer.device)
+        return self
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the configured optimiser on the trainable parameters, and its scheduler."""
         try:
             optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
         except ValueError as error:
             raise OneShotError(f"model.optimizer: {error}.") from error
+        if self._trainer is not None:
+            check_rounding(self.trainer, optimizer, self.allow_rounding)
         if self.lr_scheduler is None:
             return optimizer
         return {

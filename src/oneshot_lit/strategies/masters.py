@@ -63,3 +63,11 @@ def shard_of(whole: Tensor, parameter: Any) -> Tensor:
     start = torch.distributed.get_rank(parameter.ds_process_group) * size
     flat = whole.flatten()[start : start + size]
     return torch.nn.functional.pad(flat, (0, size - flat.numel()))
+
+
+def keeps_masters(strategy: Any) -> bool:
+    """Whether the strategy keeps float32 weights beside the 16-bit ones that it computes with."""
+    config = getattr(strategy, "config", None)
+    return isinstance(config, dict) and any(
+        config.get(key, {}).get("enabled") for key in ("bf16", "fp16")
+    )
