@@ -77,8 +77,8 @@ def probe(
         found["end"] = {name: whole_weight(p).cpu().clone() for name, p in named}
         found["start"], found["buffers"] = module.weights, module.buffers
         found["steps"] = trainer.global_step
-    except RuntimeError as error:
-        found["error"] = str(error).splitlines()[0]
+    except Exception as error:
+        found["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
     if rank_zero_only.rank == 0:
         Path(root).mkdir(parents=True, exist_ok=True)
         torch.save(found, Path(root) / "found.pt")
