@@ -171,12 +171,12 @@ class LanguageModelModule(LightningModule):
             )
             with torch.device("cpu"):
                 model = self._prepared(self._whole_model())
-            shard(model, mesh)
+            shard(model, mesh, str(self.trainer.precision))
             return model
         where = streaming.places(base)
         with streaming.adapters_stay_real():
             model = self._prepared(base)
-        shard(model, mesh)
+        shard(model, mesh, str(self.trainer.precision))
         streaming.materialise(model, self.trainer.strategy.root_device)
         if isinstance(source, Path):
             streaming.read_weights(base, where, source)

@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.strategies.distributed_checkpoint import META, read_tensors
@@ -118,12 +119,21 @@ class FSDP2Strategy(ModelParallelStrategy):
         return loaded
 
 
-def shard(model: nn.Module, mesh: DeviceMesh) -> None:
+# Whole weights travel and are computed with in 16 bits, so that autocast keeps no copies of them;
+# gradients are summed in float32.
+_POLICIES = {
+    "bf16-mixed": MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32),
+    "16-mixed": MixedPrecisionPolicy(param_dtype=torch.float16, reduce_dtype=torch.float32),
+}
+
+
+def shard(model: nn.Module, mesh: DeviceMesh, precision: str = "32-true") -> None:
     """Shard a model in place, each decoder layer by itself.
 
     Args:
         model: A Hugging Face model, with or without an adapter; may be on the meta device.
         mesh: The mesh of `ModelParallelStrategy`, with a dimension ``data_parallel``.
+        precision: That of the trainer.
 
     Raises:
         OneShotError: if processes are left over for tensor parallelism, which is not done here.
@@ -136,13 +146,14 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
             "trainer.strategy: no tensor parallelism here; use "
             "oneshot_lit.strategies.FSDP2Strategy (configs/strategy/fsdp2.yaml)."
         )
+    policy = _POLICIES.get(precision, MixedPrecisionPolicy())
     kinds = set(getattr(model, "_no_split_modules", None) or ())
     layers = [module for module in model.modules() if type(module).__name__ in kinds]
     for unit in [*layers, model]:
         # All parameters of a unit travel in one message, so they need one dtype.
         for odd in _of_other_dtype(unit):
-            fully_shard(odd, mesh=data)
-        fully_shard(unit, mesh=data)
+            fully_shard(odd, mesh=data, mp_policy=policy)
+        fully_shard(unit, mesh=data, mp_policy=policy)
     # Outside of `forward`, whole weights must be there for generation, too.
     root: Any = model
     register_fsdp_forward_method(root, "generate")
