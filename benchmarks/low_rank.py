@@ -1,7 +1,7 @@
 """The repair by projection against ten AdamW steps: time, and peak memory over plain inference.
 
-    python benchmarks/low_rank.py [--shape small|medium|100m|1b|8b] [--model FOLDER] [--lora]
-                                  [--device cpu|cuda] [--dtype float32|bfloat16]
+    python benchmarks/low_rank.py [--shape small|10m|medium|100m|1b|8b] [--model FOLDER]
+                                  [--lora] [--device cpu|cuda] [--dtype float32|bfloat16]
 
 Each method runs in a process of its own, on the same model with random weights, the same instance
 and batch. Memory is the peak after loading: resident memory on a CPU, allocated memory on a GPU.
@@ -38,6 +38,7 @@ from oneshot_lit.spectral import many_gradient_singular_values
 # hidden, intermediate, layers, heads, key-value heads, vocabulary
 SHAPES = {
     "small": (256, 704, 4, 4, 4, 1024),
+    "10m": (256, 704, 6, 4, 4, 10240),
     "medium": (512, 1408, 6, 8, 8, 8192),
     "wide": (1024, 2816, 6, 16, 16, 518),
     "100m": (768, 2048, 12, 12, 12, 16384),

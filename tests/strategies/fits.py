@@ -62,6 +62,11 @@ class Module(LanguageModelModule):
         self.sharded = all(hasattr(p, "ds_id") for p in loaded)
         return super().configure_optimizers()
 
+    def on_train_end(self) -> None:
+        # Whether ZeRO-3 knows the order in which a step needs the weights.
+        offload = getattr(self.trainer.optimizers[0], "parameter_offload", None)
+        self.foresees = offload is not None and offload.get_param_coordinator().is_complete_trace()
+
     def compute_loss(self, batch: Any) -> torch.Tensor:
         loss = super().compute_loss(batch)
         if self.outside:
@@ -128,6 +133,7 @@ def fit(
     if running.is_global_zero:
         sharded = {"loaded": module.sharded, "after": is_deepspeed_zero3_enabled()}
         (Path(root) / "sharded").write_text(json.dumps(sharded))
+        (Path(root) / "foresees").write_text(json.dumps(module.foresees))
 
 
 def reference(

@@ -145,6 +145,13 @@ def test_zero3_shards_while_loading(runs: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("zero3")])
+def test_zero3_foresees_which_weights_it_needs(name: str, runs: Path) -> None:
+    """The module calls itself in a training step; the record of a step must not start anew then."""
+    assert json.loads((runs / name / "foresees").read_text()) is True
+
+
+@pytest.mark.slow
 def test_accumulation_across_epochs(runs: Path) -> None:
     """Three batches an epoch, two a step: each epoch ends with a step of one batch."""
     factors, whole = (read(runs / mode) for mode in ("factors", "gradient"))

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.optim import Optimizer
 
 from oneshot_lit.data.chat import IGNORE_INDEX, check_tokenizer, stop_token_ids
@@ -264,7 +264,9 @@ class LanguageModelModule(LightningModule):
         if self.trainer.world_size == 1:
             return self.compute_loss(batch)
         weight = self.loss_weight(batch).float()
-        mean = self.trainer.strategy.reduce(weight.clone(), reduce_op="mean")
+        mean = weight / self.trainer.world_size
+        # Not by the strategy's `reduce`, which lets all processes wait for each other first.
+        distributed.all_reduce(mean)
         # Rows that fill up an epoch stand at its end only, and a mean over nothing is no number.
         if self.trainer.is_last_batch and weight == 0:
             return 0.0 * self(batch["input_ids"], batch["attention_mask"]).sum()

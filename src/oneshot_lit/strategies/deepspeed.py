@@ -15,7 +15,7 @@ from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from oneshot_lit.errors import OneShotError
@@ -199,12 +199,43 @@ class HFDeepSpeedStrategy(DeepSpeedStrategy):
             self.exclude_frozen_parameters = True
         if not low:
             super().init_deepspeed()
+            self._start_once_a_step(module)
             return
         training = module.trainer.state.fn == TrainerFn.FITTING
         self._masters = MasterWeights(module, low[0], keep=training)
         super().init_deepspeed()
         self._masters.restore(module)
         self._masters = None
+        self._start_once_a_step(module)
+
+    def _start_once_a_step(self, module: nn.Module) -> None:
+        """Let ZeRO-3 keep its record of the order in which a step needs the weights.
+
+        It starts a new record with each call of the module, and Lightning's training step is such a
+        call, in which the module calls itself: the record never fitted, so nothing was fetched
+        ahead, and the processes compared their records in four messages at every step.
+        """
+        optimizer = self.deepspeed_engine.optimizer
+        offload = getattr(optimizer, "parameter_offload", optimizer)
+        handle = getattr(offload, "fwd_pre_hook", None)
+        if handle is None:
+            return
+        handle.remove()
+        depth = 0
+
+        def start(*_: Any) -> None:
+            nonlocal depth
+            depth += 1
+            if depth == 1:
+                offload.get_param_coordinator().reset_step()
+
+        def end(*_: Any) -> None:
+            nonlocal depth
+            depth -= 1
+
+        # The engine removes the former itself when it is destroyed.
+        offload.fwd_pre_hook = module.register_forward_pre_hook(start, prepend=True)
+        module.register_forward_hook(end, always_call=True)
 
     @property
     def handles_gradient_accumulation(self) -> bool:
