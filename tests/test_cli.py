@@ -56,6 +56,25 @@ def test_every_config_opens_with_its_command() -> None:
         assert f"--config {path.relative_to(ROOT)}" in head, path
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "strategy").glob("*.yaml")))
+def test_a_strategy_is_an_overlay(command, path: Path) -> None:
+    base = ["fit", "--config", "configs/realign/one_shot.yaml"]
+    plain, shown = (
+        yaml.safe_load(command(*base, *more, "--print_config").out)
+        for more in ([], ["--config", str(path)])
+    )
+    for config in (plain, shown):
+        for key in ("strategy", "devices", "num_nodes"):
+            config["trainer"].pop(key)
+    assert shown == plain
+
+
+def test_there_is_an_overlay_for_each_strategy() -> None:
+    found = {path.stem for path in (ROOT / "configs" / "strategy").glob("*.yaml")}
+    zero = {f"deepspeed_zero{stage}" for stage in (1, 2, 3)}
+    assert found == {"single", "ddp", "fsdp2", "deepspeed_zero3_offload", *zero}
+
+
 def test_overlays_parse(command) -> None:
     shown = command(
         "fit",

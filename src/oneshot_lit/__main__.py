@@ -48,6 +48,9 @@ your own model: with your own instance and development prompts, see the README
     --data.instance InlineInstance --data.instance.prompt "..." --data.instance.response "..." \\
     --data.val_sets my_val_sets.yaml --trainer.default_root_dir runs/mine
 
+on several GPUs: the same with one more config, see docs/strategies.md
+  oneshot-lit fit --config FILE --config configs/strategy/deepspeed_zero3.yaml
+
 more
   several --config files compose; the last one wins, and replaces a mapping of sets whole
   oneshot-lit fit --help                             every key of fit

@@ -95,6 +95,7 @@ def evaluate(name: str, root: str, folder: str, processes: int = 1, size: int = 
     sets = {
         "harmful": PromptSet(Microworld("harmful_dev", size=size), "harmful"),
         "one": PromptSet(Microworld("benign_dev", size=1), "benign"),
+        "sql": PromptSet(Microworld("sql_dev", size=5), "task"),
     }
     data = SafetyDataModule(test_sets=sets, eval_batch_size=4)
     trainer = _trainer(name, root, processes, [PredictionWriter()])

@@ -267,9 +267,10 @@ class LanguageModelModule(LightningModule):
         mean = weight / self.trainer.world_size
         # Not by the strategy's `reduce`, which lets all processes wait for each other first.
         distributed.all_reduce(mean)
-        # Rows that fill up an epoch stand at its end only, and a mean over nothing is no number.
+        # Rows that fill up an epoch stand at its end only. They take the usual way, as all processes
+        # must; but a mean over nothing is no number, even times zero.
         if self.trainer.is_last_batch and weight == 0:
-            return 0.0 * self(batch["input_ids"], batch["attention_mask"]).sum()
+            batch = {**batch, "labels": batch["input_ids"]}
         return self.compute_loss(batch) * (weight / mean)
 
     def _log_this_step(self) -> bool:
