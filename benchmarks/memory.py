@@ -65,7 +65,7 @@ class Random(LightningModule):
             if self.lora:
                 self.model.enable_input_require_grads()
         if self.device_mesh is not None:
-            shard(self.model, self.device_mesh)
+            shard(self.model, self.device_mesh, str(self.trainer.precision))
         self.model.train()
 
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:

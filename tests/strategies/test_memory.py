@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ from typing import Any
 import pytest
 import torch
 from fits import PEFT
-from memories import measure
+from live import autocast, mesh_of, peak_of_a_step
+from memories import measure, storages, total
 from processes import in_processes
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from oneshot_lit.modules.loading import add_adapter
 from oneshot_lit.modules.loss import next_token_loss
 from oneshot_lit.strategies.activations import activation_bytes
+from oneshot_lit.strategies.fsdp2 import shard
 from oneshot_lit.strategies.memory import STRATEGIES, estimate, estimates, simplest
 from oneshot_lit.strategies.model_facts import Plan, model_facts
 from oneshot_lit.strategies.model_shapes import SHAPES
@@ -111,6 +114,7 @@ CASES = [
     ("ddp", "32-true", False),
     ("ddp", "32-true", True),
     ("fsdp2", "32-true", False),
+    ("fsdp2", "bf16-mixed", False),
     ("fsdp2", "bf16-mixed", True),
     ("zero1", "32-true", False),
     ("zero1", "bf16-mixed", True),
@@ -181,39 +185,89 @@ def test_states_are_those_of_a_real_step(
         assert most["buckets"] == expected.buckets
 
 
-def held_by_graph(model: Any, ids: torch.Tensor, autocast: bool) -> int:
+SMALL = {**ODD, "hidden_size": 64, "head_dim": 16, "num_attention_heads": 4}
+SMALL |= {"num_key_value_heads": 2, "intermediate_size": 160, "vocab_size": 512}
+SMALL_PEFT = {"r": 4, "target_modules": "all-linear"}
+
+
+def small_model(peft: Any, **changed: Any) -> Any:
+    model: Any = LlamaForCausalLM(LlamaConfig(**{**SMALL, **changed}))
+    return model if peft is None else add_adapter(model, peft)
+
+
+def held_by_graph(model: Any, ids: torch.Tensor, mixed: bool) -> int:
     """Bytes that the graph keeps at the end of a forward pass, weights left out."""
-    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-    kept: dict[int, torch.Tensor] = {}
+    kept: list[torch.Tensor] = []
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor
+        kept.append(tensor)
         return tensor
 
     with (
         torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
-        torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+        autocast("bf16-mixed" if mixed else "32-true"),
     ):
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
         next_token_loss(logits, ids)
-    return sum(t.untyped_storage().nbytes() for a, t in kept.items() if a not in own)
+    return total(storages(kept), storages([*model.parameters(), *model.buffers()]))
 
 
-@pytest.mark.parametrize("peft", [None, {"r": 4, "target_modules": "all-linear"}], ids=str)
-@pytest.mark.parametrize("kind", ["32-true", "autocast", "bfloat16"])
+@pytest.mark.parametrize("peft", [None, SMALL_PEFT], ids=str)
+@pytest.mark.parametrize("kind", ["32-true", "autocast", "bfloat16", "fsdp2"])
 def test_activations_are_those_of_a_real_graph(kind: str, peft: Any) -> None:
-    config = {**ODD, "hidden_size": 64, "head_dim": 16, "num_attention_heads": 4}
-    config |= {"num_key_value_heads": 2, "intermediate_size": 160, "vocab_size": 512}
-    facts = model_facts("tiny", {"model_type": "llama", **config}, peft)
-    model: Any = LlamaForCausalLM(LlamaConfig(**config))
-    model = model if peft is None else add_adapter(model, peft)
+    facts = model_facts("tiny", {"model_type": "llama", **SMALL}, peft)
+    model = small_model(peft)
     model = model.bfloat16() if kind == "bfloat16" else model
-    found = held_by_graph(model, torch.randint(0, 512, (2, 64)), kind == "autocast")
+    with mesh_of(1) if kind == "fsdp2" else nullcontext() as mesh:
+        if mesh is not None:
+            shard(model, mesh, "bf16-mixed")
+        ids = torch.randint(0, 512, (2, 64))
+        found = held_by_graph(model, ids, kind in ("autocast", "fsdp2"))
     plan = Plan(batch=2, length=64, mixed=kind != "32-true")
     expected = activation_bytes(facts, plan, autocast=kind == "autocast")
     # Of the logits the graph keeps the logarithms; the rest of the 12 bytes is there for a moment.
     expected -= 8 * 128 * 512
     assert expected == pytest.approx(found, rel=0.02 if peft is None else 0.08)
+
+
+@pytest.mark.parametrize("peft", [None, SMALL_PEFT], ids=str)
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("processes", [1, 2, 8])
+def test_fsdp2_peaks_as_estimated(processes: int, precision: str, peft: Any) -> None:
+    # A large or a small root, few or many activations.
+    for length, changed in [
+        (4, {}),
+        (64, {"vocab_size": 32}),
+        (4, {"vocab_size": 3200}),
+        (4, {"vocab_size": 3200, "tie_word_embeddings": True}),
+    ]:
+        facts = model_facts("tiny", {"model_type": "llama", **SMALL, **changed}, peft)
+        plan = Plan(length=length, mixed=precision == "bf16-mixed", moments=0)
+        expected = estimate(facts, "fsdp2", processes, plan).peak
+        with mesh_of(processes) as mesh:
+            model = small_model(peft, **changed)
+            shard(model, mesh, precision)
+            found = peak_of_a_step(model, torch.randint(0, 32, (1, length)), precision)
+        # Adapters of rank 4 are padded on 8 processes.
+        assert 0.98 * found <= expected <= 1.4 * found, changed
+
+
+def test_fsdp2_gathers_weights_and_makes_gradients_in_bfloat16() -> None:
+    model = small_model(None)
+    seen = set()
+    with mesh_of(2) as mesh, autocast("bf16-mixed"):
+        shard(model, mesh, "bf16-mixed")
+        head, layer = model.lm_head, model.model.layers[1].mlp.up_proj
+        for module in (head, layer):
+            module.register_forward_hook(
+                lambda module, args, out: seen.update({module.weight.dtype, out.dtype})
+            )
+        layer.register_full_backward_hook(lambda *_: seen.add(head.weight.grad.dtype))
+        ids = torch.randint(0, 512, (1, 8))
+        next_token_loss(model(input_ids=ids, use_cache=False).logits, ids).backward()
+        assert seen == {torch.bfloat16}
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        assert {p.grad.dtype for p in model.parameters()} == {torch.float32}
 
 
 def test_checkpointing_keeps_the_inputs_of_layers() -> None:

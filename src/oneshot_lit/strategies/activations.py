@@ -24,9 +24,10 @@ def activation_bytes(model: ModelFacts, plan: Plan, autocast: bool) -> int:
     Args:
         model: The shapes.
         plan: Batch, length and precision.
-        autocast: Whether float32 weights are cast to bfloat16 as they are used. The casts live as
-            long as the graph needs them, even where FSDP2 has freed the weights. With
-            checkpointing, autocast keeps those of trained weights until the loss is there.
+        autocast: Whether float32 weights are cast to bfloat16 as they are used; not under FSDP2,
+            which gathers them in bfloat16, so that autocast finds nothing to cast. The casts live
+            as long as the graph needs them. With checkpointing, autocast keeps those of trained
+            weights until the loss is there.
     """
     tokens = plan.batch * plan.length
     layer = tokens * _layer_bytes_per_token(model, plan.mixed, autocast)

@@ -47,8 +47,9 @@ class Estimate:
         gradients: Reduced gradients, or this process's share of them.
         buckets: Buffers of the communication.
         whole: Small weights, which ZeRO-3 keeps whole beside its share of them.
-        gathered: Weights and gradients that are whole for a moment.
-        activations: What the forward pass keeps for the backward pass, casts and logits included.
+        gathered: Weights and gradients that are whole for a moment, casts included.
+        activations: What the forward pass keeps for the backward pass, logits and autocast's copies
+            of weights included.
         step: What the optimiser's step adds; activations are gone by then.
         host: CPU memory, if the strategy keeps a state there.
     """
@@ -149,26 +150,48 @@ def _whole(model: ModelFacts, strategy: str, processes: int, plan: Plan) -> Esti
 
 
 def _fsdp2(model: ModelFacts, processes: int, plan: Plan) -> Estimate:
-    """Float32 shards of rows; each decoder layer is a unit, and all the rest is the root's."""
+    """Float32 shards of rows; each decoder layer is a unit, and all the rest is the root's.
+
+    Under bf16-mixed a unit is gathered and has its gradient in bfloat16, but is reduced in float32.
+    """
 
     def shard(weight: Weight) -> int:
         return math.ceil(weight.shape[0] / processes) * math.prod(weight.shape[1:])
 
     own = 4 * sum(shard(w) for w in model.weights if w.trained)
-    root, root_trained = model.unit(None)
-    layer, layer_trained = model.largest_layer
+    activations = activation_bytes(model, plan, autocast=False)
     return Estimate(
         "fsdp2",
         processes,
         weights=4 * sum(shard(w) for w in model.weights),
         optimizer=plan.moments * own,
         gradients=own,
-        # The root stays whole from the first forward to the last backward, next to a layer and
-        # the one fetched ahead; a unit's gradients are whole, and copied once to be reduced.
-        gathered=4 * (root + 2 * layer + root_trained + 2 * layer_trained),
-        activations=activation_bytes(model, plan, autocast=plan.mixed),
+        gathered=_gathered_by_fsdp2(model, processes, plan, activations),
+        activations=activations,
         step=plan.step_copies * own,
     )
+
+
+def _gathered_by_fsdp2(model: ModelFacts, processes: int, plan: Plan, activations: int) -> int:
+    """Return the most that is whole beside the activations; less of it, where there are none."""
+    size, cast = (2, 2) if plan.mixed else (4, 0)
+    root, root_trained = model.unit(None)
+    layer, layer_trained = model.largest_layer
+    # Backward: the root, which stays whole, a layer, and the message of the one fetched ahead, for
+    # which the own shard is cast; then the layer's gradient, and what is reduced of the last one.
+    sent = 1 if processes > 1 else 0
+    turn = size * (root + root_trained + (1 + sent) * layer) + 4 * layer_trained
+    turn += max(size * layer_trained, cast * math.ceil(layer / processes))
+    # Forward: a unit's message goes when the next unit has been copied out of its own. One process
+    # sends none, but casts each weight by itself.
+    forward = sent * size * (root + 3 * layer)
+    start = size * (2 * root + 2 * layer) if sent else size * root + cast * model.largest_weight
+    # At the end the root is reduced, when its weights have gone; before, two gradients of a tied
+    # head are summed to a third.
+    end = (size + 4) * root_trained
+    if model.tied:
+        end = max(end, size * (root + 3 * root_trained) + 4 * layer_trained)
+    return max(turn, forward, start - activations, end - activations)
 
 
 def _zero_1_2(model: ModelFacts, strategy: str, processes: int, plan: Plan) -> Estimate:

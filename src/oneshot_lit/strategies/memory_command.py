@@ -50,7 +50,7 @@ strategy that fits.
   ddp                      everything on each GPU; more rows at once, no memory saved
   deepspeed_zero1          the optimiser's state is shared out over the GPUs
   deepspeed_zero2          gradients, too (without --accumulate the same as zero1)
-  fsdp2                    weights, too; kept in float32 and cast as they are used
+  fsdp2                    weights, too; kept in float32, gathered in bfloat16 under bf16-mixed
   deepspeed_zero3          weights, too; kept in bfloat16 with a float32 copy under bf16-mixed
   deepspeed_zero3_offload  all of that in CPU memory; slow
 Offload may need less than a GiB on the GPU; its CPU memory stands behind the +.
