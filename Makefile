@@ -24,11 +24,15 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## Break an aligned model and repair it with one example; writes runs/demo/report.html
 	$(BIN)/oneshot-lit study --config configs/study/demo.yaml
 
+# Files go whole to a worker, the long ones first; the tiny models gain nothing from more threads.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
 test: $(STAMP)  ## Run the tests (PYTEST_ARGS="-m 'not slow'" leaves the long ones out)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 test-fast: $(STAMP)  ## Run the quick tests only
-	$(BIN)/python -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 lint: $(STAMP)  ## Check style and types
 	$(BIN)/ruff check .

@@ -68,6 +68,11 @@ def plain_loads() -> Generator[None, None, None]:
         yield
 
 
+if not torch.cuda.is_available():
+    # Otherwise DeepSpeed looks for every accelerator there is when it is imported, and warns on
+    # standard output.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
 _LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -99,9 +104,6 @@ class HFDeepSpeedStrategy(DeepSpeedStrategy):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         require_deepspeed()
-        if not torch.cuda.is_available():
-            # Otherwise DeepSpeed looks for every accelerator there is, and warns.
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
         super().__init__(*args, **kwargs)
         self._hf_config: Any = None
         self._masters: MasterWeights | None = None
