@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ Write the weights of a checkpoint as a Hugging Face folder, or as a PEFT adapter
 was trained. Takes checkpoints of every strategy (a file of single and ddp, a folder of fsdp2 and
 deepspeed), in one process on the CPU, whose memory must hold the whole model. The weights are those
 of the checkpoint's own step; a realignment that was stopped is better resumed, which keeps its best
-step.
+step. The class of the run's module is imported, so convert only what you or your colleagues made.
 """
 
 
@@ -38,6 +39,11 @@ def run_export_command(arguments: Sequence[str]) -> int:
         "--merge-adapter", action="store_true", help="write the merged model, not the adapter"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the folder")
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="allow code of the base model's hub repository to run, as the run itself did",
+    )
     options = parser.parse(arguments)
     if options is None:
         return 0
@@ -47,6 +53,7 @@ def run_export_command(arguments: Sequence[str]) -> int:
         save_dtype=options.save_dtype,
         merge_adapter=options.merge_adapter,
         overwrite=options.overwrite,
+        trust_remote_code=options.trust_remote_code,
     )
     print(f"model written to {options.out}")
     return 0
@@ -59,6 +66,7 @@ def export_checkpoint(
     save_dtype: str | None = None,
     merge_adapter: bool = False,
     overwrite: bool = False,
+    trust_remote_code: bool = False,
 ) -> None:
     """Write the weights of a checkpoint as a Hugging Face folder.
 
@@ -68,6 +76,7 @@ def export_checkpoint(
         save_dtype: Cast the weights to it.
         merge_adapter: Merge an adapter into its base.
         overwrite: Replace an existing folder.
+        trust_remote_code: Allow code of a hub repository to run, if the run did.
 
     Raises:
         OneShotError: if there is no checkpoint of `oneshot-lit`, or it does not fit its model.
@@ -83,13 +92,15 @@ def export_checkpoint(
     export = HuggingFaceExport(save_dtype=save_dtype, merge_adapter=merge_adapter)
     saved = _plain(checkpoint) if facts["kind"] == "file" else {}
     run = saved.get("run") or facts.get("run") or {}
-    config = (run.get("config") or {}).get("model")
+    config = (run.get("config") or {}).get("model") if isinstance(run, dict) else None
     if not config:
         raise OneShotError(
             f"{checkpoint}: does not say which model it is of; only checkpoints that the command "
             "oneshot-lit fit has saved can be converted."
         )
-    module = _module(config)
+    module = _module(config, checkpoint)
+    # What a checkpoint says of trust is not the user's word.
+    module.trust_remote_code = module.trust_remote_code and trust_remote_code
     module.configure_model()
     _fill(module, checkpoint, facts["kind"], saved)
     if out.is_file():
@@ -104,15 +115,26 @@ def _plain(path: Path) -> dict[str, Any]:
     return AtomicCheckpointIO().load_checkpoint(path, map_location="cpu", weights_only=True)
 
 
-def _module(config: dict[str, Any]) -> Any:
+def _module(config: dict[str, Any], checkpoint: Path) -> Any:
     """Build the module of a run from its resolved configuration, as the command line does."""
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentError, ArgumentParser
 
     from oneshot_lit.modules import LanguageModelModule
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LanguageModelModule, "model", fail_untyped=False)
-    return parser.instantiate_classes(parser.parse_object({"model": config})).model
+    # As for a fit: a user's package in the working folder is found.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        return parser.instantiate_classes(parser.parse_object({"model": config})).model
+    except (ArgumentError, TypeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[-200:]
+        name = config.get("class_path") if isinstance(config, dict) else None
+        raise OneShotError(
+            f"{checkpoint}: its module {name} cannot be built; run export where its package is "
+            f"installed or in the working folder ({reason})."
+        ) from error
 
 
 def _fill(module: Any, checkpoint: Path, kind: str, saved: dict[str, Any]) -> None:

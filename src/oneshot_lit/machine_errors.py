@@ -26,8 +26,11 @@ _RENDEZVOUS = re.compile(
 _LOST = re.compile(
     r"closed by peer|Connection reset|Connection refused|Broken pipe|Socket closed"
     r"|gloo|NCCL|recvValue failed|Failed to recv|failed to connect|Connection was likely closed"
-    r"|Timed out waiting|terminated with signal|MPI"
+    r"|Timed out waiting|terminated with signal|\bMPI\b"
 )
+
+# What a library says of a fault that no other process is the reason of.
+_FAULT = re.compile(r"invalid usage|[Dd]uplicate GPU|out of memory|[Mm]ismatch|invalid argument")
 
 # What Lightning says of a key without its name.
 _REFUSALS = {
@@ -98,8 +101,12 @@ def lost_process(error: BaseException) -> str | None:
 
     for cause in causes(error):
         known = isinstance(cause, distributed.DistError)
-        if known or (isinstance(cause, RuntimeError) and _LOST.search(str(cause))):
-            return "another process of the run ended or cannot be reached"
+        text = str(cause)
+        if known or (isinstance(cause, RuntimeError) and _LOST.search(text)):
+            if _FAULT.search(text):
+                return None
+            said = (text.strip().splitlines() or [type(cause).__name__])[0][:200]
+            return f"another process of the run ended or cannot be reached ({said})"
     return None
 
 

@@ -12,6 +12,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from oneshot_lit.errors import OneShotError
+from oneshot_lit.files import replace_folder
 from oneshot_lit.machine_errors import full_disk
 from oneshot_lit.strategies.folders import require_resumable
 
@@ -42,7 +43,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(name, target)
+            # A sharded run of the same name may have left a folder.
+            if target.is_dir():
+                replace_folder(Path(name), target)
+            else:
+                os.replace(name, target)
         except BaseException as error:
             Path(name).unlink(missing_ok=True)
             if isinstance(error, Exception) and (line := full_disk(error, target)) is not None:

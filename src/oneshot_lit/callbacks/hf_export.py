@@ -13,14 +13,13 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from oneshot_lit.callbacks.hf_writer import gather, write_model
+from oneshot_lit.callbacks.hf_writer import gather, in_parts, write_model
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.files import folder_written_whole
 from oneshot_lit.modules.language_model import LanguageModelModule
 from oneshot_lit.modules.loading import is_adapter, is_local, load_merged, resolve_dtype
 from oneshot_lit.runs import PRODUCTS, record_run, recorded_runs
 from oneshot_lit.strategies.deepspeed import whole_models
-from oneshot_lit.strategies.weights import is_sharded
 
 PRODUCT, MERGED = "model", "merged"
 
@@ -129,12 +128,13 @@ class HuggingFaceExport(Callback):
 
     def save_merged(self, module: Any, folder: Path | None) -> None:
         """Write the model with its adapter merged into it; the module's model is spent by that."""
-        if not is_sharded(module.model):
+        if not any(in_parts(parameter) for parameter in module.model.parameters()):
             if folder is not None:
                 write_model(module.model.merge_and_unload(), folder, self.save_dtype)
                 _write_tokenizer(module, folder)
             return
-        # Parts cannot be merged; the first process loads the base once more, whole.
+        # Parts cannot be merged, and 16-bit copies are not the weights: the first process loads the
+        # base once more, whole.
         with tempfile.TemporaryDirectory() as place:
             adapter = None if folder is None else Path(place)
             self._write_adapter(module, adapter)

@@ -35,7 +35,7 @@ def write_model(model: Any, folder: Path | None, dtype: torch.dtype | None = Non
         dtype: Cast floating-point weights to it; as they are if not given.
     """
     reshard(model)
-    if not any(_in_parts(p) for p in model.parameters()):
+    if not any(in_parts(p) for p in model.parameters()):
         if folder is not None:
             _write_whole(model, folder, dtype)
         return
@@ -84,7 +84,8 @@ def _tensors(model: nn.Module) -> dict[str, Any]:
     return {name: tensor for name, tensor in named if name in kept}
 
 
-def _in_parts(parameter: Any) -> bool:
+def in_parts(parameter: Any) -> bool:
+    """Whether a parameter is cut, or a copy of master weights that are."""
     return (
         hasattr(parameter, "ds_id")
         or hasattr(parameter, "_hp_mapping")
@@ -93,7 +94,7 @@ def _in_parts(parameter: Any) -> bool:
 
 
 def _empty(tensor: Any, dtype: torch.dtype | None) -> Tensor:
-    wide = tensor.requires_grad and _in_parts(tensor) and not hasattr(tensor, "full_tensor")
+    wide = tensor.requires_grad and in_parts(tensor) and not hasattr(tensor, "full_tensor")
     own = torch.float32 if wide else tensor.dtype
     plain = torch.empty(0, dtype=own)
     return torch.empty(full_shape(tensor), dtype=_target(plain, dtype), device="meta")

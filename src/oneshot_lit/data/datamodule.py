@@ -187,8 +187,8 @@ class SafetyDataModule(LightningDataModule):
         self.tokenizer: Any = None
         self.training: TrainingDataset | None = None
         self._prompts: dict[str, list[PromptDataset]] = {}
-        self._batches: int | None = None
-        self._saved_batches: int | None = None
+        # Where the epochs began that are cut as they are now: epoch, batches done until then.
+        self._cut: dict[str, int] | None = None
 
     def setup(self, stage: str | None = None) -> None:
         """Load, check and tokenise what `stage` (fit, validate, test, predict) needs."""
@@ -283,23 +283,37 @@ class SafetyDataModule(LightningDataModule):
         if self.trainer is None:
             return 0, 0
         total: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
-        saved, self._saved_batches = self._saved_batches or batches_per_epoch, None
-        epoch, batches = divmod(int(total.processed), saved)
-        if saved != batches_per_epoch and batches > 0:
-            raise OneShotError(
-                f"--ckpt_path: the checkpoint is of batch {batches} in an epoch of {saved}, and an "
-                f"epoch now has {batches_per_epoch}; resume with the same number of processes "
-                "(trainer.devices), or set data.share_batch from the start."
-            )
+        done = int(total.processed)
+        now = {"batches_per_epoch": batches_per_epoch, "rows_per_batch": self._rows_of_all()}
+        cut = {"epoch": 0, "batches": 0, **now} if self._cut is None else self._cut
+        passed, batches = divmod(done - cut["batches"], cut["batches_per_epoch"])
+        epoch = cut["epoch"] + passed
+        if any(cut[key] != value for key, value in now.items()):
+            if batches > 0:
+                raise OneShotError(
+                    f"--ckpt_path: the checkpoint is of batch {batches} in an epoch of "
+                    f"{cut['batches_per_epoch']} with {cut['rows_per_batch']} rows each, and now "
+                    f"there are {now['batches_per_epoch']} with {now['rows_per_batch']}; resume "
+                    "with the same number of processes (trainer.devices), or set "
+                    "data.share_batch from the start."
+                )
+            # From here on epochs are cut in another way.
+            cut = {"epoch": epoch, "batches": done, **now}
+        self._cut = cut
         return epoch, batches
 
+    def _rows_of_all(self) -> int:
+        """Return how many different rows a batch of all processes holds."""
+        processes = 1 if self.instance is not None else self._world()[1]
+        return self._batch_of_process() * processes
+
     def state_dict(self) -> dict[str, Any]:
-        """Return how an epoch is cut, which a checkpoint's position refers to."""
-        return {"batches_per_epoch": self._batches}
+        """Return how epochs are cut, which a checkpoint's position refers to."""
+        return {"cut": self._cut}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember how the interrupted run cut its epochs."""
-        self._saved_batches = state_dict["batches_per_epoch"]
+        self._cut = state_dict["cut"]
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Return right-padded batches: ``input_ids``, ``attention_mask``, ``labels``, ``index``."""
@@ -308,8 +322,7 @@ class SafetyDataModule(LightningDataModule):
         rank, world_size = self._world() if self.instance is None else (0, 1)
         share = -(-len(self.training) // world_size)
         batch_size = self._batch_of_process()
-        self._batches = self._limited(-(-share // batch_size))
-        epoch, batches = self._position(self._batches)
+        epoch, batches = self._position(self._limited(-(-share // batch_size)))
         sampler = ResumableSampler(
             len(self.training),
             shuffle=self.shuffle,

@@ -151,7 +151,7 @@ class LanguageModelModule(LightningModule):
             source = loading.architecture(self.model_config, self.tokenizer)
         else:
             assert self.model_name_or_path is not None
-            source = loading.local_folder(self.model_name_or_path)
+            source = loading.local_folder(self.model_name_or_path, self.trust_remote_code)
         streams = not streaming.needs_base_weights(self.peft)
         if isinstance(source, Path):
             streams = streams and not loading.is_adapter(str(source))
@@ -163,6 +163,12 @@ class LanguageModelModule(LightningModule):
                 attn_implementation=self.attn_implementation,
             )
             streams = not isinstance(source, Path) or streaming.can_stream(base, source)
+        if streams:
+            where = streaming.places(base)
+            with streaming.adapters_stay_real():
+                model = self._prepared(base)
+            # Some adapters begin with their base's values, or on its device.
+            streams = streaming.only_base_is_empty(model, where)
         if not streams:
             rank_zero_warn(
                 f"{self.model_name_or_path}: each process loads the whole model into the host's "
@@ -173,9 +179,6 @@ class LanguageModelModule(LightningModule):
                 model = self._prepared(self._whole_model())
             shard(model, mesh, str(self.trainer.precision))
             return model
-        where = streaming.places(base)
-        with streaming.adapters_stay_real():
-            model = self._prepared(base)
         shard(model, mesh, str(self.trainer.precision))
         streaming.materialise(model, self.trainer.strategy.root_device)
         if isinstance(source, Path):
@@ -267,7 +270,7 @@ class LanguageModelModule(LightningModule):
         mean = weight / self.trainer.world_size
         # Not by the strategy's `reduce`, which lets all processes wait for each other first.
         distributed.all_reduce(mean)
-        # Rows that fill up an epoch stand at its end only. They take the usual way, as all processes
+        # Rows that fill up an epoch stand at its end only, and take the usual way, as all processes
         # must; but a mean over nothing is no number, even times zero.
         if self.trainer.is_last_batch and weight == 0:
             batch = {**batch, "labels": batch["input_ids"]}

@@ -282,7 +282,7 @@ def empty_model(
     return model
 
 
-def local_folder(name: str) -> Path:
+def local_folder(name: str, trust_remote_code: bool = False) -> Path:
     """Return the folder of a model; one of the hub is downloaded, without any pickles."""
     if is_local(name):
         return require_model_folder(name)
@@ -290,7 +290,8 @@ def local_folder(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        folder = snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja"])
+        wanted = ["*.json", "*.safetensors", "*.jinja", *(["*.py"] if trust_remote_code else [])]
+        folder = snapshot_download(name, allow_patterns=wanted)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise OneShotError(f"{name}: no model could be loaded ({_first_line(error)}).") from error
     return require_model_folder(folder)

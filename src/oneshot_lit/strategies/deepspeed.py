@@ -108,6 +108,13 @@ class HFDeepSpeedStrategy(DeepSpeedStrategy):
         self._hf_config: Any = None
         self._masters: MasterWeights | None = None
         assert isinstance(self.config, dict)
+        zero = self.config.get("zero_optimization", {})
+        for key in ("offload_param", "offload_optimizer"):
+            if (zero.get(key) or {}).get("device") == "nvme":
+                raise OneShotError(
+                    f"trainer.strategy: {key} to nvme is not supported, as weights cannot be read "
+                    "there for products and repairs; offload to cpu."
+                )
         # The optimiser of the config is any torch optimiser, also where its states are offloaded.
         self.config.setdefault("zero_force_ds_cpu_optimizer", False)
 

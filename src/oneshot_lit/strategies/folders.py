@@ -19,6 +19,7 @@ from oneshot_lit.files import name_full_disk, replace_folder, write_json_atomica
 # What is written beside the engine's own files: who wrote them, and what each process adds.
 FACTS, OWN = "checkpoint.json", "process-{rank:05d}.pt"
 _OWN_KEY = "own_state"
+_NAMES = {"file": "single or ddp", "fsdp2": "fsdp2", "deepspeed": "deepspeed"}
 
 
 @contextmanager
@@ -39,14 +40,13 @@ def whole_folder(strategy: ParallelStrategy, path: Any, facts: dict[str, Any]) -
     strategy.barrier("checkpoint begun")
     try:
         yield fresh
-        _flush(fresh)
     except BaseException as error:
-        # The others cannot finish either; the previous checkpoint stays.
-        shutil.rmtree(fresh, ignore_errors=True)
+        # The others may still write into it: the next save removes what is left.
         name_full_disk(error, target)
         raise
     strategy.barrier("checkpoint written")
     if strategy.is_global_zero:
+        _flush(fresh)
         write_json_atomically(fresh / FACTS, facts)
         replace_folder(fresh, target)
     strategy.barrier("checkpoint in place")
@@ -115,14 +115,14 @@ def facts_of(path: Path) -> dict[str, Any]:
         return {"kind": "file"}
     try:
         facts: dict[str, Any] = json.loads((path / FACTS).read_text(encoding="utf-8"))
+        known = isinstance(facts, dict) and facts.get("kind") in ("fsdp2", "deepspeed")
     except (OSError, ValueError):
+        known = False
+    if not known:
         if (path / "latest").is_file():
             return {"kind": "deepspeed"}
         return {"kind": "fsdp2" if (path / ".metadata").is_file() else "unknown"}
     return facts
-
-
-_NAMES = {"file": "single or ddp", "fsdp2": "fsdp2", "deepspeed": "deepspeed"}
 
 
 def _said(facts: dict[str, Any]) -> str:

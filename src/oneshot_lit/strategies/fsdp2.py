@@ -76,6 +76,13 @@ class FSDP2Strategy(ModelParallelStrategy):
                 "--trainer.accelerator gpu or cpu."
             )
 
+    def setup(self, trainer: Trainer) -> None:
+        """Cut and move the model; evaluate under `no_grad`, as inference tensors cannot be cut."""
+        loops: list[Any] = [trainer.validate_loop, trainer.test_loop, trainer.predict_loop]
+        for loop in [*loops, trainer.fit_loop.epoch_loop.val_loop]:
+            loop.inference_mode = False
+        super().setup(trainer)
+
     @contextmanager
     def tensor_init_context(self, empty_init: bool | None = None) -> Generator[None, None, None]:
         """Create tensors on the device, so that random ones are those of other strategies."""

@@ -81,6 +81,12 @@ def adapters_stay_real() -> Iterator[None]:
         yield
 
 
+def only_base_is_empty(model: nn.Module, where: Places) -> bool:
+    """Whether all that is on the meta device will be filled: an adapter has its first values."""
+    filled = {id(getattr(module, leaf)) for module, leaf in where.values()}
+    return all(id(p) in filled for p in model.parameters() if p.is_meta)
+
+
 def needs_base_weights(options: dict[str, Any] | None) -> bool:
     """Whether a new adapter's first values depend on those of the base model."""
     if options is None:
