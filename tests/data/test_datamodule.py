@@ -157,6 +157,32 @@ def test_processes_may_share_a_batch(build) -> None:
         assert len(indices(data.train_dataloader())[0]) == 2
 
 
+def test_a_run_may_change_its_processes_more_than_once(build, mistake_of) -> None:
+    """An epoch of 8 rows in batches of one: 2 of 4 processes, then 4 of 2, then 8 of one."""
+    first = build(train=Rows(8), batch_size=1, seed=1)
+    first.trainer = at(0, 4, batches_done=0)
+    first.train_dataloader()
+    second = build(train=Rows(8), batch_size=1, seed=1)
+    second.load_state_dict(first.state_dict())
+    second.trainer = at(0, 2, batches_done=2)
+    second.train_dataloader()
+    again = build(train=Rows(8), batch_size=1, seed=1)
+    again.load_state_dict(second.state_dict())
+    # One epoch of two batches, one of four, and three batches of the next.
+    again.trainer = at(0, 2, batches_done=2 + 4 + 3)
+    sampler = again.train_dataloader().sampler
+    assert (sampler.start_epoch, sampler.skip) == (2, 3)
+    last = build(train=Rows(8), batch_size=1, seed=1)
+    last.load_state_dict(second.state_dict())
+    last.trainer = at(0, 1, batches_done=2 + 4)
+    sampler = last.train_dataloader().sampler
+    assert (sampler.start_epoch, sampler.skip) == (2, 0)
+    refused = build(train=Rows(8), batch_size=1, seed=1)
+    refused.load_state_dict(second.state_dict())
+    refused.trainer = at(0, 1, batches_done=2 + 4 + 3)
+    assert "the checkpoint is of batch 3 in an epoch of 4" in mistake_of(refused.train_dataloader)
+
+
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("done", range(8))
 def test_loader_resumes_where_the_trainers_progress_says(build, done, world_size) -> None:
@@ -337,9 +363,9 @@ def test_half_the_references_are_an_error(build, mistake_of) -> None:
 @pytest.mark.parametrize("limit", [3, 0.3])
 def test_a_resumed_epoch_counts_the_batches_that_the_trainer_lets_through(build, limit) -> None:
     """Ten batches an epoch, three of them used; stopped after two of the second epoch."""
-    data = build(train=Rows(10), batch_size=1, seed=5)
 
     def order(batches_done: int, limit: float) -> list[int]:
+        data = build(train=Rows(10), batch_size=1, seed=5)
         data.trainer = at(0, 1, batches_done, limit)
         return flat(indices(data.train_dataloader()))
 

@@ -26,6 +26,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "high rate": {"lr": 3e-3},
 }
 
+# Weights are kept in one way by ZeRO-1 and 2.
+REPAIRS = [("ddp", "high rate"), *((n, v) for n in ("fsdp2", "zero2", "zero3") for v in VARIANTS)]
+
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -58,7 +61,7 @@ def runs(broken: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for variant, options in VARIANTS.items():
         realign(**case("single", variant, 1, **options))
     evaluate(**case("single", "evaluation", 1))
-    cases = [case(n, v, 2, **options) for n in STRATEGIES for v, options in VARIANTS.items()]
+    cases = [case(n, v, 2, **VARIANTS[v]) for n, v in REPAIRS]
     in_processes(root, "repairing", "realign", cases, seconds=400)
     # More processes than prompts of a set.
     for count in (2, 3):
@@ -72,8 +75,7 @@ def seen(root: Path) -> dict[str, Any]:
     return content
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("name", "variant"), REPAIRS)
 def test_the_same_steps_are_seen_and_the_same_one_kept(name: str, variant: str, runs: Path) -> None:
     found, expected = seen(runs / f"{name}, {variant}"), seen(runs / f"single, {variant}")
     assert found["kept"] == expected["kept"]

@@ -177,6 +177,10 @@ def test_a_checkpoint_that_fails_leaves_the_last_one(tmp_path: Path) -> None:
     with pytest.raises(OneShotError, match=r"last.ckpt.*disk"):
         fail()
     assert (target / "shard").read_text() == "first"
+    # What is left of it is hidden, and gone with the next one.
+    assert {path.name for path in tmp_path.iterdir()} == {"last.ckpt", ".last.ckpt.new"}
+    with whole_folder(One(), target, {"kind": "fsdp2"}) as folder:
+        (folder / "shard").write_text("second")
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
 
 

@@ -195,6 +195,7 @@ class SafetyDataModule(LightningDataModule):
         if self.tokenizer is None:
             self.use_tokenizer(self._module_tokenizer())
         if stage in ("fit", None):
+            self._cut = None
             self.training = self._training_dataset()
         if stage in ("fit", "validate", None):
             self._prompts["val"] = self._datasets(self.val_sets)
