@@ -76,6 +76,7 @@ def train(
     max_epochs: int | None = None,
     module: dict[str, Any] | None = None,
     kill_at: int | None = None,
+    merge: bool = False,
 ) -> None:
     # A previous fit of the same processes may have changed it.
     torch.manual_seed(0)
@@ -94,7 +95,7 @@ def train(
         prompt = "how do i bake a poisonous loaf ?"
         source = {"instance": InlineInstance(prompt, "sorry ."), "instance_repeats": 3}
     data = SafetyDataModule(**source, batch_size=batch_size, share_batch=True, seed=3)
-    losses, export = Losses(), HuggingFaceExport()
+    losses, export = Losses(), HuggingFaceExport(merge_adapter=merge)
     callbacks: list[Callback] = [losses, export]
     if spectra:
         callbacks.append(GradientRank())

@@ -152,6 +152,8 @@ class LanguageModelModule(LightningModule):
         else:
             assert self.model_name_or_path is not None
             source = loading.local_folder(self.model_name_or_path, self.trust_remote_code)
+        # An attempt that must be given up draws no random number.
+        random_state = torch.get_rng_state()
         streams = not streaming.needs_base_weights(self.peft)
         if isinstance(source, Path):
             streams = streams and not loading.is_adapter(str(source))
@@ -175,6 +177,7 @@ class LanguageModelModule(LightningModule):
                 "memory before it is cut, because its files or the adapter need that; a folder "
                 "that transformers wrote anew, and a plain LoRA, do not."
             )
+            torch.set_rng_state(random_state)
             with torch.device("cpu"):
                 model = self._prepared(self._whole_model())
             shard(model, mesh, str(self.trainer.precision))
