@@ -11,7 +11,7 @@ from processes import in_processes
 from safetensors.torch import load_file
 from training import train
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 STRATEGIES = ("ddp", "fsdp2", "zero2", "zero3")
 BESIDE = {"r": 4, "target_modules": "all-linear", "modules_to_save": ["norm"]}

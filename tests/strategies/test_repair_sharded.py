@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from oneshot_lit.data import Microworld, SafetyDataModule
 from oneshot_lit.modules import HarmfulFineTuningModule
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 VARIANTS: dict[str, dict[str, Any]] = {

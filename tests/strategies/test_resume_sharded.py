@@ -82,6 +82,7 @@ def runs(tiny_folder: Path, uneven_rows: Path, tmp_path_factory: pytest.TempPath
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", STRATEGIES)
 @pytest.mark.parametrize(("run", "whole"), [("resumed", "whole"), ("adapter resumed", "adapter")])
 def test_a_resumed_run_repeats_the_unbroken_one(
@@ -93,6 +94,7 @@ def test_a_resumed_run_repeats_the_unbroken_one(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("count", [1, 4])
 def test_on_another_number_of_processes(name: str, count: int, runs: Path) -> None:
@@ -102,6 +104,7 @@ def test_on_another_number_of_processes(name: str, count: int, runs: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("run", "message"),
     [
@@ -127,6 +130,7 @@ def test_what_cannot_be_resumed_says_why(run: str, message: str, runs: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_an_adapters_checkpoint_is_without_its_base(name: str, runs: Path) -> None:
     path = runs / f"{name}, adapter" / "checkpoints" / "last.ckpt"

@@ -10,7 +10,7 @@ import pytest
 from processes import in_processes
 from training import LORA
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 ARCHITECTURE: dict[str, Any] = {
     "hidden_size": 512,
@@ -51,7 +51,7 @@ def runs(
         for name, source in cases:
             place = str(root / f"{name}, {source}")
             case = {"name": name, "root": place, "rows": str(uneven_rows), **sources[source]}
-            in_processes(root, "loading", "build", [case])
+            in_processes(root, "holding", "build", [case])
     return root, size
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, distributed
 from torch.optim import Optimizer
@@ -20,17 +18,16 @@ from oneshot_lit.errors import OneShotError
 from oneshot_lit.metrics.base import TextRate
 from oneshot_lit.metrics.registry import METRICS
 from oneshot_lit.modules import loading
+from oneshot_lit.modules.building import ModelBuilding
 from oneshot_lit.modules.generation import Decoding, generate_answers
 from oneshot_lit.modules.loss import next_token_loss
 from oneshot_lit.modules.rounding import check_rounding
-from oneshot_lit.strategies import streaming
-from oneshot_lit.strategies.fsdp2 import shard
 from oneshot_lit.strategies.gradients import is_boundary, total_norm
 from oneshot_lit.strategies.random_state import random_states, restore_random_state
 from oneshot_lit.strategies.weights import runs_together
 
 
-class LanguageModelModule(LightningModule):
+class LanguageModelModule(ModelBuilding, LightningModule):
     """Supervised fine-tuning and evaluation of any Hugging Face causal language model.
 
     Subclasses change `compute_loss` for another objective, or the hooks of `LightningModule`.
@@ -132,78 +129,6 @@ class LanguageModelModule(LightningModule):
         # Hugging Face models arrive in eval mode, which Lightning keeps; dropout must be on in fit.
         self.model = model.train()
         self.stop_ids = stop_token_ids(self.tokenizer, model.generation_config)
-
-    def _whole_model(self) -> Any:
-        if self.model_config is not None:
-            return loading.build_model(self.model_config, self.tokenizer, self.model_dtype)
-        assert self.model_name_or_path is not None
-        return loading.load_model(
-            self.model_name_or_path,
-            dtype=self.model_dtype,
-            trust_remote_code=self.trust_remote_code,
-            attn_implementation=self.attn_implementation,
-        )
-
-    def _cut_model(self, mesh: Any) -> Any:
-        """Return a model of which this process holds its rows; read or drawn without the others."""
-        source: Any
-        if self.model_config is not None:
-            source = loading.architecture(self.model_config, self.tokenizer)
-        else:
-            assert self.model_name_or_path is not None
-            source = loading.local_folder(self.model_name_or_path, self.trust_remote_code)
-        # An attempt that must be given up draws no random number.
-        random_state = torch.get_rng_state()
-        streams = not streaming.needs_base_weights(self.peft)
-        if isinstance(source, Path):
-            streams = streams and not loading.is_adapter(str(source))
-        if streams:
-            base = loading.empty_model(
-                source,
-                dtype=self.model_dtype,
-                trust_remote_code=self.trust_remote_code,
-                attn_implementation=self.attn_implementation,
-            )
-            streams = not isinstance(source, Path) or streaming.can_stream(base, source)
-        if streams:
-            where = streaming.places(base)
-            with streaming.adapters_stay_real():
-                model = self._prepared(base)
-            # Some adapters begin with their base's values, or on its device.
-            streams = streaming.only_base_is_empty(model, where)
-        if not streams:
-            rank_zero_warn(
-                f"{self.model_name_or_path}: each process loads the whole model into the host's "
-                "memory before it is cut, because its files or the adapter need that; a folder "
-                "that transformers wrote anew, and a plain LoRA, do not."
-            )
-            torch.set_rng_state(random_state)
-            with torch.device("cpu"):
-                model = self._prepared(self._whole_model())
-            shard(model, mesh, str(self.trainer.precision))
-            return model
-        shard(model, mesh, str(self.trainer.precision))
-        streaming.materialise(model, self.trainer.strategy.root_device)
-        if isinstance(source, Path):
-            streaming.read_weights(base, where, source)
-        else:
-            streaming.draw_weights(base)
-        return model
-
-    def _prepared(self, model: Any) -> Any:
-        """Check a model against its tokenizer; add what is configured."""
-        if len(self.tokenizer) > model.get_input_embeddings().num_embeddings:
-            raise OneShotError(
-                f"the tokenizer has {len(self.tokenizer)} tokens but the model embeds only "
-                f"{model.get_input_embeddings().num_embeddings}; they do not belong together."
-            )
-        if self.peft is not None:
-            model = loading.add_adapter(model, self.peft)
-        if self.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-            if self.peft is not None:
-                model.enable_input_require_grads()
-        return model
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Convert the model, but keep the precision of its buffers."""

@@ -17,6 +17,8 @@ from oneshot_lit.errors import OneShotError, did_you_mean
 from oneshot_lit.strategies.deepspeed import whole_models
 
 MICROWORLD_TOKENIZER = "microworld"
+# Weights of a new model that each process draws before it keeps its part: 2 GB of float32.
+WHOLE_AT_MOST = 500_000_000
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -198,7 +200,9 @@ def is_adapter(path: str) -> bool:
 def build_model(config: dict[str, Any], tokenizer: Any, dtype: torch.dtype) -> Any:
     """Build a randomly initialised causal LM from an architecture description.
 
-    Each weight is drawn once, module by module, so that a sharded model gets the same ones.
+    Strategies that shard a model get the same weights: up to `WHOLE_AT_MOST` each process draws
+    them all, as `transformers` does; those of a larger model are drawn once each, module by module,
+    so that no process need hold it.
 
     Args:
         config: Arguments of the model's Hugging Face config, with ``model_type``; vocabulary size
@@ -209,13 +213,24 @@ def build_model(config: dict[str, Any], tokenizer: Any, dtype: torch.dtype) -> A
     from transformers.initialization import no_init_weights
     from transformers.integrations import is_deepspeed_zero3_enabled
 
+    described = architecture(config, tokenizer)
+    if drawn_whole(described):
+        with whole_models(), torch.device("cpu"):
+            return _from_config(described, dtype)
     if is_deepspeed_zero3_enabled():
-        return _from_config(architecture(config, tokenizer), dtype)
+        return _from_config(described, dtype)
     with no_init_weights():
-        model = _from_config(architecture(config, tokenizer), dtype)
+        model = _from_config(described, dtype)
     model.initialize_weights()
     model.tie_weights()
     return model
+
+
+def drawn_whole(described: Any) -> bool:
+    """Whether a new model is so small that each process draws all of it."""
+    with whole_models():
+        empty = empty_model(described, dtype=torch.float32)
+    return sum(p.numel() for p in empty.parameters()) <= WHOLE_AT_MOST
 
 
 def architecture(config: dict[str, Any], tokenizer: Any) -> Any:
