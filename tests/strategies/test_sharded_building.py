@@ -14,7 +14,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 ARCHITECTURE: dict[str, Any] = {
     "hidden_size": 512,
-    "num_hidden_layers": 8,
+    # Large beside what the first import of a model takes.
+    "num_hidden_layers": 20,
     "num_attention_heads": 8,
     "intermediate_size": 1536,
 }
