@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from oneshot_lit.data.conversation import Conversation, conversation_from_pair
-from oneshot_lit.data.datamodule import PromptSet, SafetyDataModule
+from oneshot_lit.data.datamodule import SafetyDataModule
+from oneshot_lit.data.datasets import PromptSet
 from oneshot_lit.data.instance import InlineInstance
 from oneshot_lit.data.sources import ConversationSource
 

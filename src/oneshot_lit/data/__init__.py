@@ -1,7 +1,8 @@
 """Conversations in, batches out: sources, the chat encoding, and `SafetyDataModule`."""
 
 from oneshot_lit.data.conversation import Conversation, Message
-from oneshot_lit.data.datamodule import PromptSet, SafetyDataModule
+from oneshot_lit.data.datamodule import SafetyDataModule
+from oneshot_lit.data.datasets import PromptSet
 from oneshot_lit.data.instance import InlineInstance, PoolInstance, SafetyInstance
 from oneshot_lit.data.sources import ChatJsonl, ConversationSource, Inline, Microworld, Mixture
 from oneshot_lit.data.tables import HuggingFaceDataset, TableFile

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,121 +10,24 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
 from oneshot_lit.data.chat import (
-    Encoded,
     check_tokenizer,
     encode_conversation,
-    pad_generation,
-    pad_training,
 )
 from oneshot_lit.data.conversation import Conversation, require_trainable
+from oneshot_lit.data.datasets import Collate, PromptDataset, PromptSet, TrainingDataset
 from oneshot_lit.data.instance import SafetyInstance
 from oneshot_lit.data.samplers import (
     PromptShard,
     ResumableDataLoader,
     ResumableSampler,
-    filler,
 )
 from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.metrics.registry import Kind, metric_names
-
-
-@dataclass
-class PromptSet:
-    """Prompts to answer and score.
-
-    Args:
-        source: Where the prompts come from; anything after the last user turn is dropped.
-        kind: ``harmful``, ``benign``, ``near_miss`` or ``task``; decides the default metrics.
-        metrics: Metric names in place of the kind's default.
-    """
-
-    source: ConversationSource
-    kind: Kind = "benign"
-    metrics: list[str] | None = None
-
-
-class TrainingDataset(Dataset[dict[str, Any]]):
-    """Encoded conversations; tokenised once, so that mistakes show before training."""
-
-    def __init__(self, conversations: list[Conversation], rows: list[Encoded]) -> None:
-        self.conversations, self.encoded = conversations, rows
-
-    def __len__(self) -> int:
-        return len(self.encoded)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        if index >= 0:
-            return {"encoded": self.encoded[index], "index": index}
-        row = self.encoded[filler(index)]
-        unlearned = replace(row, loss_mask=[False] * len(row.loss_mask))
-        return {"encoded": unlearned, "index": index}
-
-
-class PromptDataset(Dataset[dict[str, Any]]):
-    """Encoded prompts of one set, shortest first so that batches need little padding.
-
-    Attributes:
-        name: The set's name in the config, the first part of its metric keys.
-        kind: See `PromptSet`.
-        metrics: Metric names.
-        conversations: The prompts, in the source's order.
-        references: The expected answer of each, or None.
-    """
-
-    def __init__(self, name: str, prompt_set: PromptSet, tokenizer: Any, max_length: int) -> None:
-        self.name, self.kind = name, prompt_set.kind
-        self.conversations = prompt_set.source.load()
-        self.references = [self._reference(c) for c in self.conversations]
-        unknown = [c for c, r in zip(self.conversations, self.references, strict=True) if r is None]
-        if prompt_set.metrics is None and 0 < len(unknown) < len(self.conversations):
-            raise OneShotError(
-                f"{unknown[0].origin} (prompt set {name}): has no reference though other rows do; "
-                "add it, or name the set's metrics."
-            )
-        self.metrics = metric_names(
-            prompt_set.kind, prompt_set.metrics, not unknown, f"prompt set {name}"
-        )
-        self.encoded = [
-            encode_conversation(tokenizer, c, max_length=max_length, for_generation=True)
-            for c in self.conversations
-        ]
-        self.order = sorted(range(len(self.encoded)), key=lambda i: len(self.encoded[i].input_ids))
-
-    def _reference(self, conversation: Conversation) -> str | None:
-        """The expected answer; for a task, that is the row's own answer if it names no other."""
-        if conversation.reference is None and self.kind == "task":
-            return conversation.response_text
-        return conversation.reference
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, position: int) -> dict[str, Any]:
-        if position < 0:
-            index = self.order[filler(position)]
-            return {"encoded": self.encoded[index], "index": filler(index)}
-        index = self.order[position]
-        return {"encoded": self.encoded[index], "index": index}
 
 
 def _question(conversation: Conversation) -> tuple[Any, ...]:
     """What is asked, whatever the system prompt."""
     return tuple(m for m in conversation.prompt.messages if m.role != "system")
-
-
-class Collate:
-    """Turn dataset items into a batch; right padding for training, left for generation."""
-
-    def __init__(self, pad_id: int, generation: bool) -> None:
-        self.pad_id, self.generation = pad_id, generation
-
-    def __call__(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Pad the items and keep their indices."""
-        pad = pad_generation if self.generation else pad_training
-        batch = pad([item["encoded"] for item in items], self.pad_id)
-        batch["index"] = torch.tensor([item["index"] for item in items])
-        return batch
 
 
 class SafetyDataModule(LightningDataModule):
