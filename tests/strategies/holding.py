@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -23,8 +24,19 @@ def own_bytes() -> int:
     return int(re.search(r"RssAnon:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
 
 
+def warm_up() -> None:
+    """Build a tiny model, so that what the first one imports is not counted."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "intermediate_size": 8}
+    config = LlamaConfig(vocab_size=8, num_attention_heads=1, num_key_value_heads=1, **sizes)
+    model = AutoModelForCausalLM.from_config(config)
+    peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"]))
+
+
 class Module(LanguageModelModule):
     def configure_model(self) -> None:
+        warm_up()
         before, peak, done = own_bytes(), [0], threading.Event()
 
         def watch() -> None:

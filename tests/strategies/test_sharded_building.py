@@ -17,6 +17,7 @@ ARCHITECTURE: dict[str, Any] = {
     # Large beside what the first import of a model takes.
     "num_hidden_layers": 20,
     "num_attention_heads": 8,
+    "head_dim": 64,
     "intermediate_size": 1536,
 }
 SOURCES = ("folder", "config", "adapter")
@@ -69,7 +70,7 @@ def test_a_process_takes_little_more_than_its_part(
     name: str, source: str, runs: tuple[Path, int]
 ) -> None:
     root, size = runs
-    assert max(peaks(root, name, source)) < 0.8 * size
+    assert max(peaks(root, name, source)) < 0.7 * size
 
 
 def test_a_whole_model_shows(runs: tuple[Path, int]) -> None:
