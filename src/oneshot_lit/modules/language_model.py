@@ -324,7 +324,15 @@ class LanguageModelModule(ModelBuilding, LightningModule):
             if index < 0:
                 continue
             row = prompts.conversations[index].prompt.as_dict()
-            rows.append({"set": prompts.name, "index": index, **row, "output": output})
+            rows.append(
+                {
+                    "set": prompts.name,
+                    "kind": prompts.kind,
+                    "index": index,
+                    **row,
+                    "output": output,
+                }
+            )
         return rows
 
     def before_export(self) -> None:

@@ -1,0 +1,75 @@
+"""``metrics.json``: read it, and add the scores of an evaluation that ran after the test."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from oneshot_lit.errors import OneShotError
+from oneshot_lit.files import write_json_atomically
+
+METRICS_FILE = "metrics.json"
+
+
+def read_metrics(root: Path) -> dict[str, Any]:
+    """Return the content of ``<root>/metrics.json``, with its keys ``metrics`` and ``evaluations``.
+
+    Raises:
+        OneShotError: if the file is there and holds anything else than an object.
+    """
+    path = root / METRICS_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        content = {}
+    except ValueError as error:
+        raise OneShotError(f"{path}: is no JSON; remove it, or run the test again.") from error
+    parts = [content.get(key, {}) for key in ("metrics", "evaluations")] if _object(content) else []
+    if not parts or not all(_object(part) for part in parts):
+        raise OneShotError(f"{path}: is not what a test writes; remove it, or run the test again.")
+    return {"metrics": {}, "evaluations": {}} | content
+
+
+def _object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def merge_scores(
+    root: Path, evaluation: str, scores: Mapping[str, float], facts: Mapping[str, Any]
+) -> Path:
+    """Add the scores of a later evaluation, such as a judge's, to ``<root>/metrics.json``.
+
+    The file is made if there is none. What the same evaluation added before is replaced; nothing
+    else changes.
+
+    Args:
+        root: Folder of the run.
+        evaluation: Name of the evaluation, a key of ``evaluations``.
+        scores: ``<set>/<metric>`` -> value; NaN, such as the mean of no judged answer, is left out
+            of ``metrics``, so `facts` must count what could not be judged.
+        facts: Version, counts and provenance, as plain JSON values.
+
+    Returns:
+        The file.
+
+    Raises:
+        OneShotError: for a score that belongs to another evaluation, or an unreadable file.
+    """
+    content = read_metrics(root)
+    metrics, evaluations = dict(content["metrics"]), dict(content["evaluations"])
+    for key in evaluations.get(evaluation, {}).get("scores", ()):
+        metrics.pop(key, None)
+    taken = [key for key in scores if key in metrics]
+    if taken:
+        raise OneShotError(
+            f"{root / METRICS_FILE}: '{taken[0]}' is there already, from another evaluation; give "
+            f"'{evaluation}' another metric name, or another folder."
+        )
+    finite = {key: float(value) for key, value in scores.items() if math.isfinite(value)}
+    evaluations[evaluation] = {**facts, "scores": sorted(scores)}
+    path = root / METRICS_FILE
+    write_json_atomically(path, content | {"metrics": metrics | finite, "evaluations": evaluations})
+    return path
