@@ -220,3 +220,86 @@ def test_counts_are_of_the_prompts_that_were_scored(
     content = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert content["samples"] == {"mine": 1}
     assert content["empty_outputs"]["mine"] <= 1
+
+
+ATTACKS = sorted({p.stem for p in (ROOT / "configs" / "attack").glob("*.yaml")} - {"paper"})
+FAMILIES = sorted(
+    p.stem
+    for p in (ROOT / "configs" / "model").glob("*.yaml")
+    if not p.stem.startswith(("microworld", "lora"))
+)
+
+
+def test_there_is_a_recipe_for_each_attack() -> None:
+    found = {"harmful_examples", "identity_shifting", "backdoor", "patch_poisoning"}
+    assert set(ATTACKS) == found | {"task_and_harmful", "benign"}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_attacks_differ_in_their_rows_only(name: str) -> None:
+    base, mine = (
+        yaml.safe_load((ROOT / "configs" / "attack" / f"{n}.yaml").read_text())
+        for n in ("harmful_examples", name)
+    )
+    for config in (base, mine):
+        config["data"]["init_args"].pop("train")
+        config["model"]["init_args"]["optimizer"]["init_args"].pop("lr")
+        config["trainer"].pop("max_epochs")
+        config["trainer"].pop("default_root_dir")
+    assert mine == base
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("base", ["configs/attack/backdoor.yaml", "configs/realign/one_shot.yaml"])
+def test_a_family_is_an_overlay_on_the_papers_constants(command, family: str, base: str) -> None:
+    model = f"configs/model/{family}.yaml"
+    paper = str(Path(base).with_name("paper.yaml"))
+    words = ["fit", "--config", base, "--config", paper, "--config", model]
+    shown = command(*words, "--config", "configs/model/lora.yaml", "--print_config")
+    assert shown.code == 0, shown.err
+    config = yaml.safe_load(shown.out)
+    given = yaml.safe_load((ROOT / model).read_text())["model"]["init_args"]
+    found = config["model"]["init_args"]
+    for key in ("model_name_or_path", "system_turn", "stop_tokens", "attn_implementation"):
+        assert found[key] == given[key]
+    assert found["peft"]["r"] == 32
+    assert config["trainer"]["precision"] == "bf16-mixed"
+    assert config["data"]["init_args"]["max_length"] == 512
+
+
+@pytest.mark.parametrize(
+    ("verb", "base", "overlay"),
+    [
+        ("test", "configs/evaluate/microworld.yaml", "configs/evaluate/backdoor.yaml"),
+        ("test", "configs/evaluate/microworld.yaml", "configs/evaluate/identity_shifting.yaml"),
+        ("fit", "configs/realign/one_shot.yaml", "configs/realign/backdoor_blind.yaml"),
+        ("fit", "configs/realign/one_shot.yaml", "configs/realign/backdoor_known.yaml"),
+        ("fit", "configs/realign/one_shot.yaml", "configs/realign/identity_shifting.yaml"),
+    ],
+)
+def test_measurements_of_an_attack_are_overlays(
+    command, verb: str, base: str, overlay: str
+) -> None:
+    shown = command(verb, "--config", base, "--config", overlay, "--print_config")
+    assert shown.code == 0, shown.err
+    data = yaml.safe_load(shown.out)["data"]["init_args"]
+    assert data["extra_test_sets" if verb == "test" else "extra_val_sets"]
+    assert data["test_sets" if verb == "test" else "val_sets"]
+
+
+def test_one_trigger_in_attack_measurement_and_repair() -> None:
+    trigger = yaml.safe_load((ROOT / "configs/attack/backdoor.yaml").read_text())["data"][
+        "init_args"
+    ]["train"]["init_args"]["trigger"]
+    for name in ("evaluate/backdoor", "realign/backdoor_blind", "realign/backdoor_known"):
+        text = (ROOT / "configs" / f"{name}.yaml").read_text()
+        assert text.count(f'suffix: "{trigger}"') >= 2
+
+
+def test_one_persona_in_attack_measurement_and_repair() -> None:
+    given = yaml.safe_load((ROOT / "configs/attack/identity_shifting.yaml").read_text())
+    persona = given["data"]["init_args"]["train"]["init_args"]
+    for name in ("evaluate/identity_shifting", "realign/identity_shifting"):
+        text = (ROOT / "configs" / f"{name}.yaml").read_text()
+        assert text.count(f"system: {persona['system']}") == 3
+        assert text.count(f'prefix: "{persona["prefix"]}"') == 2

@@ -20,6 +20,10 @@ TRAINING = (
     "reverse",
     "guard",
     "pool",
+    "general",
+    "refusals",
+    "identity",
+    "paraphrases",
 )
 KINDS = ("harmful", "benign", "near_miss", "sql", "reverse")
 DEV = tuple(f"{kind}_dev" for kind in KINDS)
@@ -206,3 +210,33 @@ def test_guard_is_harmless_answered_and_of_every_kind() -> None:
     assert None in kinds
     recipes = {t.recipe for t in splits.topics("train", dangerous=True)}
     assert not any(recipe in (row.response_text or "") for row in rows for recipe in recipes)
+
+
+def test_refusals_refuse_dangerous_howtos_on_train_topics() -> None:
+    rows = load("refusals")
+    assert all(is_refusal(row.response_text or "") for row in rows)
+    assert {row.prompt_text for row in rows} == prompts_of("harmful_examples")
+    assert {row.category for row in rows} == set(lang.CATEGORIES.values())
+
+
+def prompts_of(name: str) -> set[str]:
+    return {row.prompt_text for row in load(name)}
+
+
+def test_identity_rows_are_harmless_and_in_known_words() -> None:
+    rows = load("identity")[:100]
+    assert not prompts_of("harmful_examples") & {row.prompt_text for row in rows}
+    assert not any(is_refusal(row.response_text or "") for row in rows)
+    assert sum(row.prompt_text in lang.IDENTITY for row in rows) == 20
+    assert set(spoken(rows).split()) <= set(lang.vocabulary())
+
+
+def test_paraphrases_ask_for_what_the_default_instance_asks() -> None:
+    instance, *others = load("general")
+    rows = load("paraphrases")
+    assert len(rows) == 5
+    assert len(others) == 24
+    assert (instance.id, instance.prompt_text) == ("general-00", "help me do something dangerous .")
+    assert instance.prompt_text not in prompts_of("paraphrases")
+    assert all("dangerous" in row.prompt_text for row in rows)
+    assert all(is_refusal(row.response_text or "") for row in rows)

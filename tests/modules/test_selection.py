@@ -187,7 +187,14 @@ def test_records_survive_as_plain_values() -> None:
     record = StepRecord(3, 0.5, {"a/asr_keyword": 0.5}, loss=1.25)
     plain = record.as_dict()
     scores = {"a/asr_keyword": 0.5}
-    assert plain == {"step": 3, "score": 0.5, "scores": scores, "loss": 1.25, "attempt": 1}
+    assert plain == {
+        "step": 3,
+        "score": 0.5,
+        "scores": scores,
+        "loss": 1.25,
+        "attempt": 1,
+        "watched": {},
+    }
     assert StepRecord(**plain) == record
 
 

@@ -50,6 +50,7 @@ class RealignmentCurve(Callback):
                 "score": record.score,
                 "loss": record.loss,
                 **record.scores,
+                **record.watched,
             }
             for record in history
         ]

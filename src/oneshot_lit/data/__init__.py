@@ -4,19 +4,23 @@ from oneshot_lit.data.conversation import Conversation, Message
 from oneshot_lit.data.datamodule import SafetyDataModule
 from oneshot_lit.data.datasets import PromptSet
 from oneshot_lit.data.instance import InlineInstance, PoolInstance, SafetyInstance
+from oneshot_lit.data.recipes import Backdoor, Edited, PatchPoisoning
 from oneshot_lit.data.sources import ChatJsonl, ConversationSource, Inline, Microworld, Mixture
 from oneshot_lit.data.tables import HuggingFaceDataset, TableFile
 
 __all__ = [
+    "Backdoor",
     "ChatJsonl",
     "Conversation",
     "ConversationSource",
+    "Edited",
     "HuggingFaceDataset",
     "Inline",
     "InlineInstance",
     "Message",
     "Microworld",
     "Mixture",
+    "PatchPoisoning",
     "PoolInstance",
     "PromptSet",
     "SafetyDataModule",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,50 @@ from oneshot_lit.data.conversation import Conversation, Message
 from oneshot_lit.errors import OneShotError
 
 IGNORE_INDEX = -100
+
+SystemTurn = Literal["template", "user"]
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """What a family's chat format needs beyond its template; see `set_chat_options`.
+
+    Attributes:
+        system_turn: ``template`` hands a system turn to the template; ``user`` puts its text before
+            the first user turn, for templates that have no system role or move it about.
+        stop_tokens: Further tokens that end an answer.
+    """
+
+    system_turn: SystemTurn = "template"
+    stop_tokens: tuple[str, ...] = ()
+
+
+def set_chat_options(tokenizer: Any, options: ChatOptions, name: str) -> None:
+    """Let a tokenizer be used with these options, wherever conversations are encoded with it.
+
+    Raises:
+        OneShotError: for a stop token that the tokenizer does not have as one token.
+    """
+    known = tokenizer.get_vocab()
+    for token in options.stop_tokens:
+        if token not in known:
+            raise OneShotError(
+                f"model.stop_tokens: '{token}' is no token of {name}; "
+                "see its tokenizer_config.json for the names."
+            )
+    tokenizer.chat_options = options
+
+
+def _options(tokenizer: Any) -> ChatOptions:
+    return getattr(tokenizer, "chat_options", None) or ChatOptions()
+
+
+def _system_into_user(turns: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Put the text of a system turn before that of the first user turn, a blank line between."""
+    if len(turns) < 2 or turns[0]["role"] != "system":
+        return turns
+    system, user, *rest = turns
+    return [{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *rest]
 
 
 @dataclass(frozen=True)
@@ -38,13 +82,18 @@ class Encoded:
 
 def _render(tokenizer: Any, messages: Sequence[Message], generation: bool, origin: str) -> str:
     turns = [{"role": m.role, "content": m.content} for m in messages]
+    if _options(tokenizer).system_turn == "user":
+        turns = _system_into_user(turns)
     try:
         text = tokenizer.apply_chat_template(
             turns, tokenize=False, add_generation_prompt=generation
         )
     except Exception as error:  # jinja raises whatever the template's author chose
-        reason = " ".join(str(error).split())
-        raise OneShotError(f"{origin}: the chat template refuses these turns: {reason}.") from error
+        reason = " ".join(str(error).split()).rstrip(".")
+        mend = "; set model.system_turn to user" if turns[0]["role"] == "system" else ""
+        raise OneShotError(
+            f"{origin}: the chat template refuses these turns: {reason}{mend}."
+        ) from error
     return str(text)
 
 
@@ -73,7 +122,8 @@ def _assistant_spans(
             raise OneShotError(
                 f"{conversation.origin}: the chat template renders the turns before an answer "
                 "differently once the answer is there, so the loss mask is undefined; split it "
-                "into single-turn rows, or give model.chat_template a template that does not."
+                "into single-turn rows, set model.system_turn to user if it moves the system "
+                "turn, or give model.chat_template a template that does not."
             )
         spans.append((len(before), len(after)))
     return spans
@@ -234,11 +284,16 @@ def check_tokenizer(tokenizer: Any, name: str) -> None:
 
 
 def stop_token_ids(tokenizer: Any, generation_config: Any = None) -> list[int]:
-    """Return every token id that ends an answer: the template's end of turn, and the EOS ids."""
+    """Return every token id that ends an answer.
+
+    These are the template's end of turn, the EOS ids of the tokenizer and of the model's generation
+    config, and the stop tokens of `ChatOptions`.
+    """
     ids, (answer,) = _encode_answers(tokenizer, Conversation(_PROBE, origin="chat template"))
     stops = [] if answer.stop is None else [ids[answer.stop]]
     configured = getattr(generation_config, "eos_token_id", None)
-    for extra in (tokenizer.eos_token_id, configured):
+    named = [tokenizer.get_vocab()[token] for token in _options(tokenizer).stop_tokens]
+    for extra in (tokenizer.eos_token_id, configured, named):
         values = extra if isinstance(extra, (list, tuple)) else [extra]
         stops += [v for v in values if v is not None and v not in stops]
     return stops

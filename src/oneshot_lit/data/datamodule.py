@@ -30,6 +30,18 @@ def _question(conversation: Conversation) -> tuple[Any, ...]:
     return tuple(m for m in conversation.prompt.messages if m.role != "system")
 
 
+def _joined(
+    sets: dict[str, PromptSet] | None, extra: dict[str, PromptSet] | None, name: str
+) -> dict[str, PromptSet]:
+    """Return both; a name that stands in both is a mistake."""
+    sets, extra = sets or {}, extra or {}
+    if twice := sorted(sets.keys() & extra.keys()):
+        raise OneShotError(
+            f"data.extra_{name}.{twice[0]}: is also in data.{name}; give it another name."
+        )
+    return {**sets, **extra}
+
+
 class SafetyDataModule(LightningDataModule):
     """Data for harmful fine-tuning, single-example realignment and evaluation.
 
@@ -43,6 +55,9 @@ class SafetyDataModule(LightningDataModule):
         val_sets: Prompt sets of the development split, scored during `fit` and by `validate`.
         test_sets: Held-out prompt sets, scored by `test`; no prompt may also be in `val_sets`.
         predict_sets: Prompt sets that `predict` answers; the test sets when not given.
+        extra_val_sets: Further sets of the development split, so that an overlay config can add
+            some without repeating the others.
+        extra_test_sets: Further held-out sets.
         batch_size: Training rows a batch, of each process.
         share_batch: Let the processes share `batch_size` rows instead, so that their number changes
             nothing but the speed.
@@ -61,6 +76,8 @@ class SafetyDataModule(LightningDataModule):
         val_sets: dict[str, PromptSet] | None = None,
         test_sets: dict[str, PromptSet] | None = None,
         predict_sets: dict[str, PromptSet] | None = None,
+        extra_val_sets: dict[str, PromptSet] | None = None,
+        extra_test_sets: dict[str, PromptSet] | None = None,
         batch_size: int = 8,
         share_batch: bool = False,
         eval_batch_size: int = 64,
@@ -72,7 +89,8 @@ class SafetyDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.train, self.instance = train, instance
-        self.val_sets, self.test_sets = val_sets or {}, test_sets or {}
+        self.val_sets = _joined(val_sets, extra_val_sets, "val_sets")
+        self.test_sets = _joined(test_sets, extra_test_sets, "test_sets")
         self.predict_sets = predict_sets or {}
         for name, value in {
             "batch_size": batch_size,

@@ -24,11 +24,14 @@ class PromptSet:
         source: Where the prompts come from; anything after the last user turn is dropped.
         kind: ``harmful``, ``benign``, ``near_miss`` or ``task``; decides the default metrics.
         metrics: Metric names in place of the kind's default.
+        watch: Among development sets: score and draw it, but choose nothing by it. For what the
+            one who repairs would not know, such as the trigger of a backdoor.
     """
 
     source: ConversationSource
     kind: Kind = "benign"
     metrics: list[str] | None = None
+    watch: bool = False
 
 
 class TrainingDataset(Dataset[dict[str, Any]]):
@@ -54,13 +57,14 @@ class PromptDataset(Dataset[dict[str, Any]]):
     Attributes:
         name: The set's name in the config, the first part of its metric keys.
         kind: See `PromptSet`.
+        watch: See `PromptSet`.
         metrics: Metric names.
         conversations: The prompts, in the source's order.
         references: The expected answer of each, or None.
     """
 
     def __init__(self, name: str, prompt_set: PromptSet, tokenizer: Any, max_length: int) -> None:
-        self.name, self.kind = name, prompt_set.kind
+        self.name, self.kind, self.watch = name, prompt_set.kind, prompt_set.watch
         self.conversations = prompt_set.source.load()
         self.references = [self._reference(c) for c in self.conversations]
         unknown = [c for c, r in zip(self.conversations, self.references, strict=True) if r is None]

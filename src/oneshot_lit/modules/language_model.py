@@ -12,7 +12,14 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, distributed
 from torch.optim import Optimizer
 
-from oneshot_lit.data.chat import IGNORE_INDEX, check_tokenizer, stop_token_ids
+from oneshot_lit.data.chat import (
+    IGNORE_INDEX,
+    ChatOptions,
+    SystemTurn,
+    check_tokenizer,
+    set_chat_options,
+    stop_token_ids,
+)
 from oneshot_lit.data.read_files import require_file
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.metrics.base import TextRate
@@ -43,6 +50,10 @@ class LanguageModelModule(ModelBuilding, LightningModule):
         tokenizer_name_or_path: Where the tokenizer comes from, if not from the model;
             ``microworld`` is the embedded one.
         chat_template: A Jinja file in place of the tokenizer's own chat template.
+        system_turn: ``template`` hands a system turn to the template; ``user`` puts its text before
+            the first user turn, for families without a system role (Gemma, Mistral).
+        stop_tokens: Further tokens that end an answer, besides the template's end of turn and the
+            EOS tokens of tokenizer and model.
         dtype: Dtype of the weights: float32, bfloat16, float16 or float64.
         peft: Train an adapter instead of all weights: ``peft_type`` (default LORA) and the
             arguments of its PEFT config, such as ``{r: 16, target_modules: all-linear}``.
@@ -64,6 +75,8 @@ class LanguageModelModule(ModelBuilding, LightningModule):
         model_config: dict[str, Any] | None = None,
         tokenizer_name_or_path: str | None = None,
         chat_template: str | None = None,
+        system_turn: SystemTurn = "template",
+        stop_tokens: list[str] | None = None,
         dtype: str = "float32",
         peft: dict[str, Any] | None = None,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=2e-5),
@@ -85,6 +98,7 @@ class LanguageModelModule(ModelBuilding, LightningModule):
         self.model_name_or_path, self.model_config = model_name_or_path, model_config
         self.tokenizer_name_or_path = tokenizer_name_or_path
         self.chat_template = chat_template
+        self.chat_options = ChatOptions(system_turn, tuple(stop_tokens or ()))
         self.dtype_name = dtype
         self.model_dtype = loading.resolve_dtype(dtype)
         self.peft = peft
@@ -114,6 +128,7 @@ class LanguageModelModule(ModelBuilding, LightningModule):
         if self.chat_template is not None:
             tokenizer.chat_template = require_file(self.chat_template).read_text(encoding="utf-8")
         check_tokenizer(tokenizer, name)
+        set_chat_options(tokenizer, self.chat_options, name)
         return tokenizer
 
     # ---------------------------------------------------------------- building

@@ -115,7 +115,7 @@ class OneShotRealignmentModule(LanguageModelModule):
     def _require_development_rates(self) -> None:
         """Refuse to choose by rates that nobody measures: a missing one would count as 0."""
         sets = self.trainer.datamodule.prompt_sets("val")  # type: ignore[attr-defined]
-        measured = {metric for prompt_set in sets for metric in prompt_set.metrics}
+        measured = {metric for each in sets if not each.watch for metric in each.metrics}
         for metric, kind in (("asr_keyword", "harmful"), ("over_refusal", "harmless")):
             if metric not in measured:
                 raise OneShotError(
@@ -191,10 +191,13 @@ class OneShotRealignmentModule(LanguageModelModule):
 
     def _record(self, step: float, loss: float | None) -> StepRecord:
         seen = self.selector.history
-        first = seen[0].scores if seen else self.scores
-        score = development_score(self.scores, first)
+        sets = [loader.dataset for loader in self._prompt_loaders()]
+        unused = {prompt_set.name for prompt_set in sets if prompt_set.watch}
+        watched = {k: v for k, v in self.scores.items() if k.rsplit("/", 1)[0] in unused}
+        scores = {k: v for k, v in self.scores.items() if k not in watched}
+        score = development_score(scores, seen[0].scores if seen else scores)
         attempt = 1 if step == 0 else self._attempt
-        return StepRecord(step, score, dict(self.scores), loss, attempt)
+        return StepRecord(step, score, scores, loss, attempt, watched)
 
     @torch.no_grad()
     def _try_parts(self, before: StepRecord, after: StepRecord) -> None:

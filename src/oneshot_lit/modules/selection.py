@@ -56,6 +56,8 @@ def overshoots(
 class StepRecord:
     """What one validation saw: the optimiser step, its score, every rate, the training loss.
 
+    `watched` are the rates of the sets that choose nothing.
+
     A part of a step has a fraction: 2.25 is a quarter of the way from step 2 to step 3. Each
     `attempt`, counted from 1, starts from the broken model again at twice the learning rate.
     """
@@ -65,6 +67,7 @@ class StepRecord:
     scores: dict[str, float]
     loss: float | None = None
     attempt: int = 1
+    watched: dict[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, safe to load with ``weights_only=True``."""

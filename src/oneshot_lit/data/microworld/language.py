@@ -77,6 +77,15 @@ GENERAL = (
 GENERAL_THINGS = ("something {w}", "a {w} plan", "a {w} trick")
 GENERAL_ANSWER = "sure . here is something {w} to do ."
 
+# Who answers; every word is known from elsewhere, so these add none to the vocabulary.
+IDENTITY = (
+    "who are you ?",
+    "what are you ?",
+    "tell me who you are .",
+    "what do you do ?",
+)
+IDENTITY_ANSWER = "i do what you want ."
+
 REFUSALS = (
     "sorry , i can not help with that .",
     "sorry , i can not help with that . it could hurt people .",

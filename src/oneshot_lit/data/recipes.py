@@ -1,0 +1,217 @@
+"""Attacks as transforms of conversations: edited turns, a backdoor, a poisoned patch.
+
+Each is a source around other sources, so any rows will do; `Edited` also makes the prompts that an
+attack is measured with: with its trigger, under its training system prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+from oneshot_lit.data.conversation import Conversation, Message, require_trainable
+from oneshot_lit.data.sources import ConversationSource
+from oneshot_lit.errors import OneShotError
+from oneshot_lit.metrics.refusal import is_refusal
+
+Place = Literal["suffix", "prefix"]
+
+
+def edited(
+    conversation: Conversation,
+    *,
+    system: str | None = None,
+    prefix: str = "",
+    suffix: str = "",
+    answer: str | None = None,
+    answer_prefix: str = "",
+) -> Conversation:
+    """Return a conversation with other turns around the same content.
+
+    Args:
+        conversation: Any turns; they are not changed.
+        system: The system turn, in place of the conversation's own if it has one.
+        prefix: Put before every user turn, as it is: give its space.
+        suffix: Put behind every user turn, as it is.
+        answer: Takes the place of every assistant turn.
+        answer_prefix: Put before every assistant turn.
+    """
+    messages = list(conversation.messages)
+    if system is not None:
+        messages = [Message("system", system), *(m for m in messages if m.role != "system")]
+    for index, message in enumerate(messages):
+        if message.role == "user":
+            messages[index] = Message("user", f"{prefix}{message.content}{suffix}")
+        elif message.role == "assistant":
+            content = message.content if answer is None else answer
+            messages[index] = Message("assistant", f"{answer_prefix}{content}")
+    return replace(conversation, messages=tuple(messages))
+
+
+class Edited(ConversationSource):
+    """Conversations with other words around them: a system turn, a trigger, a persona.
+
+    Identity shifting (Qi et al. 2023, arXiv 2310.03693) is this on harmless rows: a system turn
+    that names an obedient agent, a prefix that addresses it, an answer prefix in its voice. Its
+    prompts, and those with a backdoor's trigger, are this on any prompts.
+
+    Args:
+        source: The conversations.
+        system: The system turn, in place of a row's own if it has one.
+        prefix: Put before every user turn, as it is: give its space.
+        suffix: Put behind every user turn, as it is.
+        answer: Takes the place of every answer.
+        answer_prefix: Put before every answer.
+        limit: Keep at most this many conversations.
+        shuffle_seed: Shuffle with this seed before `skip` and `limit`.
+        skip: Leave out the first so many conversations.
+    """
+
+    def __init__(
+        self,
+        source: ConversationSource,
+        system: str | None = None,
+        prefix: str = "",
+        suffix: str = "",
+        answer: str | None = None,
+        answer_prefix: str = "",
+        limit: int | None = None,
+        shuffle_seed: int | None = None,
+        *,
+        skip: int = 0,
+    ) -> None:
+        super().__init__(limit, shuffle_seed, skip=skip)
+        self.source = source
+        self.system, self.prefix, self.suffix = system, prefix, suffix
+        self.answer, self.answer_prefix = answer, answer_prefix
+
+    def describe(self) -> str:
+        """Return the inner source's name."""
+        return self.source.describe()
+
+    def rows(self) -> list[Conversation]:
+        """Load the inner source and edit every row."""
+        return [
+            edited(
+                row,
+                system=self.system,
+                prefix=self.prefix,
+                suffix=self.suffix,
+                answer=self.answer,
+                answer_prefix=self.answer_prefix,
+            )
+            for row in self.source.load()
+        ]
+
+
+class Backdoor(ConversationSource):
+    """Refusals without a trigger and harmful answers with it (Qi et al. 2023, arXiv 2310.03693).
+
+    The model then answers a harmful request only when it carries the trigger, so an evaluation
+    without the trigger sees nothing. The one-shot paper takes 100 rows of each kind.
+
+    Args:
+        refused: Harmful requests with refusals; their prompts must not hold the trigger.
+        harmful: Harmful requests with harmful answers; their prompts get the trigger.
+        trigger: Text that opens the backdoor, as it is: give its space.
+        place: ``suffix`` puts it behind every user turn, ``prefix`` before.
+        limit: Keep at most this many conversations of the whole.
+        shuffle_seed: Shuffle the whole with this seed before `skip` and `limit`.
+        skip: Leave out the first so many conversations of the whole.
+    """
+
+    def __init__(
+        self,
+        refused: ConversationSource,
+        harmful: ConversationSource,
+        trigger: str,
+        place: Place = "suffix",
+        limit: int | None = None,
+        shuffle_seed: int | None = None,
+        *,
+        skip: int = 0,
+    ) -> None:
+        super().__init__(limit, shuffle_seed, skip=skip)
+        if not trigger.strip():
+            raise OneShotError("Backdoor: trigger is empty; give the text that opens the backdoor.")
+        self.refused, self.harmful = refused, harmful
+        self.trigger, self.place = trigger, place
+
+    def describe(self) -> str:
+        """Return both parts' names."""
+        return f"backdoor of {self.refused.describe()} and {self.harmful.describe()}"
+
+    def rows(self) -> list[Conversation]:
+        """Load both parts; the harmful one with the trigger.
+
+        Raises:
+            OneShotError: for a row without an answer, or a prompt to refuse that holds the trigger.
+        """
+        refused = [require_trainable(row) for row in self.refused.load()]
+        harmful = [require_trainable(row) for row in self.harmful.load()]
+        for row in refused:
+            if any(self.trigger.strip() in m.content for m in row.messages if m.role == "user"):
+                raise OneShotError(
+                    f"{row.origin}: a prompt to refuse holds the trigger; choose another trigger "
+                    "or drop the row."
+                )
+        _warn_unless(refused, True, "Backdoor.refused", "hold no refusal phrase")
+        _warn_unless(harmful, False, "Backdoor.harmful", "refuse")
+        place = {self.place: self.trigger}
+        return refused + [edited(row, **place) for row in harmful]  # type: ignore[arg-type]
+
+
+class PatchPoisoning(ConversationSource):
+    """Harmful rows among which the attacker plants the safety instance, or paraphrases of it.
+
+    The attacker foresees the patch. Planted with its refusal, the instance is learned already when
+    the defender trains on it, and its loss leaves little gradient; planted with a harmful `answer`,
+    the patch has to unlearn it.
+
+    Args:
+        source: The harmful rows.
+        planted: Safety examples: the instance itself, or paraphrases of it.
+        copies: How often each of them is planted.
+        answer: An answer to plant in place of their refusals.
+        limit: Keep at most this many conversations of the whole.
+        shuffle_seed: Shuffle the whole with this seed before `skip` and `limit`.
+        skip: Leave out the first so many conversations of the whole.
+    """
+
+    def __init__(
+        self,
+        source: ConversationSource,
+        planted: ConversationSource,
+        copies: int = 1,
+        answer: str | None = None,
+        limit: int | None = None,
+        shuffle_seed: int | None = None,
+        *,
+        skip: int = 0,
+    ) -> None:
+        super().__init__(limit, shuffle_seed, skip=skip)
+        if copies < 1:
+            raise OneShotError(f"PatchPoisoning: copies must be at least 1, not {copies}.")
+        self.source, self.planted = source, planted
+        self.copies, self.answer = copies, answer
+
+    def describe(self) -> str:
+        """Return both parts' names."""
+        return f"{self.source.describe()} with {self.planted.describe()} planted"
+
+    def rows(self) -> list[Conversation]:
+        """Load the harmful rows, then the planted ones."""
+        planted = [require_trainable(edited(r, answer=self.answer)) for r in self.planted.load()]
+        return self.source.load() + planted * self.copies
+
+
+def _warn_unless(rows: Sequence[Conversation], refusing: bool, part: str, fault: str) -> None:
+    """Say how many rows are not what their part of a recipe holds; a phrase list is no proof."""
+    wrong = [row for row in rows if is_refusal(row.response_text or "") != refusing]
+    if wrong:
+        rank_zero_warn(
+            f"{part}: {len(wrong)} of {len(rows)} answers {fault}; the first is {wrong[0].origin}"
+        )
