@@ -24,6 +24,7 @@ from oneshot_lit import __version__
 from oneshot_lit.callbacks import (
     AtomicCheckpointIO,
     CalmProgressBar,
+    DataReport,
     HuggingFaceExport,
     MetricsWriter,
     PredictionWriter,
@@ -112,6 +113,7 @@ class OneShotCLI(LightningCLI):
                 "callbacks": [
                     self.metrics_writer,
                     self.prediction_writer,
+                    DataReport(),
                     RealignmentCurve(),
                     StepSearchCurve(),
                 ],

@@ -1,6 +1,7 @@
 """Callbacks: spectra, the product, scores, answers, checkpoints; usable with any Trainer."""
 
 from oneshot_lit.callbacks.checkpoint_io import AtomicCheckpointIO
+from oneshot_lit.callbacks.data_report import DataReport
 from oneshot_lit.callbacks.gradient_rank import GradientRank
 from oneshot_lit.callbacks.hf_export import HuggingFaceExport
 from oneshot_lit.callbacks.metrics_writer import MetricsWriter
@@ -13,6 +14,7 @@ from oneshot_lit.callbacks.step_search import StepSearchCurve
 __all__ = [
     "AtomicCheckpointIO",
     "CalmProgressBar",
+    "DataReport",
     "GradientRank",
     "HuggingFaceExport",
     "MetricsWriter",

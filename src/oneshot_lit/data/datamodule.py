@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
-from oneshot_lit.data.chat import (
-    check_tokenizer,
-    encode_conversation,
-)
+from oneshot_lit.data.chat import Encoded, check_tokenizer, encode_conversation
 from oneshot_lit.data.conversation import Conversation, require_trainable
 from oneshot_lit.data.datasets import Collate, PromptDataset, PromptSet, TrainingDataset
 from oneshot_lit.data.instance import SafetyInstance
@@ -22,6 +19,7 @@ from oneshot_lit.data.samplers import (
     ResumableSampler,
 )
 from oneshot_lit.data.sources import ConversationSource
+from oneshot_lit.data.tally import account
 from oneshot_lit.errors import OneShotError
 
 
@@ -63,6 +61,7 @@ class SafetyDataModule(LightningDataModule):
             nothing but the speed.
         eval_batch_size: Prompts generated together.
         max_length: Longest training row in tokens (cut beyond) and longest prompt (an error).
+        long_prompts: ``skip`` leaves out prompts longer than `max_length`, counts them and says so.
         instance_repeats: Rows an epoch when an instance is given; one step each at batch size 1.
         shuffle: Shuffle the training rows each epoch.
         num_workers: Processes that collate batches.
@@ -82,6 +81,7 @@ class SafetyDataModule(LightningDataModule):
         share_batch: bool = False,
         eval_batch_size: int = 64,
         max_length: int = 512,
+        long_prompts: Literal["error", "skip"] = "error",
         instance_repeats: int = 1,
         shuffle: bool = True,
         num_workers: int = 0,
@@ -103,10 +103,13 @@ class SafetyDataModule(LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.share_batch = share_batch
         self.max_length, self.instance_repeats = max_length, instance_repeats
+        self.long_prompts = long_prompts
         self.shuffle, self.num_workers, self.seed = shuffle, num_workers, seed
         self.tokenizer: Any = None
         self.training: TrainingDataset | None = None
         self._prompts: dict[str, list[PromptDataset]] = {}
+        # Of each set loaded: how many rows, how long, and what became of those read.
+        self.accounts: dict[str, dict[str, Any]] = {}
         # Where the epochs began that are cut as they are now: epoch, batches done until then.
         self._cut: dict[str, int] | None = None
 
@@ -167,6 +170,8 @@ class SafetyDataModule(LightningDataModule):
                 f"{len(cut)} of {len(rows)} training rows are cut to data.max_length="
                 f"{self.max_length} tokens; the first is {cut[0].origin}"
             )
+        self._account("train", self.train, rows, encoded)
+        self.accounts["train"]["cut"] = len(cut)
         return TrainingDataset(rows, encoded)
 
     def prompt_sets(self, split: str) -> list[PromptDataset]:
@@ -174,7 +179,33 @@ class SafetyDataModule(LightningDataModule):
         return self._prompts.get(split, [])
 
     def _datasets(self, sets: dict[str, PromptSet]) -> list[PromptDataset]:
-        return [PromptDataset(n, s, self.tokenizer, self.max_length) for n, s in sets.items()]
+        skip_long = self.long_prompts == "skip"
+        found = []
+        for name, prompt_set in sets.items():
+            prompts = PromptDataset(name, prompt_set, self.tokenizer, self.max_length, skip_long)
+            self._account(name, prompt_set.source, prompts.conversations, prompts.encoded)
+            if prompts.too_long:
+                self.accounts[name]["too_long"] = prompts.too_long
+                rank_zero_warn(
+                    f"prompt set {name}: {prompts.too_long} prompts longer than data.max_length="
+                    f"{self.max_length} tokens are left out"
+                )
+            found.append(prompts)
+        return found
+
+    def _account(
+        self,
+        name: str,
+        source: ConversationSource | None,
+        rows: list[Conversation],
+        encoded: list[Encoded],
+    ) -> None:
+        """Keep what became of the rows of a set; say what somebody should know."""
+        tallies = [] if source is None else source.tallies()
+        self.accounts[name] = account(rows, encoded, tallies)
+        for tally in tallies:
+            for remark in tally.remarks:
+                rank_zero_warn(f"{tally.source} (data set {name}): {remark}")
 
     def _refuse_shared_prompts(self, stage: str | None) -> None:
         """Refuse to tune on prompts that are reported on."""

@@ -54,6 +54,13 @@ class TrainingDataset(Dataset[dict[str, Any]]):
 class PromptDataset(Dataset[dict[str, Any]]):
     """Encoded prompts of one set, shortest first so that batches need little padding.
 
+    Args:
+        name: The set's name in the config, the first part of its metric keys.
+        prompt_set: What the config says of it.
+        tokenizer: Encodes the prompts.
+        max_length: Longest prompt in tokens.
+        skip_long: Leave longer prompts out in place of raising an error.
+
     Attributes:
         name: The set's name in the config, the first part of its metric keys.
         kind: See `PromptSet`.
@@ -61,11 +68,22 @@ class PromptDataset(Dataset[dict[str, Any]]):
         metrics: Metric names.
         conversations: The prompts, in the source's order.
         references: The expected answer of each, or None.
+        too_long: How many prompts are left out.
     """
 
-    def __init__(self, name: str, prompt_set: PromptSet, tokenizer: Any, max_length: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        prompt_set: PromptSet,
+        tokenizer: Any,
+        max_length: int,
+        skip_long: bool = False,
+    ) -> None:
         self.name, self.kind, self.watch = name, prompt_set.kind, prompt_set.watch
         self.conversations = prompt_set.source.load()
+        self.encoded: list[Encoded] = []
+        self.too_long = 0
+        self._encode(tokenizer, max_length, skip_long)
         self.references = [self._reference(c) for c in self.conversations]
         unknown = [c for c, r in zip(self.conversations, self.references, strict=True) if r is None]
         if prompt_set.metrics is None and 0 < len(unknown) < len(self.conversations):
@@ -76,11 +94,22 @@ class PromptDataset(Dataset[dict[str, Any]]):
         self.metrics = metric_names(
             prompt_set.kind, prompt_set.metrics, not unknown, f"prompt set {name}"
         )
-        self.encoded = [
-            encode_conversation(tokenizer, c, max_length=max_length, for_generation=True)
+        self.order = sorted(range(len(self.encoded)), key=lambda i: len(self.encoded[i].input_ids))
+
+    def _encode(self, tokenizer: Any, max_length: int, skip_long: bool) -> None:
+        limit = None if skip_long else max_length
+        rows = [
+            (c, encode_conversation(tokenizer, c, max_length=limit, for_generation=True))
             for c in self.conversations
         ]
-        self.order = sorted(range(len(self.encoded)), key=lambda i: len(self.encoded[i].input_ids))
+        kept = [(c, row) for c, row in rows if len(row.input_ids) <= max_length]
+        self.too_long = len(rows) - len(kept)
+        if not kept:
+            raise OneShotError(
+                f"prompt set {self.name}: every prompt is longer than max_length={max_length}; "
+                "raise data.max_length."
+            )
+        self.conversations, self.encoded = [c for c, _ in kept], [row for _, row in kept]
 
     def _reference(self, conversation: Conversation) -> str | None:
         """The expected answer; for a task, that is the row's own answer if it names no other."""

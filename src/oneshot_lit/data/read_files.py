@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from oneshot_lit.data.columns import shown
 from oneshot_lit.errors import OneShotError
+
+
+def refuse(error: OneShotError) -> NoReturn:
+    """Raise what is wrong with a row; the reader's other choice is to count it and go on."""
+    raise error
 
 
 def require_file(path: str | Path) -> Path:
@@ -24,42 +29,62 @@ def require_file(path: str | Path) -> Path:
     return file
 
 
-def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_jsonl(
+    path: str | Path, bad: Callable[[OneShotError], None] = refuse
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (row number from 1, object) of a JSONL file; blank lines are passed over.
 
-    Raises:
-        OneShotError: naming file and row, if a row is not a JSON object or not UTF-8.
+    Args:
+        path: The file.
+        bad: Gets the error of a row that is not a JSON object or not UTF-8, and raises it or lets
+            the reader go on with the next row.
     """
     file = require_file(path)
     with file.open("rb") as handle:
         for number, raw in enumerate(handle, start=1):
             try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-            except UnicodeDecodeError as error:
-                raise OneShotError(f"{path} row {number}: not UTF-8 text; re-encode it.") from error
-            if not line:
+                row = _json_row(raw, number == 1, f"{path} row {number}")
+            except OneShotError as error:
+                bad(error)
                 continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise OneShotError(
-                    f"{path} row {number}: not JSON ({error.msg} at column {error.colno}); mend it."
-                ) from error
-            except (ValueError, RecursionError) as error:
-                raise OneShotError(f"{path} row {number}: {_beyond_json(error)}") from error
-            if not isinstance(row, dict):
-                raise OneShotError(f"{path} row {number}: must be a JSON object.")
-            if "\\u" in line:
-                _require_whole_characters(row, f"{path} row {number}")
-            yield number, row
+            if row is not None:
+                yield number, row
 
 
-def read_json(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Return (row number from 1, object) pairs of a JSON file that holds a list of objects.
+def _json_row(raw: bytes, first: bool, origin: str) -> dict[str, Any] | None:
+    """Return the object of a line, or None if the line is blank."""
+    try:
+        line = raw.decode("utf-8-sig" if first else "utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise OneShotError(f"{origin}: not UTF-8 text; re-encode it.") from error
+    if not line:
+        return None
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise OneShotError(
+            f"{origin}: not JSON ({error.msg} at column {error.colno}); mend it."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise OneShotError(f"{origin}: {_beyond_json(error)}") from error
+    if not isinstance(row, dict):
+        raise OneShotError(f"{origin}: must be a JSON object.")
+    if "\\u" in line:
+        _require_whole_characters(row, origin)
+    return row
+
+
+def read_json(
+    path: str | Path, bad: Callable[[OneShotError], None] = refuse
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (row number from 1, object) of a JSON file that holds a list of objects.
+
+    Args:
+        path: The file.
+        bad: As in `read_jsonl`, for a row that holds half a character.
 
     Raises:
-        OneShotError: naming the file, if it is not such a list or not UTF-8, and the row, if that
-            holds half a character.
+        OneShotError: naming the file, if it is not such a list or not UTF-8.
     """
     file = require_file(path)
     try:
@@ -71,22 +96,29 @@ def read_json(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if not isinstance(table, list) or not all(isinstance(row, dict) for row in table):
         raise OneShotError(f"{path}: must be a list of objects.")
     for number, row in enumerate(table, start=1):
-        _require_whole_characters(row, f"{path} row {number}")
-    return iter(enumerate(table, start=1))
+        try:
+            _require_whole_characters(row, f"{path} row {number}")
+        except OneShotError as error:
+            bad(error)
+            continue
+        yield number, row
 
 
 def read_csv(
-    path: str | Path, header: Sequence[str] | None = None
+    path: str | Path,
+    header: Sequence[str] | None = None,
+    bad: Callable[[OneShotError], None] = refuse,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (row number from 1, after the header; columns) of a CSV file.
 
     Args:
         path: The file.
         header: Names of the columns of a file without a header line.
+        bad: As in `read_jsonl`, for a row with another number of fields than the header.
 
     Raises:
-        OneShotError: naming the file and its row or column, if a column is named twice, a row has
-            another number of fields than the header, or the file is not CSV or not UTF-8.
+        OneShotError: naming the file and its row or column, if a column is named twice or the file
+            is not CSV or not UTF-8.
     """
     file = require_file(path)
     csv.field_size_limit(2**31 - 1)
@@ -102,10 +134,10 @@ def read_csv(
                     continue
                 number += 1
                 if len(cells) != len(names):
-                    raise OneShotError(
-                        f"{path} row {number}: has another number of fields than the header "
-                        f"({len(names)}); mend its quotes or commas."
-                    )
+                    wrong = "has another number of fields than the header"
+                    mend = f"({len(names)}); mend its quotes or commas."
+                    bad(OneShotError(f"{path} row {number}: {wrong} {mend}"))
+                    continue
                 if number == 1 and cells == header:
                     raise OneShotError(
                         f"{path}: its first line is already {shown(cells)}; drop header."

@@ -88,6 +88,11 @@ class Edited(ConversationSource):
         self.system, self.prefix, self.suffix = system, prefix, suffix
         self.answer, self.answer_prefix = answer, answer_prefix
 
+    @property
+    def parts(self) -> Sequence[ConversationSource]:
+        """The inner source."""
+        return (self.source,)
+
     def describe(self) -> str:
         """Return the inner source's name."""
         return self.source.describe()
@@ -139,6 +144,11 @@ class Backdoor(ConversationSource):
             raise OneShotError("Backdoor: trigger is empty; give the text that opens the backdoor.")
         self.refused, self.harmful = refused, harmful
         self.trigger, self.place = trigger, place
+
+    @property
+    def parts(self) -> Sequence[ConversationSource]:
+        """The rows to refuse and the harmful ones."""
+        return (self.refused, self.harmful)
 
     def describe(self) -> str:
         """Return both parts' names."""
@@ -197,6 +207,11 @@ class PatchPoisoning(ConversationSource):
             raise OneShotError(f"PatchPoisoning: copies must be at least 1, not {copies}.")
         self.source, self.planted = source, planted
         self.copies, self.answer = copies, answer
+
+    @property
+    def parts(self) -> Sequence[ConversationSource]:
+        """The harmful rows and the planted ones."""
+        return (self.source, self.planted)
 
     def describe(self) -> str:
         """Return both parts' names."""

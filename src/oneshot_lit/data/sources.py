@@ -7,12 +7,17 @@ Each source is a small class chosen in YAML by `class_path`; `load()` returns `C
 from __future__ import annotations
 
 import random
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from oneshot_lit.data.columns import cell_text, shown
 from oneshot_lit.data.conversation import Conversation, parse_messages
-from oneshot_lit.data.read_files import read_jsonl
+from oneshot_lit.data.read_files import read_jsonl, refuse
+from oneshot_lit.data.tally import Tally
 from oneshot_lit.errors import OneShotError
+
+BadRows = Literal["error", "skip"]
+Duplicates = Literal["keep", "drop"]
 
 
 class ConversationSource:
@@ -36,6 +41,27 @@ class ConversationSource:
         self.limit = limit
         self.shuffle_seed = shuffle_seed
         self.skip = skip
+        # What a source of files does with the rows that nobody would miss.
+        self.bad_rows: BadRows = "error"
+        self.duplicates: Duplicates = "keep"
+        self.tally = Tally(type(self).__name__)
+
+    @property
+    def parts(self) -> Sequence[ConversationSource]:
+        """The sources that this one is made of."""
+        return ()
+
+    def tallies(self) -> list[Tally]:
+        """Return what became of the rows of every source read, after `load`."""
+        if not self.parts:
+            return [self.tally]
+        return [tally for part in self.parts for tally in part.tallies()]
+
+    def bad(self, error: OneShotError) -> None:
+        """Raise what is wrong with a row, or count it, as `bad_rows` says."""
+        if self.bad_rows == "error":
+            refuse(error)
+        self.tally.skip(error)
 
     def rows(self) -> list[Conversation]:
         """Return every conversation of the source, in its own order."""
@@ -51,11 +77,18 @@ class ConversationSource:
         Raises:
             OneShotError: if the source is missing, malformed or empty, or skipped whole.
         """
+        self.tally = Tally(self.describe())
         rows = self.rows()
+        self._count(rows)
         if not rows:
+            faults = "; ".join(self.tally.remarks)
+            why = f" ({faults})" if faults else ""
             raise OneShotError(
-                f"{self.describe()}: holds no conversation; give a non-empty source."
+                f"{self.describe()}: holds no conversation{why}; give a non-empty source."
             )
+        if self.duplicates == "drop":
+            rows = list({row.messages: row for row in reversed(rows)}.values())[::-1]
+            self.tally.dropped = self.tally.duplicates
         if self.shuffle_seed is not None:
             rows = list(rows)
             random.Random(self.shuffle_seed).shuffle(rows)
@@ -65,7 +98,13 @@ class ConversationSource:
                 f"{self.describe()}: skip={self.skip} leaves none of its {len(rows)} "
                 "conversations; lower it."
             )
-        return kept[: self.limit]
+        kept = kept[: self.limit]
+        self.tally.kept, self.tally.unused = len(kept), len(rows) - len(kept)
+        return kept
+
+    def _count(self, rows: Sequence[Conversation]) -> None:
+        self.tally.read = len(rows) + self.tally.unselected + sum(self.tally.faulty.values())
+        self.tally.duplicates = len(rows) - len({row.messages for row in rows})
 
 
 class ChatJsonl(ConversationSource):
@@ -78,6 +117,10 @@ class ChatJsonl(ConversationSource):
         limit: Keep at most this many conversations.
         shuffle_seed: Shuffle with this seed before `skip` and `limit`.
         skip: Leave out the first so many conversations.
+        bad_rows: ``error`` stops at the first faulty row; ``skip`` leaves faulty rows out, counts
+            them and says so.
+        duplicates: ``keep`` counts rows whose turns another row has already; ``drop`` also leaves
+            them out.
     """
 
     def __init__(
@@ -87,9 +130,12 @@ class ChatJsonl(ConversationSource):
         shuffle_seed: int | None = None,
         *,
         skip: int = 0,
+        bad_rows: BadRows = "error",
+        duplicates: Duplicates = "keep",
     ) -> None:
         super().__init__(limit, shuffle_seed, skip=skip)
         self.path = path
+        self.bad_rows, self.duplicates = bad_rows, duplicates
 
     def describe(self) -> str:
         """Return the path."""
@@ -98,19 +144,22 @@ class ChatJsonl(ConversationSource):
     def rows(self) -> list[Conversation]:
         """Read and validate every row."""
         found = []
-        for number, row in read_jsonl(self.path):
+        for number, row in read_jsonl(self.path, self.bad):
             origin = f"{self.path} row {number}"
-            if "messages" not in row:
-                raise OneShotError(
-                    f"{origin}: lacks 'messages' (has {shown(row) or 'no keys'}); for other "
-                    "columns use TableFile."
-                )
-            found.append(chat_row(row, origin))
+            try:
+                found.append(chat_row(row, origin))
+            except OneShotError as error:
+                self.bad(error)
         return found
 
 
 def chat_row(row: dict[str, Any], origin: str) -> Conversation:
-    """Turn a chat-JSONL row that has ``messages`` into a conversation."""
+    """Turn a chat-JSONL row into a conversation."""
+    if "messages" not in row:
+        raise OneShotError(
+            f"{origin}: lacks 'messages' (has {shown(row) or 'no keys'}); for other columns use "
+            "TableFile."
+        )
     fields = {k: cell_text(row.get(k), f"'{k}'", origin) for k in ("id", "category", "reference")}
     return Conversation(
         parse_messages(row["messages"], origin),
@@ -208,6 +257,11 @@ class Mixture(ConversationSource):
     ) -> None:
         super().__init__(limit, shuffle_seed, skip=skip)
         self.sources = sources
+
+    @property
+    def parts(self) -> Sequence[ConversationSource]:
+        """The sources mixed."""
+        return self.sources
 
     def describe(self) -> str:
         """Return the parts' names."""

@@ -10,7 +10,7 @@ from typing import Any
 from oneshot_lit.data.columns import ColumnMap, resolve_columns
 from oneshot_lit.data.conversation import Conversation, Message, conversation_from_pair
 from oneshot_lit.data.read_files import read_csv, read_json, read_jsonl, require_file
-from oneshot_lit.data.sources import ConversationSource, chat_row
+from oneshot_lit.data.sources import BadRows, ConversationSource, Duplicates, chat_row
 from oneshot_lit.errors import OneShotError
 
 
@@ -27,8 +27,11 @@ class _MappedSource(ConversationSource):
         shuffle_seed: int | None,
         *,
         skip: int = 0,
+        bad_rows: BadRows = "error",
+        duplicates: Duplicates = "keep",
     ) -> None:
         super().__init__(limit, shuffle_seed, skip=skip)
+        self.bad_rows, self.duplicates = bad_rows, duplicates
         self.preset, self.columns, self.where, self.system = preset, columns, where, system
 
     def _convert(self, numbered: Iterator[tuple[int, dict[str, Any]]]) -> list[Conversation]:
@@ -38,13 +41,20 @@ class _MappedSource(ConversationSource):
         for number, row in numbered:
             origin = f"{self.describe()} row {number}"
             # Each row of a JSONL file may have columns of its own.
-            if mapping is None or list(row) != header:
-                header = list(row)
-                mapping = resolve_columns(self.preset, self.columns, header, origin)
-            if not mapping.selects(row, self.where, origin):
-                continue
-            found.append(self._conversation(mapping, row, origin))
-        if not found and self.where:
+            try:
+                if mapping is None or list(row) != header:
+                    mapping = resolve_columns(self.preset, self.columns, list(row), origin)
+                    header = list(row)
+                if mapping.selects(row, self.where, origin):
+                    found.append(self._conversation(mapping, row, origin))
+                else:
+                    self.tally.unselected += 1
+            except OneShotError as error:
+                # Without any row that fits, the columns are at fault.
+                if mapping is None:
+                    raise
+                self.bad(error)
+        if not found and self.where and not self.tally.faulty:
             raise OneShotError(f"{self.describe()}: no row matches where={self.where}; mend it.")
         return found
 
@@ -93,6 +103,10 @@ class TableFile(_MappedSource):
         shuffle_seed: Shuffle with this seed before `skip` and `limit`.
         header: Names for the columns of a CSV file without a header line, such as ``[prompt]``.
         skip: Leave out the first so many conversations.
+        bad_rows: ``error`` stops at the first faulty row; ``skip`` leaves faulty rows out, counts
+            them and says so.
+        duplicates: ``keep`` counts rows whose turns another row has already; ``drop`` also leaves
+            them out.
     """
 
     def __init__(
@@ -107,8 +121,20 @@ class TableFile(_MappedSource):
         *,
         header: list[str] | None = None,
         skip: int = 0,
+        bad_rows: BadRows = "error",
+        duplicates: Duplicates = "keep",
     ) -> None:
-        super().__init__(preset, columns, where, system, limit, shuffle_seed, skip=skip)
+        super().__init__(
+            preset,
+            columns,
+            where,
+            system,
+            limit,
+            shuffle_seed,
+            skip=skip,
+            bad_rows=bad_rows,
+            duplicates=duplicates,
+        )
         if header is not None and not header:
             raise OneShotError("TableFile: header is empty; name the columns, such as [prompt].")
         self.path, self.header = path, header
@@ -121,13 +147,13 @@ class TableFile(_MappedSource):
         """Read, map and validate every row."""
         suffix = require_file(self.path).suffix.lower()
         if suffix == ".csv":
-            return self._convert(read_csv(self.path, self.header))
+            return self._convert(read_csv(self.path, self.header, self.bad))
         if self.header is not None:
             raise OneShotError(f"{self.path}: header is for .csv files alone; drop it.")
         if suffix in (".jsonl", ".ndjson"):
-            return self._convert(read_jsonl(self.path))
+            return self._convert(read_jsonl(self.path, self.bad))
         if suffix == ".json":
-            return self._convert(read_json(self.path))
+            return self._convert(read_json(self.path, self.bad))
         raise OneShotError(
             f"{self.path}: unknown table type '{suffix}'; use .csv, .jsonl or .json."
         )
@@ -148,6 +174,10 @@ class HuggingFaceDataset(_MappedSource):
         limit: Keep at most this many conversations.
         shuffle_seed: Shuffle with this seed before `skip` and `limit`.
         skip: Leave out the first so many conversations.
+        bad_rows: ``error`` stops at the first faulty row; ``skip`` leaves faulty rows out, counts
+            them and says so.
+        duplicates: ``keep`` counts rows whose turns another row has already; ``drop`` also leaves
+            them out.
     """
 
     def __init__(
@@ -164,8 +194,20 @@ class HuggingFaceDataset(_MappedSource):
         shuffle_seed: int | None = None,
         *,
         skip: int = 0,
+        bad_rows: BadRows = "error",
+        duplicates: Duplicates = "keep",
     ) -> None:
-        super().__init__(preset, columns, where, system, limit, shuffle_seed, skip=skip)
+        super().__init__(
+            preset,
+            columns,
+            where,
+            system,
+            limit,
+            shuffle_seed,
+            skip=skip,
+            bad_rows=bad_rows,
+            duplicates=duplicates,
+        )
         self.path, self.name, self.split, self.revision = path, name, split, revision
 
     def describe(self) -> str:

@@ -1,0 +1,54 @@
+"""`DataReport`: the rows that a command used, and what became of the others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from oneshot_lit.files import write_json_atomically
+
+DATA_FILE = "data.json"
+
+
+class DataReport(Callback):
+    """Write the counts of every data set to ``<root>/data.json``: no text of any row.
+
+    The file maps a command (fit, validate, test, predict) to its sets, and each set to its rows,
+    tokens, longest row, digest of the contents, and the `Tally` of each source.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the sets of a fit."""
+        self._write(trainer, "fit")
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the sets of the command `validate`."""
+        if trainer.state.fn == "validate":
+            self._write(trainer, "validate")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the sets of a test."""
+        self._write(trainer, "test")
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the sets that are answered."""
+        self._write(trainer, "predict")
+
+    def _write(self, trainer: Trainer, command: str) -> None:
+        accounts = getattr(trainer.datamodule, "accounts", None)  # type: ignore[attr-defined]
+        if not accounts or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        target = Path(trainer.default_root_dir) / DATA_FILE
+        write_json_atomically(target, _recorded(target) | {command: accounts})
+
+
+def _recorded(path: Path) -> dict[str, Any]:
+    """Return what other commands wrote; what cannot be read is written anew."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,87 @@
+"""`Tally`: what became of every row that a source read, so that none is lost in silence."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from oneshot_lit.errors import OneShotError
+
+if TYPE_CHECKING:
+    from oneshot_lit.data.chat import Encoded
+    from oneshot_lit.data.conversation import Conversation
+
+
+@dataclass
+class Tally:
+    """Counts of a source's rows; `read` is the sum of all that became of them.
+
+    Attributes:
+        source: The source's name.
+        read: Rows read.
+        unselected: Rows that `where` leaves out.
+        faulty: Fault -> rows skipped for it, with ``bad_rows: skip``.
+        first_faulty: The first of these, with its place.
+        duplicates: Rows whose turns another row has already, word for word.
+        dropped: How many of the duplicates are left out.
+        unused: Rows beyond `skip` and `limit`.
+        kept: Conversations that the source gives.
+    """
+
+    source: str
+    read: int = 0
+    unselected: int = 0
+    faulty: dict[str, int] = field(default_factory=dict)
+    first_faulty: str | None = None
+    duplicates: int = 0
+    dropped: int = 0
+    unused: int = 0
+    kept: int = 0
+
+    def skip(self, error: OneShotError) -> None:
+        """Count a faulty row."""
+        self.first_faulty = self.first_faulty or str(error)
+        # An error opens with its place and ends with what to do; the fault stands between.
+        fault = str(error).split(": ", 1)[-1].split(";")[0].rstrip(".")
+        self.faulty[fault] = self.faulty.get(fault, 0) + 1
+
+    @property
+    def remarks(self) -> list[str]:
+        """What somebody who trusts the source should know, in a few words each."""
+        found = []
+        if self.faulty:
+            faults = ", ".join(f"{count} x {fault}" for fault, count in self.faulty.items())
+            count = sum(self.faulty.values())
+            found.append(f"{count} of {self.read} rows skipped ({faults}); {self.first_faulty}")
+        if self.dropped:
+            found.append(f"{self.dropped} duplicate rows left out")
+        elif self.duplicates:
+            found.append(f"{self.duplicates} rows are duplicates and kept")
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
+
+
+def account(
+    rows: Sequence[Conversation], encoded: Sequence[Encoded], tallies: Sequence[Tally]
+) -> dict[str, Any]:
+    """Return what a run records of a data set, as plain values.
+
+    Args:
+        rows: The conversations used.
+        encoded: Their tokens.
+        tallies: What became of the rows of each source read.
+    """
+    digest = hashlib.sha256("".join(row.digest() for row in rows).encode())
+    lengths = [len(row.input_ids) for row in encoded]
+    return {
+        "rows": len(rows),
+        "tokens": sum(lengths),
+        "longest": max(lengths),
+        "digest": digest.hexdigest()[:16],
+        "sources": [tally.as_dict() for tally in tallies],
+    }
