@@ -188,6 +188,7 @@ def _classes() -> Iterable[type]:
 
     from oneshot_lit.data.instance import SafetyInstance
     from oneshot_lit.data.sources import ConversationSource
+    from oneshot_lit.judges import AnswerFormat, Judge, Rubric
 
     def below(base: type) -> Iterable[type]:
         yield base
@@ -201,6 +202,9 @@ def _classes() -> Iterable[type]:
         Callback,
         ConversationSource,
         SafetyInstance,
+        Judge,
+        AnswerFormat,
+        Rubric,
     ):
         yield from below(base)
 

@@ -1,0 +1,316 @@
+"""Asking an endpoint: concurrent, retried, within the caps, every reply kept as it arrives.
+
+What a kill can cost: a reply that was on its way when the process died is paid for and unknown to
+us, so at most `concurrency` answers are asked about again. Each request bears an `Idempotency-Key`
+that is the same in every run; a server that honours it makes even those free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+
+from oneshot_lit.errors import OneShotError
+from oneshot_lit.judges.base import Answer, Verdict
+from oneshot_lit.judges.cache import Paid, VerdictCache
+
+if TYPE_CHECKING:
+    from oneshot_lit.judges.endpoint import EndpointJudge
+
+# Replies that the next attempt may mend, and those that no attempt will.
+_PASSING = (408, 409, 425, 429)
+_LASTING = (401, 402, 403, 404, 405, 407, 410)
+_LASTING_CODES = (
+    "insufficient_quota",
+    "invalid_api_key",
+    "model_not_found",
+    "unsupported_parameter",
+    "unsupported_value",
+)
+# So many requests refused one after the other, and none served, are no fault of the answers.
+_REFUSED_AT_FIRST = 5
+# A connection that was never made cannot have cost anything.
+_NEVER_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")
+
+
+class PassingError(Exception):
+    """A failure that another attempt may mend; `pause` is what the server asks for, in seconds."""
+
+    def __init__(self, reason: str, pause: float = 0.0) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.pause = pause
+
+
+class RefusedError(Exception):
+    """The endpoint refuses this one request."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass
+class Reply:
+    """What of a reply matters: its text (None if the endpoint held it back), and the tokens."""
+
+    text: str | None
+    reason: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+@dataclass
+class Asker:
+    """One run of an `EndpointJudge` over some answers."""
+
+    judge: EndpointJudge
+    key: str = field(repr=False)
+    cache: VerdictCache
+
+    def __post_init__(self) -> None:
+        """Begin with nothing under way."""
+        self._open = 0
+        self._freed = asyncio.Event()
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._stop: OneShotError | None = None
+        self._served = False
+        self._refused = 0
+
+    def ask(self, answers: Sequence[Answer]) -> Iterator[tuple[int, Verdict]]:
+        """Yield (position, verdict) as they arrive; raise what ends the run once all is kept."""
+        loop = asyncio.new_event_loop()
+        waiting = iter(enumerate(answers))
+        pending: set[asyncio.Task[tuple[int, Verdict]]] = set()
+        client = self._client()
+        try:
+            while True:
+                while self._stop is None and len(pending) < self.judge.concurrency:
+                    if (following := next(waiting, None)) is None:
+                        break
+                    pending.add(loop.create_task(self._one(client, *following)))
+                if not pending:
+                    break
+                first = asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                done, pending = loop.run_until_complete(first)
+                for task in done:
+                    error = task.exception()
+                    if error is None:
+                        yield task.result()
+                    elif not isinstance(error, OneShotError):
+                        raise error
+                    elif self._stop is None:
+                        # What is under way is paid for: it is waited for and kept.
+                        self._stop = error
+            if self._stop is not None:
+                raise self._stop
+        finally:
+            for task in pending:
+                task.cancel()
+            loop.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
+            loop.run_until_complete(client.close())
+            loop.close()
+
+    def _client(self) -> Any:
+        import openai
+
+        return openai.AsyncOpenAI(
+            api_key=self.key,
+            base_url=self.judge.base_url,
+            timeout=self.judge.timeout,
+            max_retries=0,
+        )
+
+    async def _one(self, client: Any, position: int, answer: Answer) -> tuple[int, Verdict]:
+        messages, tag = self.judge.rubric.messages(answer)
+        key = self.judge.cache_key(messages)
+        # Of two alike, the second waits and finds the verdict of the first.
+        async with self._locks.setdefault(key, asyncio.Lock()):
+            known = self.cache.get(key, self.judge.metrics)
+            if known is not None:
+                self.judge.count(known, cached=True)
+                return position, known.verdict
+            try:
+                paid = await self._retried(client, messages, tag, key)
+            except (PassingError, RefusedError) as error:
+                return position, Verdict.unjudged(self.judge.metrics, error.reason)
+            self.judge.count(paid)
+            return position, paid.verdict
+
+    async def _retried(
+        self, client: Any, messages: list[dict[str, str]], tag: str, key: str
+    ) -> Paid:
+        import tenacity
+
+        longest = self.judge.longest_wait
+        jittered = tenacity.wait_random_exponential(multiplier=0.5, max=min(30.0, longest))
+
+        def pause(state: tenacity.RetryCallState) -> float:
+            error = state.outcome.exception() if state.outcome is not None else None
+            asked = error.pause if isinstance(error, PassingError) else 0.0
+            return asked + jittered(state)
+
+        def again(error: BaseException) -> bool:
+            return isinstance(error, PassingError) and error.pause <= longest
+
+        retrying = tenacity.AsyncRetrying(
+            sleep=asyncio.sleep,
+            stop=tenacity.stop_after_attempt(self.judge.attempts),
+            wait=pause,
+            retry=tenacity.retry_if_exception(again),
+            reraise=True,
+        )
+        paid: Paid = await retrying(self._attempt, client, messages, tag, key)
+        return paid
+
+    async def _attempt(
+        self, client: Any, messages: list[dict[str, str]], tag: str, key: str
+    ) -> Paid:
+        if self._stop is not None:
+            raise self._stop
+        bound = self.judge.bound_nanos(messages)
+        await self._reserve(bound)
+        self.judge.count(requests=1)
+        try:
+            reply = read_reply(await self._send(client, messages, key, bound))
+            paid = self._paid(reply, tag, bound)
+            self.cache.keep(key, paid, bound)
+            self._served = True
+            return paid
+        finally:
+            self._open -= 1
+            self._freed.set()
+
+    async def _reserve(self, bound: int) -> None:
+        while not self.cache.reserve(bound):
+            if not self._open:
+                raise self._cap_reached()
+            # What is under way may cost less than was set aside for it.
+            self._freed.clear()
+            await self._freed.wait()
+        self._open += 1
+
+    def _cap_reached(self) -> OneShotError:
+        from oneshot_lit.judges.endpoint import SpendingCapError
+
+        requests, cost = self.cache.spent()
+        cap = self.cache.max_requests
+        key = "max_requests" if cap is not None and requests >= cap else "max_cost"
+        spent = f"{requests} requests" if key == "max_requests" else f"{cost / 1e9:.6g} spent"
+        return SpendingCapError(
+            f"judge.{key}: the cap is reached ({spent}, counted over all runs of "
+            f"{self.cache.folder}); every verdict so far is kept there: raise the cap and run the "
+            "same command again."
+        )
+
+    def _paid(self, reply: Reply, tag: str, bound: int) -> Paid:
+        """Read a reply; without a count of its tokens it is taken to cost the most it may."""
+        metrics = self.judge.metrics
+        score = None if reply.text is None else self.judge.rubric.read(reply.text, tag)
+        if score is None:
+            verdict = Verdict.unjudged(metrics, reply.reason or "malformed")
+        else:
+            verdict = Verdict({metrics[0]: score})
+        tokens_in, tokens_out = reply.prompt_tokens, reply.completion_tokens
+        if tokens_in is None or tokens_out is None:
+            return Paid(verdict, None, None, bound)
+        return Paid(verdict, tokens_in, tokens_out, self.judge.cost_nanos(tokens_in, tokens_out))
+
+    async def _send(self, client: Any, messages: list[dict[str, str]], key: str, bound: int) -> str:
+        import openai
+
+        try:
+            raw = await client.chat.completions.with_raw_response.create(
+                model=self.judge.model,
+                messages=messages,
+                extra_headers={"Idempotency-Key": key},
+                extra_body=self.judge.options,
+            )
+            text: str = raw.http_response.text
+            return text
+        except openai.APITimeoutError as error:
+            self._free_if_never_sent(error, bound)
+            raise PassingError("timed_out") from error
+        except openai.APIConnectionError as error:
+            self._free_if_never_sent(error, bound)
+            raise PassingError("cut_connection") from error
+        except openai.APIStatusError as error:
+            # A refused request counts, but costs nothing.
+            self.cache.settle(bound, 0)
+            raise self._refusal(error) from error
+
+    def _free_if_never_sent(self, error: BaseException, bound: int) -> None:
+        if type(error.__cause__).__name__ in _NEVER_SENT:
+            self.cache.settle(bound, 0, sent=False)
+            self.judge.count(requests=-1)
+
+    def _refusal(self, error: Any) -> Exception:
+        """Sort a refusal into what passes, what concerns one answer, and what ends the run."""
+        status, code = int(error.status_code), str(error.code or "")
+        # Never the server's sentence, which may quote the prompt.
+        shown = f"{status}, {code}" if re.fullmatch(r"[\w.-]{1,60}", code) else str(status)
+        where = str(self.judge.base_url or "the endpoint")
+        if status in _LASTING or code in _LASTING_CODES:
+            mend = f"check judge.model ({self.judge.model}), judge.base_url and judge.options"
+            if status in (401, 402, 403, 407) or code in _LASTING_CODES[:2]:
+                mend = f"check the key in {self.judge.api_key_env} and the account behind it"
+            return OneShotError(f"{where}: refuses for good ({shown}); {mend}.")
+        if status in _PASSING or status >= 500:
+            reason = "rate_limited" if status == 429 else "server_error"
+            return PassingError(reason, retry_after(error.response.headers.get("retry-after")))
+        self._refused += 1
+        if not self._served and self._refused >= _REFUSED_AT_FIRST:
+            return OneShotError(
+                f"{where}: refuses every request ({shown}); check judge.model "
+                f"({self.judge.model}) and judge.options."
+            )
+        return RefusedError("content_filter" if code == "content_filter" else "bad_request")
+
+
+def retry_after(value: str | None) -> float:
+    """Return the seconds that a ``Retry-After`` header asks for: a number or a date; else 0."""
+    if value is None:
+        return 0.0
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            then = parsedate_to_datetime(value)
+        except (TypeError, ValueError):
+            return 0.0
+        then = then if then.tzinfo is not None else then.replace(tzinfo=timezone.utc)
+        seconds = (then - datetime.now(timezone.utc)).total_seconds()
+    return max(0.0, seconds) if math.isfinite(seconds) else 0.0
+
+
+def read_reply(text: str) -> Reply:
+    """Read the body of a chat completion.
+
+    Raises:
+        PassingError: if it is none, as from a proxy that answers in the server's place.
+    """
+    try:
+        body = json.loads(text)
+        choice = body["choices"][0]
+        content = choice["message"].get("content")
+    except (ValueError, RecursionError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise PassingError("bad_response") from error
+    if content is not None and not isinstance(content, str):
+        raise PassingError("bad_response")
+    filtered = choice.get("finish_reason") == "content_filter"
+    usage = body.get("usage")
+    usage = usage if isinstance(usage, dict) else {}
+    tokens = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+    counted = all(type(count) is int and 0 <= count < 10**12 for count in tokens)
+    return Reply(
+        None if filtered else content,
+        "content_filter" if filtered else None,
+        *(tokens if counted else (None, None)),
+    )
