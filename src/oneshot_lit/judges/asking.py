@@ -114,7 +114,8 @@ class Asker:
         finally:
             for task in pending:
                 task.cancel()
-            loop.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
+            if pending:
+                loop.run_until_complete(asyncio.wait(pending))
             loop.run_until_complete(client.close())
             loop.close()
 
