@@ -118,6 +118,9 @@ def test_what_is_no_cache_is_named(tmp_path: Path) -> None:
     with pytest.raises(OneShotError, match=r"file: judge\.cache"):
         VerdictCache(str(tmp_path / "file"))
     cache = VerdictCache(str(tmp_path / "d"))
-    _rows(tmp_path / "d", "INSERT INTO Cache(key, raw, mode, value) VALUES ('spent/requests', 1, 1, -5)")
+    _rows(
+        tmp_path / "d",
+        "INSERT INTO Cache(key, raw, mode, value) VALUES ('spent/requests', 1, 1, -5)",
+    )
     with pytest.raises(OneShotError, match=r"judge\.cache"):
         cache.spent()

@@ -266,9 +266,12 @@ def test_wrong_usage_counts_as_the_most_it_may_cost(tmp_path: Path, kind: str) -
 def test_a_lasting_refusal_ends_the_run(
     tmp_path: Path, status: int, code: str | None, hint: str
 ) -> None:
-    with serving(lambda r: failure(status, code)) as server:
-        with pytest.raises(OneShotError, match=f"refuses for good \\({status}.*{hint}") as raised:
-            judge(server.url, tmp_path, concurrency=2).judge(answers(50))
+    said = f"refuses for good \\({status}.*{hint}"
+    with (
+        serving(lambda r: failure(status, code)) as server,
+        pytest.raises(OneShotError, match=said) as raised,
+    ):
+        judge(server.url, tmp_path, concurrency=2).judge(answers(50))
     assert raised.value.code == 2
     assert "SECRET" not in str(raised.value)
     assert "nobody-may-see" not in str(raised.value)
@@ -276,9 +279,11 @@ def test_a_lasting_refusal_ends_the_run(
 
 
 def test_an_endpoint_that_refuses_everything_ends_the_run(tmp_path: Path) -> None:
-    with serving(lambda r: failure(422)) as server:
-        with pytest.raises(OneShotError, match=r"refuses every request \(422\)"):
-            judge(server.url, tmp_path, concurrency=2).judge(answers(50))
+    with (
+        serving(lambda r: failure(422)) as server,
+        pytest.raises(OneShotError, match=r"refuses every request \(422\)"),
+    ):
+        judge(server.url, tmp_path, concurrency=2).judge(answers(50))
     assert len(server.requests) <= 7
 
 
@@ -288,7 +293,9 @@ def test_the_cap_on_requests_counts_every_attempt_of_every_run(tmp_path: Path) -
 
     with serving(behave) as server:
         for allowed in (7, 7, 12):
-            with pytest.raises(SpendingCapError, match=r"judge\.max_requests: .*raise the cap") as e:
+            with pytest.raises(
+                SpendingCapError, match=r"judge\.max_requests: .*raise the cap"
+            ) as e:
                 judge(server.url, tmp_path, max_requests=allowed).judge(answers(40))
             assert e.value.code == 3
             assert len(server.requests) == allowed
@@ -317,7 +324,9 @@ def test_the_cap_on_cost_is_never_exceeded(tmp_path: Path) -> None:
 
 def test_a_bound_is_one(tmp_path: Path) -> None:
     one = judge("http://x", tmp_path, **PRICES)
-    messages, _ = HarmfulnessRubric().messages(Answer((Message("user", "日本語 🙂" * 50),), "é" * 99))
+    messages, _ = HarmfulnessRubric().messages(
+        Answer((Message("user", "日本語 🙂" * 50),), "é" * 99)
+    )
     most = sum(len(m["content"].encode()) for m in messages)
     assert one.bound_nanos(messages) >= one.cost_nanos(most, 64)
     assert one.cost_nanos(1, 0) == 2000

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -138,11 +140,16 @@ def load_classifier(name: str, *, head: bool, dtype: str, device: str) -> tuple[
         OneShotError: if they cannot be loaded, or not onto this device.
     """
     import torch
+    from transformers.utils.logging import disable_progress_bar
 
     from oneshot_lit.modules.loading import is_adapter, load_model, load_tokenizer, resolve_dtype
 
     if head and is_adapter(name):
         raise OneShotError(f"{name}: an adapter without its head's model; merge it first.")
+    if not sys.stderr.isatty():
+        disable_progress_bar()
+    # It names the norms of a model that nobody shards.
+    logging.getLogger("transformers.distributed.tensor_parallel").setLevel(logging.ERROR)
     kind = "AutoModelForSequenceClassification" if head else "AutoModelForCausalLM"
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
