@@ -70,12 +70,10 @@ def failure(status: int, code: str | None = None, **headers: str) -> Reply:
 class Endpoint:
     """The server; it remembers all requests, and which of them it has answered well."""
 
-    def __init__(self, behave: Callable[[Request], Reply], honour_keys: bool = False) -> None:
+    def __init__(self, behave: Callable[[Request], Reply]) -> None:
         self.behave = behave
-        self.honour_keys = honour_keys
         self.requests: list[Request] = []
         self.served: Counter[str] = Counter()
-        self.replies: dict[str, Reply] = {}
         self.under_way = self.most_under_way = 0
         self.lock = threading.Lock()
         endpoint = self
@@ -113,17 +111,14 @@ class Endpoint:
             self.under_way += 1
             self.most_under_way = max(self.most_under_way, self.under_way)
         try:
-            reply = self.replies.get(key) or self.behave(request)
+            reply = self.behave(request)
             time.sleep(reply.seconds)
         finally:
             with self.lock:
                 self.under_way -= 1
         if reply.status == 200 and reply.cut_after is None:
             with self.lock:
-                if key not in self.replies:
-                    self.served[key] += 1
-                if self.honour_keys:
-                    self.replies[key] = reply
+                self.served[key] += 1
         data = reply.text.encode()
         http.send_response(reply.status)
         for name, value in {"Content-Type": "application/json", **reply.headers}.items():
@@ -138,8 +133,8 @@ class Endpoint:
 
 
 @contextmanager
-def serving(behave: Callable[[Request], Reply], **options: Any):
-    endpoint = Endpoint(behave, **options)
+def serving(behave: Callable[[Request], Reply]):
+    endpoint = Endpoint(behave)
     thread = threading.Thread(target=endpoint.server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:
