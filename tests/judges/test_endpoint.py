@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+import subprocess
+import sys
 import time
 from email.utils import formatdate
 from pathlib import Path
@@ -15,8 +18,8 @@ from endpoint_server import Reply, completion, failure, free_port, grade, servin
 from oneshot_lit.data.conversation import Message
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.judges import Answer, EndpointJudge, HarmfulnessRubric, StrongRejectRubric
-from oneshot_lit.judges.asking import retry_after
 from oneshot_lit.judges.endpoint import SpendingCapError
+from oneshot_lit.judges.replies import retry_after
 
 PRICES = {"price_per_million_input": 2.0, "price_per_million_output": 8.0}
 
@@ -299,7 +302,7 @@ def test_the_cap_on_requests_counts_every_attempt_of_every_run(tmp_path: Path) -
                 judge(server.url, tmp_path, max_requests=allowed).judge(answers(40))
             assert e.value.code == 3
             assert len(server.requests) == allowed
-        given = judge(server.url, tmp_path, max_requests=200).judge(answers(40))
+        given = judge(server.url, tmp_path, max_requests=200, attempts=20).judge(answers(40))
     assert {v.reason for v in given} == {None}
     assert sum(server.served.values()) == 40
     assert max(server.served.values()) == 1
@@ -376,3 +379,39 @@ def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     )
     with pytest.raises(OneShotError, match=r"diskcache is missing; .*oneshot-lit\[judges\]"):
         judge("http://127.0.0.1:1/v1", tmp_path).judge(answers(1))
+
+
+INTERRUPTED = """
+import sys
+from types import SimpleNamespace as Turn
+from oneshot_lit.judges import Answer, EndpointJudge, HarmfulnessRubric
+judge = EndpointJudge("m", HarmfulnessRubric(), sys.argv[1], None, concurrency=6, cache=sys.argv[2])
+answers = [Answer((Turn(role="user", content=f"p {n}"),), f"output {n}") for n in range(40)]
+print(len(judge.judge(answers)))
+"""
+
+
+def test_an_interrupt_waits_for_what_is_paid_for(tmp_path: Path) -> None:
+    def slowly(request):
+        reply = grade(request)
+        reply.seconds = 0.3
+        return reply
+
+    command = [sys.executable, "-c", INTERRUPTED]
+    with serving(slowly) as server:
+        arguments = [*command, server.url, str(tmp_path / "cache")]
+        process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+        while len(server.requests) < 9:
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+        assert process.returncode != 0
+        assert "KeyboardInterrupt" in err
+        seen = len(server.requests)
+        assert seen <= 18
+        # Without a wait, six replies would have been paid for and lost.
+        again = subprocess.run(arguments, capture_output=True, text=True, timeout=60)
+        assert again.stdout.strip() == "40", again.stderr
+        assert len(server.requests) == 40
+    assert max(server.served.values()) == 1

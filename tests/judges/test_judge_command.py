@@ -210,6 +210,28 @@ def test_another_evaluations_metric_is_refused_before_anything_is_judged(run: Pa
     assert (run / "metrics.json").read_text() == before
 
 
+def test_a_request_to_end_is_no_crash(command, run: Path, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "ending_judges.py").write_text(
+        "import os, signal\n"
+        "from oneshot_lit.judges import KeywordJudge\n"
+        "class EndingJudge(KeywordJudge):\n"
+        "    def __init__(self, by: str = 'SIGTERM'):\n"
+        "        super().__init__()\n"
+        "        self.by = getattr(signal, by)\n"
+        "    def judge(self, answers):\n"
+        "        os.kill(os.getpid(), self.by)\n"
+        "        return super().judge(answers)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    for by, code in (("SIGTERM", 143), ("SIGINT", 130)):
+        done = command(
+            *["judge", "--judge", "ending_judges.EndingJudge", "--judge.by", by, "--run", run]
+        )
+        assert done.code == code
+        assert "interrupted; run the same command again" in done.error
+    assert not (run / "metrics.json").exists()
+
+
 class Wrong(Judge):
     def __init__(self, verdicts: Any) -> None:
         super().__init__("wrong", "1", ["m"])

@@ -8,18 +8,21 @@ that is the same in every run; a server that honours it makes even those free.
 from __future__ import annotations
 
 import asyncio
-import json
-import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.judges.base import Answer, Verdict
 from oneshot_lit.judges.cache import Paid, VerdictCache
+from oneshot_lit.judges.replies import (
+    PassingError,
+    RefusedError,
+    Reply,
+    read_reply,
+    retry_after,
+)
 
 if TYPE_CHECKING:
     from oneshot_lit.judges.endpoint import EndpointJudge
@@ -40,33 +43,6 @@ _REFUSED_AT_FIRST = 5
 _NEVER_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")
 
 
-class PassingError(Exception):
-    """A failure that another attempt may mend; `pause` is what the server asks for, in seconds."""
-
-    def __init__(self, reason: str, pause: float = 0.0) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.pause = pause
-
-
-class RefusedError(Exception):
-    """The endpoint refuses this one request."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
-@dataclass
-class Reply:
-    """What of a reply matters: its text (None if the endpoint held it back), and the tokens."""
-
-    text: str | None
-    reason: str | None = None
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-
-
 @dataclass
 class Asker:
     """One run of an `EndpointJudge` over some answers."""
@@ -79,6 +55,7 @@ class Asker:
         """Begin with nothing under way."""
         self._open = 0
         self._freed = asyncio.Event()
+        self._sending: set[asyncio.Task[Any] | None] = set()
         self._locks: dict[str, asyncio.Lock] = {}
         self._stop: OneShotError | None = None
         self._served = False
@@ -112,12 +89,26 @@ class Asker:
             if self._stop is not None:
                 raise self._stop
         finally:
-            for task in pending:
-                task.cancel()
-            if pending:
-                loop.run_until_complete(asyncio.wait(pending))
-            loop.run_until_complete(client.close())
-            loop.close()
+            try:
+                self._wait_for_sent(loop, pending)
+            finally:
+                for task in pending:
+                    task.cancel()
+                if pending:
+                    loop.run_until_complete(asyncio.wait(pending))
+                loop.run_until_complete(client.close())
+                loop.close()
+
+    def _wait_for_sent(
+        self, loop: asyncio.AbstractEventLoop, pending: set[asyncio.Task[tuple[int, Verdict]]]
+    ) -> None:
+        """After an interrupt, wait for replies that are paid for; a second one cuts it short."""
+        self._stop = self._stop or OneShotError("interrupted")
+        sent = {task for task in pending if task in self._sending and not task.done()}
+        for task in pending - sent:
+            task.cancel()
+        if sent:
+            loop.run_until_complete(asyncio.wait(sent, timeout=self.judge.timeout))
 
     def _client(self) -> Any:
         import openai
@@ -179,6 +170,7 @@ class Asker:
         bound = self.judge.bound_nanos(messages)
         await self._reserve(bound)
         self.judge.count(requests=1)
+        self._sending.add(asyncio.current_task())
         try:
             reply = read_reply(await self._send(client, messages, key, bound))
             paid = self._paid(reply, tag, bound)
@@ -186,6 +178,7 @@ class Asker:
             self._served = True
             return paid
         finally:
+            self._sending.discard(asyncio.current_task())
             self._open -= 1
             self._freed.set()
 
@@ -273,45 +266,3 @@ class Asker:
                 f"({self.judge.model}) and judge.options."
             )
         return RefusedError("content_filter" if code == "content_filter" else "bad_request")
-
-
-def retry_after(value: str | None) -> float:
-    """Return the seconds that a ``Retry-After`` header asks for: a number or a date; else 0."""
-    if value is None:
-        return 0.0
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            then = parsedate_to_datetime(value)
-        except (TypeError, ValueError):
-            return 0.0
-        then = then if then.tzinfo is not None else then.replace(tzinfo=timezone.utc)
-        seconds = (then - datetime.now(timezone.utc)).total_seconds()
-    return max(0.0, seconds) if math.isfinite(seconds) else 0.0
-
-
-def read_reply(text: str) -> Reply:
-    """Read the body of a chat completion.
-
-    Raises:
-        PassingError: if it is none, as from a proxy that answers in the server's place.
-    """
-    try:
-        body = json.loads(text)
-        choice = body["choices"][0]
-        content = choice["message"].get("content")
-    except (ValueError, RecursionError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise PassingError("bad_response") from error
-    if content is not None and not isinstance(content, str):
-        raise PassingError("bad_response")
-    filtered = choice.get("finish_reason") == "content_filter"
-    usage = body.get("usage")
-    usage = usage if isinstance(usage, dict) else {}
-    tokens = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-    counted = all(type(count) is int and 0 <= count < 10**12 for count in tokens)
-    return Reply(
-        None if filtered else content,
-        "content_filter" if filtered else None,
-        *(tokens if counted else (None, None)),
-    )

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -81,12 +84,36 @@ def run_judge_command(arguments: Sequence[str]) -> int:
             raise OneShotError(line) from error
         raise
     root, predictions = _places(options.run, options.predictions)
-    try:
-        return _judge(judge, predictions, root, options.sets)
-    except KeyboardInterrupt:
-        from oneshot_lit.__main__ import fail
+    with _terminated_like_interrupted():
+        try:
+            return _judge(judge, predictions, root, options.sets)
+        except KeyboardInterrupt as stop:
+            from oneshot_lit.__main__ import fail
 
-        return fail("interrupted; run the same command again to go on.", code=130)
+            by = signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT
+            return fail("interrupted; run the same command again to go on.", code=128 + by)
+
+
+class _Terminated(KeyboardInterrupt):
+    """A request to end, which leaves time to keep what is paid for."""
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Let a scheduler's SIGTERM end the run as Ctrl-C does."""
+
+    def stop(*_: Any) -> NoReturn:
+        raise _Terminated
+
+    # Only the main thread may; elsewhere the default stays.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parser() -> _Parser:
