@@ -40,6 +40,11 @@ class Request:
     attempt: int
 
     @property
+    def item(self) -> str:
+        """What is asked about; failed attempts change the rest of the key."""
+        return self.headers["idempotency-key"].split("-")[0]
+
+    @property
     def tag(self) -> str:
         return re.search(r"T[0-9a-f]{12}", self.body["messages"][0]["content"])[0]
 
@@ -102,9 +107,9 @@ class Endpoint:
 
     def handle(self, http: Any) -> None:
         body = json.loads(http.rfile.read(int(http.headers["Content-Length"])))
-        key = http.headers["Idempotency-Key"]
+        item = http.headers["Idempotency-Key"].split("-")[0]
         with self.lock:
-            attempt = 1 + sum(r.headers["idempotency-key"] == key for r in self.requests[-2000:])
+            attempt = 1 + sum(r.item == item for r in self.requests[-2000:])
             headers = {name.lower(): value for name, value in http.headers.items()}
             request = Request(body, headers, http.path, len(self.requests) + 1, attempt)
             self.requests.append(request)
@@ -118,7 +123,7 @@ class Endpoint:
                 self.under_way -= 1
         if reply.status == 200 and reply.cut_after is None:
             with self.lock:
-                self.served[key] += 1
+                self.served[item] += 1
         data = reply.text.encode()
         http.send_response(reply.status)
         for name, value in {"Content-Type": "application/json", **reply.headers}.items():

@@ -98,6 +98,19 @@ def test_concurrency_is_used_and_bounded(tmp_path: Path) -> None:
     assert server.most_under_way == 4
 
 
+def test_a_request_of_unknown_fate_keeps_its_key(tmp_path: Path) -> None:
+    fates = [FAULTS["cut in the middle"], FAULTS["time-out"], FAULTS["500"], FAULTS["no JSON"]]
+    fates += [FAULTS["cut at once"], grade]
+
+    with serving(lambda r: fates[r.number - 1](r)) as server:
+        for _ in range(3):
+            given = judge(server.url, tmp_path, timeout=0.3, attempts=2).judge(answers(1))
+    assert given[0].reason is None
+    ends = [r.headers["idempotency-key"].split("-")[1] for r in server.requests]
+    assert ends == ["0", "0", "0", "1", "2", "2"]
+    assert len({r.item for r in server.requests}) == 1
+
+
 FAULTS = {
     "429": lambda r: failure(429, retry_after="0.1"),
     "500": lambda r: failure(500),

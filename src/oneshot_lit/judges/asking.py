@@ -2,7 +2,7 @@
 
 What a kill can cost: a reply that was on its way when the process died is paid for and unknown to
 us, so at most `concurrency` answers are asked about again. Each request bears an `Idempotency-Key`
-that is the same in every run; a server that honours it makes even those free.
+that the next run repeats; a server that honours it makes even those free.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ class Asker:
         self.judge.count(requests=1)
         self._sending.add(asyncio.current_task())
         try:
-            reply = read_reply(await self._send(client, messages, key, bound))
+            reply = await self._send(client, messages, key, bound)
             paid = self._paid(reply, tag, bound)
             self.cache.keep(key, paid, bound)
             self._served = True
@@ -217,18 +217,22 @@ class Asker:
             return Paid(verdict, None, None, bound)
         return Paid(verdict, tokens_in, tokens_out, self.judge.cost_nanos(tokens_in, tokens_out))
 
-    async def _send(self, client: Any, messages: list[dict[str, str]], key: str, bound: int) -> str:
+    async def _send(
+        self, client: Any, messages: list[dict[str, str]], key: str, bound: int
+    ) -> Reply:
         import openai
 
+        # The same in every run, so that a reply lost with its process is not paid for again; a new
+        # one after a known failure, which a server might repeat as well.
+        once = f"{key}-{self.cache.failures(key)}"
         try:
             raw = await client.chat.completions.with_raw_response.create(
                 model=self.judge.model,
                 messages=messages,
-                extra_headers={"Idempotency-Key": key},
+                extra_headers={"Idempotency-Key": once},
                 extra_body=self.judge.options,
             )
-            text: str = raw.http_response.text
-            return text
+            reply = read_reply(raw.http_response.text)
         except openai.APITimeoutError as error:
             self._free_if_never_sent(error, bound)
             raise PassingError("timed_out") from error
@@ -238,7 +242,12 @@ class Asker:
         except openai.APIStatusError as error:
             # A refused request counts, but costs nothing.
             self.cache.settle(bound, 0)
+            self.cache.add_failure(key)
             raise self._refusal(error) from error
+        except PassingError:
+            self.cache.add_failure(key)
+            raise
+        return reply
 
     def _free_if_never_sent(self, error: BaseException, bound: int) -> None:
         if type(error.__cause__).__name__ in _NEVER_SENT:

@@ -106,6 +106,16 @@ class VerdictCache:
             self._cache.set(key, text)
             self.settle(reserved_nanos, paid.cost_nanos)
 
+    def failures(self, key: str) -> int:
+        """Return how many requests for a key are known to have failed, in all runs."""
+        with self._readable():
+            return self._count(f"failures/{key}")
+
+    def add_failure(self, key: str) -> None:
+        """Count a request that is known to have failed."""
+        with self._readable(), self._cache.transact():
+            self._cache.set(f"failures/{key}", self.failures(key) + 1)
+
     def close(self) -> None:
         """Close the files."""
         self._cache.close()
