@@ -6,6 +6,7 @@ import json
 import math
 import pickle
 import sqlite3
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,7 +31,17 @@ def test_verdicts_and_spending_outlive_the_process(tmp_path: Path) -> None:
     assert again.spent() == (2, 350)
 
 
-def test_caps_are_never_exceeded_whoever_reserves(tmp_path: Path) -> None:
+def test_caps_are_never_exceeded_whoever_reserves(tmp_path: Path, monkeypatch) -> None:
+    read = VerdictCache.spent
+
+    def slowly(cache: VerdictCache) -> tuple[int, int]:
+        found = read(cache)
+        # Time for another to reserve between reading and writing.
+        time.sleep(0.001)
+        return found
+
+    monkeypatch.setattr(VerdictCache, "spent", slowly)
+
     def reserve(_: int) -> int:
         cache = VerdictCache(str(tmp_path / "c"), max_requests=50)
         return sum(cache.reserve(1) for _ in range(20))

@@ -59,6 +59,20 @@ def test_a_head_does_not_depend_on_the_batch(head: Path) -> None:
     assert judge(head, BeaverDamFormat(), batch_size=16).judge(MIXED) == alone
 
 
+def test_padding_keeps_every_position_of_a_head(head: Path, monkeypatch) -> None:
+    one = judge(head, BeaverDamFormat(), batch_size=4)
+    model, _ = one._load()
+    seen = []
+    monkeypatch.setattr(
+        model, "forward", lambda **batch: seen.append(batch["attention_mask"]) or 1 / 0
+    )
+    with pytest.raises(ZeroDivisionError):
+        one.judge(MIXED[:4])
+    # Absolute positions, as GPT-2's, count from the first column.
+    assert seen[0][:, 0].all()
+    assert not seen[0].all()
+
+
 def test_a_head_is_read_category_by_category(head: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(head)
     model = AutoModelForSequenceClassification.from_pretrained(head)
