@@ -26,7 +26,7 @@ def test_help_lists_the_commands_and_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, "help must not import torch"
-    for word in ("fit", "test", "predict", "study", "microworld", "--ckpt_path last"):
+    for word in ("fit", "test", "predict", "judge", "study", "microworld", "--ckpt_path last"):
         assert word in done.stdout
 
 

@@ -38,6 +38,10 @@ def test_command_parses(command, tmp_path: Path, page: str, words: list[str]) ->
 
         assert load_study(Path(words[words.index("--config") + 1])).stages
         return
+    if words[0] == "judge":
+        shown = command(*words, "--print_config")
+        assert shown.code == 0, shown.err
+        return
     if words[0] not in ("fit", "test", "predict", "validate"):
         assert command(words[0], "--help").code == 0
         return

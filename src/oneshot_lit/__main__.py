@@ -15,7 +15,7 @@ from oneshot_lit import __version__
 from oneshot_lit.errors import OneShotError, did_you_mean
 
 FITTING = ("fit", "validate", "test", "predict")
-VERBS = (*FITTING, "export", "study", "microworld", "memory")
+VERBS = (*FITTING, "export", "judge", "study", "microworld", "memory")
 
 HELP = f"""\
 oneshot-lit {__version__}: break and repair the safety of fine-tuned language models.
@@ -28,6 +28,7 @@ commands
   validate    the same on the development prompts, printed only
   predict     answer prompts; writes <root>/predictions.jsonl
   export      write the weights of a checkpoint, sharded or not, as a Hugging Face folder
+  judge       judge the answers of predict by phrases, a classifier or an endpoint
   study       run stages and compare them; writes results.json and report.html
   microworld  write the embedded micro-world's data sets to files
   memory      estimate what a model needs of each GPU, by strategy and number of GPUs
@@ -57,7 +58,8 @@ more
   oneshot-lit fit --model.help OneShotRealignmentModule   every key of a module
   oneshot-lit fit --config FILE ... --print_config   the configuration that would run
   oneshot-lit fit --config FILE ... --ckpt_path last resume a killed run
-exit codes: 0 done, 1 a fault of the program, 2 a mistake in the input (one line says which)
+exit codes: 0 done, 1 a fault of the program, 2 a mistake in the input (one line says which),
+3 a spending cap is reached
 """
 
 
@@ -81,6 +83,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from oneshot_lit.convert import run_export_command
 
             return run_export_command(given[1:])
+        if given[0] == "judge":
+            from oneshot_lit.judges.command import run_judge_command
+
+            return run_judge_command(given[1:])
         if given[0] == "study":
             from oneshot_lit.study.command import run_study_command
 

@@ -135,6 +135,10 @@ def explain(message: str, parser: Any, arguments: Sequence[str] = ()) -> Mistake
         problem = f"{{key}}: cannot import {value}; check its spelling, and that its package is "
         place = _place(outer, arguments)
         return Mistake(f"{problem}installed or in the working folder.", outer, place)
+    if outer and given and (choices := re.search(r"Expected an? typing\.Literal\[([^]]*)\]", text)):
+        allowed = choices[1].replace("'", "")
+        problem = f"{{key}}: needs one of {allowed}, not {_short(given[1])}."
+        return Mistake(problem, outer, _place(outer, arguments))
     if outer and wanted and given:
         kind = wanted[0].rsplit(".", 1)[-1]
         place = _place(outer, arguments)
@@ -188,6 +192,7 @@ def _classes() -> Iterable[type]:
 
     from oneshot_lit.data.instance import SafetyInstance
     from oneshot_lit.data.sources import ConversationSource
+    from oneshot_lit.judges import AnswerFormat, Judge, Rubric
 
     def below(base: type) -> Iterable[type]:
         yield base
@@ -201,6 +206,9 @@ def _classes() -> Iterable[type]:
         Callback,
         ConversationSource,
         SafetyInstance,
+        Judge,
+        AnswerFormat,
+        Rubric,
     ):
         yield from below(base)
 

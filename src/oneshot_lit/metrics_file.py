@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,29 @@ def _object(value: Any) -> bool:
     return isinstance(value, dict)
 
 
+def require_free(root: Path, evaluation: str, keys: Iterable[str]) -> dict[str, Any]:
+    """Return the content of ``<root>/metrics.json`` without the scores of an earlier evaluation.
+
+    Args:
+        root: Folder of the run.
+        evaluation: Name of the evaluation that is to add scores.
+        keys: ``<set>/<metric>`` of those scores.
+
+    Raises:
+        OneShotError: if one of them belongs to another evaluation, or the file is unreadable.
+    """
+    content = read_metrics(root)
+    before = content["evaluations"].get(evaluation, {}).get("scores", ())
+    metrics = {key: value for key, value in content["metrics"].items() if key not in before}
+    taken = [key for key in keys if key in metrics]
+    if taken:
+        raise OneShotError(
+            f"{root / METRICS_FILE}: '{taken[0]}' is there already, from another evaluation; give "
+            f"'{evaluation}' another metric name, or another folder."
+        )
+    return content | {"metrics": metrics}
+
+
 def merge_scores(
     root: Path, evaluation: str, scores: Mapping[str, float], facts: Mapping[str, Any]
 ) -> Path:
@@ -58,16 +81,8 @@ def merge_scores(
     Raises:
         OneShotError: for a score that belongs to another evaluation, or an unreadable file.
     """
-    content = read_metrics(root)
-    metrics, evaluations = dict(content["metrics"]), dict(content["evaluations"])
-    for key in evaluations.get(evaluation, {}).get("scores", ()):
-        metrics.pop(key, None)
-    taken = [key for key in scores if key in metrics]
-    if taken:
-        raise OneShotError(
-            f"{root / METRICS_FILE}: '{taken[0]}' is there already, from another evaluation; give "
-            f"'{evaluation}' another metric name, or another folder."
-        )
+    content = require_free(root, evaluation, scores)
+    metrics, evaluations = content["metrics"], dict(content["evaluations"])
     finite = {key: float(value) for key, value in scores.items() if math.isfinite(value)}
     evaluations[evaluation] = {**facts, "scores": sorted(scores)}
     path = root / METRICS_FILE

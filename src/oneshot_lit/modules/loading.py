@@ -96,9 +96,13 @@ def load_model(
     dtype: torch.dtype,
     trust_remote_code: bool = False,
     attn_implementation: str | None = None,
+    auto_class: str = "AutoModelForCausalLM",
 ) -> Any:
-    """Load a causal LM from safetensors; a PEFT adapter folder is merged into its base model."""
-    from transformers import AutoModelForCausalLM
+    """Load a model from safetensors; a PEFT adapter of a causal LM is merged into its base model.
+
+    `auto_class` names the class of transformers that knows the task.
+    """
+    import transformers
 
     folder = require_model_folder(path) if is_local(path) else None
     path = path if folder is None else str(folder)
@@ -109,7 +113,7 @@ def load_model(
         extra["attn_implementation"] = attn_implementation
     try:
         with _without_load_report():
-            model, report = AutoModelForCausalLM.from_pretrained(
+            model, report = getattr(transformers, auto_class).from_pretrained(
                 path,
                 dtype=dtype,
                 use_safetensors=True,

@@ -1,0 +1,190 @@
+"""The command ``oneshot-lit judge``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from oneshot_lit.cli_errors import (
+    ParserMistakeError,
+    check_config_files,
+    explain,
+    mistake_in,
+    typed_last,
+)
+from oneshot_lit.errors import OneShotError
+from oneshot_lit.judges import Judge
+from oneshot_lit.runs import PRODUCTS
+
+_DESCRIPTION = """\
+Judge the answers of a run: by refusal phrases, a local classifier, or a model behind an
+OpenAI-compatible endpoint. Reads <run>/predictions.jsonl, which oneshot-lit predict writes; writes
+one verdict a row to <run>/judgments/<judge>.jsonl, without prompts and outputs, and merges the mean
+scores of each set into <run>/metrics.json. What could not be judged is counted and in no mean.
+The same command goes on with a run that was killed or has reached its cap.
+
+example:
+  oneshot-lit predict --config configs/evaluate/microworld.yaml \\
+    --model.model_name_or_path runs/patched/model --trainer.default_root_dir runs/patched
+  oneshot-lit judge --config configs/judge/keyword.yaml --run runs/patched
+
+more: configs/judge/ holds a file for each judge, docs/judges.md says what its score means;
+oneshot-lit judge --judge.help ClassifierJudge lists the keys of a judge.
+"""
+
+
+class _Parser(ArgumentParser):
+    """A parser whose errors are one line with the nearest known key."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False} | kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise the mistake; the parsers around this one add where it is."""
+        text = str(ex) if ex is not None else message
+        raise ParserMistakeError(explain(text, self, sys.argv[1:])) from ex
+
+
+def run_judge_command(arguments: Sequence[str]) -> int:
+    """Run the command and return its exit code.
+
+    Raises:
+        OneShotError: for every mistake that the user can mend.
+    """
+    check_config_files(arguments)
+    # A user's judge in the working folder is found, as for a fit.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    words = typed_last(["judge", *arguments])
+    # Where a key stands is looked up in the process's own arguments.
+    sys.argv = [sys.argv[0], *words]
+    parser = _parser()
+    try:
+        options = parser.parse_args(words[1:])
+        judge = parser.instantiate_classes(options).judge
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    except ParserMistakeError as error:
+        raise OneShotError(error.mistake.line()) from error
+    except Exception as error:
+        if (line := mistake_in(error)) is not None:
+            raise OneShotError(line) from error
+        raise
+    root, predictions = _places(options.run, options.predictions)
+    with _terminated_like_interrupted():
+        try:
+            return _judge(judge, predictions, root, options.sets)
+        except KeyboardInterrupt as stop:
+            from oneshot_lit.__main__ import fail
+
+            by = signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT
+            return fail("interrupted; run the same command again to go on.", code=128 + by)
+
+
+class _Terminated(KeyboardInterrupt):
+    """A request to end, which leaves time to keep what is paid for."""
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Let a scheduler's SIGTERM end the run as Ctrl-C does."""
+
+    def stop(*_: Any) -> NoReturn:
+        raise _Terminated
+
+    # Only the main thread may; elsewhere the default stays.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="oneshot-lit judge",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        exit_on_error=False,
+    )
+    parser.add_argument("--config", action="config", help="a file of keys, see configs/judge/")
+    parser.add_argument("--run", type=str | None, help="folder of the run that takes the scores")
+    parser.add_argument(
+        "--predictions",
+        type=str | None,
+        help="the file of answers, if not <run>/predictions.jsonl; its folder is then the run, "
+        "unless --run names one",
+    )
+    parser.add_argument("--sets", type=str, nargs="+", help="sets to judge (all of kind harmful)")
+    parser.add_subclass_arguments(Judge, "judge", required=True, help="the judge and its keys")
+    return parser
+
+
+def _places(run: str | None, predictions: str | None) -> tuple[Path, Path]:
+    """Return the folder of the run, and the file of answers."""
+    if run is None and predictions is None:
+        raise OneShotError(
+            "--run missing; give the folder whose predictions.jsonl is to be judged."
+        )
+    file = None if predictions is None else Path(predictions).expanduser()
+    root = file.parent if run is None and file is not None else Path(str(run)).expanduser()
+    if not root.is_dir():
+        raise OneShotError(f"{root}: no such folder; check --run.")
+    return root, file or root / PRODUCTS["predict"]
+
+
+def _judge(judge: Judge, predictions: Path, root: Path, sets: list[str] | None) -> int:
+    from oneshot_lit.judges.judging import judge_predictions
+
+    console = Console(stderr=True, highlight=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bar:
+        task = bar.add_task(f"judge {judge.name}", total=None)
+
+        def progress(done: int, of: int) -> None:
+            bar.update(task, completed=done, total=of)
+
+        outcome = judge_predictions(judge, predictions, root, sets, progress)
+    out = Console(highlight=False)
+    out.print(_table(judge, outcome.scores, outcome.facts))
+    out.print(Text(f"verdicts: {outcome.file}\nscores:   {root / 'metrics.json'}"), soft_wrap=True)
+    return 0
+
+
+def _table(judge: Judge, scores: dict[str, float], facts: dict[str, Any]) -> Table:
+    """Return the mean scores of each set, and what could not be judged."""
+    table = Table(title=Text(judge.name), title_justify="left", caption=Text(judge.version))
+    table.add_column("set")
+    table.add_column("answers", justify="right")
+    table.add_column("not judged")
+    for metric in judge.metrics:
+        table.add_column(metric, justify="right")
+    for name, count in facts["samples"].items():
+        reasons = facts["unjudged"][name]
+        unjudged = ", ".join(f"{n} {reason}" for reason, n in reasons.items()) or "0"
+        means = [scores[f"{name}/{metric}"] for metric in judge.metrics]
+        shown = ["-" if mean != mean else f"{mean:.3f}" for mean in means]
+        table.add_row(Text(name), str(count), Text(unjudged), *shown)
+    return table

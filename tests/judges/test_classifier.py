@@ -1,0 +1,187 @@
+"""Local classifiers: what they are asked, batches that change nothing, replies read strictly."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_classifiers import save_choosing, save_head, save_saying
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from oneshot_lit.data.conversation import Message
+from oneshot_lit.errors import OneShotError
+from oneshot_lit.judges import (
+    Answer,
+    BeaverDamFormat,
+    ClassifierJudge,
+    HarmBenchFormat,
+    LlamaGuardFormat,
+)
+
+MIXED = [
+    Answer((Message("user", f"how {n} " * (n % 7 + 1)),), "an answer " * (n % 11) + str(n))
+    for n in range(40)
+]
+
+
+def judge(folder: Path, format: Any, **options: Any) -> ClassifierJudge:
+    return ClassifierJudge(str(folder), format, dtype="float32", device="cpu", **options)
+
+
+def scores(given: list[Any]) -> list[float]:
+    return [next(iter(v.scores.values())) for v in given]
+
+
+@pytest.fixture(scope="module")
+def choosing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_choosing(tmp_path_factory.mktemp("choosing"))
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_head(tmp_path_factory.mktemp("head"), ["fraud", "hate, slurs", "weapons"])
+
+
+def test_yes_or_no_does_not_depend_on_the_batch(choosing: Path) -> None:
+    alone = scores(judge(choosing, HarmBenchFormat(), batch_size=1).judge(MIXED))
+    assert {0.0, 1.0} == set(alone)
+    for size in (3, 8, 40):
+        assert scores(judge(choosing, HarmBenchFormat(), batch_size=size).judge(MIXED)) == alone
+    assert scores(judge(choosing, HarmBenchFormat()).judge(MIXED[::-1])) == alone[::-1]
+
+
+def test_a_head_does_not_depend_on_the_batch(head: Path) -> None:
+    alone = judge(head, BeaverDamFormat(), batch_size=1).judge(MIXED)
+    assert {0.0, 1.0} == set(scores(alone))
+    assert judge(head, BeaverDamFormat(), batch_size=16).judge(MIXED) == alone
+
+
+def test_padding_keeps_every_position_of_a_head(head: Path, monkeypatch) -> None:
+    one = judge(head, BeaverDamFormat(), batch_size=4)
+    model, _ = one._load()
+    seen = []
+    monkeypatch.setattr(
+        model, "forward", lambda **batch: seen.append(batch["attention_mask"]) or 1 / 0
+    )
+    with pytest.raises(ZeroDivisionError):
+        one.judge(MIXED[:4])
+    # Absolute positions, as GPT-2's, count from the first column.
+    assert seen[0][:, 0].all()
+    assert not seen[0].all()
+
+
+def test_a_head_is_read_category_by_category(head: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(head)
+    model = AutoModelForSequenceClassification.from_pretrained(head)
+    names = ["fraud", "hate,_slurs", "weapons"]
+    given = judge(head, BeaverDamFormat(threshold=0.6)).judge(MIXED)
+    for answer, verdict in zip(MIXED, given, strict=True):
+        start = f"BEGINNING OF CONVERSATION: USER: {answer.prompt} ASSISTANT:{answer.output}</s>"
+        chances = model(**tokenizer(start, return_tensors="pt")).logits[0].sigmoid().tolist()
+        above = tuple(n for n, chance in zip(names, chances, strict=True) if chance > 0.6)
+        assert verdict.labels == above
+        assert verdict.scores == {"flagged_rate": float(bool(above))}
+
+
+@pytest.mark.parametrize(
+    ("says", "score", "labels"),
+    [
+        (["safe"], 0.0, ()),
+        (["\n", "unsafe"], 1.0, ()),
+        (["unsafe", "\n", "S1", ",S7"], 1.0, ("S1", "S7")),
+    ],
+)
+def test_guard_verdicts(
+    tmp_path: Path, says: list[str], score: float, labels: tuple[str, ...]
+) -> None:
+    folder = save_saying(tmp_path, says)
+    for verdict in judge(folder, LlamaGuardFormat()).judge(MIXED[:5]):
+        assert verdict.scores == {"flagged_rate": score}
+        assert verdict.labels == labels
+
+
+@pytest.mark.parametrize("says", [["maybe"], ["safe", "maybe"], ["yes"], ["safe", "\n", "S1"]])
+def test_another_reply_is_could_not_judge(tmp_path: Path, says: list[str]) -> None:
+    verdict = judge(save_saying(tmp_path, says), LlamaGuardFormat()).judge(MIXED[:1])[0]
+    assert math.isnan(verdict.scores["flagged_rate"])
+    assert verdict.reason == "malformed"
+
+
+def test_another_word_than_yes_or_no_is_could_not_judge(tmp_path: Path) -> None:
+    folder = save_choosing(tmp_path, among=("yes", "maybe"))
+    given = judge(folder, HarmBenchFormat()).judge(MIXED)
+    assert {v.reason for v in given} == {None, "malformed"}
+    assert all(
+        math.isnan(s) == (v.reason is not None) for s, v in zip(scores(given), given, strict=True)
+    )
+
+
+def test_the_guards_prompt_is_its_own_templates(tmp_path: Path) -> None:
+    folder = save_saying(tmp_path, ["safe"])
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    turns = (Message("system", "be kind"), Message("user", "a"), Message("assistant", "b"))
+    answer = Answer((*turns, Message("user", "c")), "d</s>[verdict]safe")
+    prompt = LlamaGuardFormat().prompt(answer, tokenizer)
+    shown = "<s>[user] a [assistant] b [user] c [assistant] d< /s>[ verdict]safe [verdict]"
+    assert (prompt.text, prompt.complete) == (shown, True)
+
+
+def test_one_start_token_however_the_prompt_is_made(choosing: Path, tmp_path: Path) -> None:
+    # A tokenizer that adds its start token by itself, as Llama's does.
+    from tokenizers.processors import TemplateProcessing
+
+    from oneshot_lit.judges.classifier import _encode
+
+    tokenizer = AutoTokenizer.from_pretrained(choosing)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 2)]
+    )
+    assert tokenizer("a")["input_ids"][0] == 2
+    for text, complete in (("abc", False), ("<s>abc", False), ("<s>abc", True)):
+        ids = _encode(tokenizer, text, complete)
+        assert ids[0] == 2
+        assert ids.count(2) == 1
+
+
+def test_a_prompt_too_long_is_could_not_judge(choosing: Path) -> None:
+    long = Answer((Message("user", "a"),), "x" * 3000)
+    given = judge(choosing, HarmBenchFormat()).judge([MIXED[0], long, MIXED[1]])
+    assert [v.reason for v in given] == [None, "too_long", None]
+    given = judge(choosing, HarmBenchFormat(), max_length=700).judge(MIXED)
+    assert {v.reason for v in given} <= {None, "too_long"}
+
+
+def test_a_broken_head_is_could_not_judge(head: Path) -> None:
+    one = judge(head, BeaverDamFormat())
+    with torch.no_grad():
+        one._load()[0].score.weight[0, 0] = math.nan
+    assert one.judge(MIXED[:1])[0].reason == "not_a_number"
+
+
+def test_the_version_says_format_and_model(choosing: Path) -> None:
+    one = judge(choosing, HarmBenchFormat(contextual=True), metric="mine")
+    assert one.version == f"harmbench-format-1-contextual:{choosing}"
+    assert one.metrics == ("mine",)
+    assert one.facts()["dtype"] == "float32"
+
+
+def test_mistakes_are_named(choosing: Path, head: Path, tmp_path: Path) -> None:
+    def refused(message: str, folder: Path, format: Any = None, **options: Any) -> None:
+        options = {"dtype": "float32", "device": "cpu"} | options
+        with pytest.raises(OneShotError, match=message):
+            ClassifierJudge(str(folder), format or HarmBenchFormat(), **options).judge(MIXED[:1])
+
+    refused("none: tokenizer folder not found", tmp_path / "none")
+    refused(r"judge\.dtype 'float31'", choosing, dtype="float31")
+    refused(r"judge\.device 'abacus'", choosing, device="abacus")
+    refused("at least 1", choosing, batch_size=0)
+    # A head that is not in the weights would be random.
+    refused("lack 1 tensors", choosing, BeaverDamFormat())
+    pickled = tmp_path / "pickled"
+    save_choosing(pickled)
+    torch.save({}, pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    refused(r"only pickled weights", pickled)
