@@ -57,7 +57,7 @@ def normal_form(text: str, dialect: str | None = None) -> list[exp.Expression] |
         return None
 
 
-def _normalised(statement: exp.Expression) -> exp.Expression:
+def _normalised(statement: Any) -> Any:
     for bracket in list(statement.find_all(exp.Paren)):
         bracket.replace(bracket.this)
     # From the top: a value in quotes is taken before its case is lost.
