@@ -210,6 +210,7 @@ def test_an_adapter_has_the_numbers_of_lm_evals_own_command(
     assert base["results"] != ours["results"]
 
 
+@pytest.mark.slow
 def test_mistakes_are_one_line(command, tasks: Path, tmp_path: Path) -> None:
     def said(*words: Any) -> str:
         done = command("lm-eval", *words)
