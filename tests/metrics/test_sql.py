@@ -50,6 +50,7 @@ OTHER = [
     ),
     # An alias that is another table's name is left alone.
     ("SELECT u.a FROM t AS u, u AS t", "SELECT t.a FROM t AS u, u AS t"),
+    ("WITH a AS (SELECT 1) SELECT * FROM a", "WITH b AS (SELECT 1) SELECT * FROM a"),
     ('SELECT "a" FROM t', "SELECT 'a' FROM t"),
     ("SELECT 1; SELECT 2", "SELECT 1"),
     ("SELECT a FROM t", "Here it is: SELECT a FROM t"),

@@ -97,13 +97,11 @@ def _as_value(node: exp.Expression) -> exp.Expression:
 
 
 def _rename_tables(statement: exp.Expression) -> None:
-    """Number the table aliases in their order; not where names could be mixed up."""
+    """Number the table aliases in their order; not where one is also the name of a table."""
     aliases = [a.this for a in statement.find_all(exp.TableAlias) if a.this is not None]
-    names = [alias.name for alias in aliases]
-    tables = {table.name for table in statement.find_all(exp.Table)}
-    if len(set(names)) < len(names) or tables.intersection(names):
+    numbers = {alias.name: f"alias {i}" for i, alias in enumerate(aliases)}
+    if any(table.name in numbers for table in statement.find_all(exp.Table)):
         return
-    numbers = {name: f"alias {i}" for i, name in enumerate(names)}
     for column in statement.find_all(exp.Column):
         if column.table in numbers:
             column.set("table", exp.to_identifier(numbers[column.table], quoted=False))
