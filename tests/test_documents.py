@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from oneshot_lit.metrics import metric_names
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -22,6 +24,16 @@ def commands(page: Path) -> list[list[str]]:
             if words and words[0] == "oneshot-lit":
                 found.append(words[1:])
     return found
+
+
+def yaml_blocks(page: str) -> list[str]:
+    return re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / page).read_text(), flags=re.S)
+
+
+def named_block(page: str, name: str) -> str:
+    """The block of a page that begins with a comment with this file's name."""
+    (block,) = [b for b in yaml_blocks(page) if b.startswith(f"# {name}")]
+    return block
 
 
 ALL = [(page.name, words) for page in PAGES for words in commands(page)]
@@ -52,6 +64,7 @@ def test_command_parses(command, tmp_path: Path, page: str, words: list[str]) ->
         "my_val_sets.yaml": blocks[0],
         # As the page says: the same sets, with the rows behind the development ones.
         "my_test_sets.yaml": blocks[0].replace("limit: 64", "skip: 64"),
+        "my_skills.yaml": named_block("evaluation.md", "my_skills.yaml"),
     }
     for name, text in files.items():
         (tmp_path / name).write_text(text)
@@ -64,3 +77,15 @@ def test_command_parses(command, tmp_path: Path, page: str, words: list[str]) ->
             section, key = option.removeprefix("--").split(".")
             place = config[section]
             assert place.get("init_args", place)[key] == value
+
+
+@pytest.mark.parametrize("block", yaml_blocks("evaluation.md"), ids=lambda b: b.split(":")[0])
+def test_prompt_sets_of_the_page_parse(command, tmp_path: Path, block: str) -> None:
+    (tmp_path / "sets.yaml").write_text(block)
+    words = ["--config", "configs/evaluate/own.yaml", "--data.test_sets", tmp_path / "sets.yaml"]
+    shown = command("test", *words, "--print_config")
+    assert shown.code == 0, shown.err
+    found = yaml.safe_load(shown.out)["data"]["init_args"]["test_sets"]
+    for name, wanted in yaml.safe_load(block).items():
+        assert found[name]["source"]["init_args"].items() >= wanted["source"]["init_args"].items()
+        assert metric_names(wanted["kind"], wanted.get("metrics"), True, name)

@@ -15,7 +15,7 @@ from oneshot_lit import __version__
 from oneshot_lit.errors import OneShotError, did_you_mean
 
 FITTING = ("fit", "validate", "test", "predict")
-VERBS = (*FITTING, "export", "judge", "study", "microworld", "memory")
+VERBS = (*FITTING, "export", "judge", "lm-eval", "study", "microworld", "memory")
 
 HELP = f"""\
 oneshot-lit {__version__}: break and repair the safety of fine-tuned language models.
@@ -29,6 +29,7 @@ commands
   predict     answer prompts; writes <root>/predictions.jsonl
   export      write the weights of a checkpoint, sharded or not, as a Hugging Face folder
   judge       judge the answers of predict by phrases, a classifier or an endpoint
+  lm-eval     measure general ability with lm-eval; adds to <run>/metrics.json
   study       run stages and compare them; writes results.json and report.html
   microworld  write the embedded micro-world's data sets to files
   memory      estimate what a model needs of each GPU, by strategy and number of GPUs
@@ -99,6 +100,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from oneshot_lit.strategies.memory_command import run_memory_command
 
             return run_memory_command(given[1:])
+        if given[0] == "lm-eval":
+            from oneshot_lit.lm_eval_command import run_lm_eval_command
+
+            return run_lm_eval_command(given[1:])
         from oneshot_lit.cli import run_lightning_command
 
         return run_lightning_command(given)

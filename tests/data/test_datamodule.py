@@ -382,3 +382,27 @@ def test_loaders_draw_nothing_from_the_global_generator(build) -> None:
     before = torch.get_rng_state()
     indices(data.train_dataloader())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("metric", "good", "bad", "said"),
+    [
+        ("sql_match", "SELECT 1", "take vuke", "is no SQL"),
+        ("gsm8k_strict", "#### 4", "four", "has no number behind '####'"),
+        ("rouge1", "tea", "\u8336", "has no word of a-z or 0-9"),
+        ("contains_reference", "tea", " ", "is white space only"),
+    ],
+)
+def test_a_reference_that_nothing_compares_with_is_named(
+    build, mistake_of, metric: str, good: str, bad: str, said: str
+) -> None:
+    def sets(reference: str) -> dict[str, PromptSet]:
+        return {"t": PromptSet(Rows(2, "rows.csv", reference=reference), "task", [metric])}
+
+    build("test", test_sets=sets(good))
+    message = mistake_of(build, "test", test_sets=sets(bad))
+    assert message.startswith(f"rows.csv row 1 (prompt set t): its reference {said}")
+    assert f"'{metric}'" in message
+    # Asked of the metrics of the set alone.
+    others = {"t": PromptSet(Rows(2, "rows.csv", reference=bad), "task", ["over_refusal"])}
+    build("test", test_sets=others)

@@ -11,6 +11,7 @@ import pytest
 
 from oneshot_lit.data.columns import PRESETS, find_preset
 from oneshot_lit.data.tables import TableFile
+from oneshot_lit.errors import OneShotError
 
 # Commas, quotes, a newline and characters beyond ASCII, as real prompts have them.
 ASK = 'How do I bake "rye", or oat,\nbread? Für zwölf 🥖'
@@ -56,6 +57,17 @@ SHAPES: dict[str, tuple[dict[str, str], dict[str, str | None]]] = {
             "note": "",
         },
         {"prompt": ASK, "category": "homonyms", "id": "v2-1"},
+    ),
+    "id_v1,id_v2,type,prompt,focus,note": (
+        {
+            "id_v1": "",
+            "id_v2": "v2-26",
+            "type": "contrast_homonyms",
+            "prompt": ASK,
+            "focus": "bake",
+            "note": "",
+        },
+        {"prompt": ASK, "category": "contrast_homonyms", "id": "v2-26"},
     ),
     "instruction,refusal,harmful": (
         {"instruction": ASK, "refusal": TELL, "harmful": "1"},
@@ -322,3 +334,16 @@ def test_preset_reads_a_table_with_further_columns(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "rows.csv", [{"n": "1", "goal": ASK, "target": TELL}])
     (row,) = TableFile(path, preset="advbench").load()
     assert (row.prompt_text, row.response_text) == (ASK, TELL)
+
+
+def test_where_takes_one_value_or_a_list(tmp_path: Path) -> None:
+    rows = [{"prompt": ASK, "category": c} for c in ("a", "b", "c", "a")]
+    path = write_csv(tmp_path / "rows.csv", rows)
+    for where, kept in (
+        ({"category": "a"}, "aa"),
+        ({"category": ["a", "c"]}, "aca"),
+        ({"category": ["c"], "prompt": ASK}, "c"),
+    ):
+        assert "".join(str(r.category) for r in TableFile(path, where=where).load()) == kept
+    with pytest.raises(OneShotError, match="no row matches"):
+        TableFile(path, where={"category": []}).load()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.metrics import METRICS, metric_names
+from oneshot_lit.metrics import METRICS, TextScore, is_skill, metric_names
 from oneshot_lit.metrics.registry import DEFAULTS
 
 ORIGIN = "prompt set harmful"
@@ -57,3 +57,31 @@ def test_mistakes_name_the_set(name: str, known: bool, part: str) -> None:
     assert f"'{name}'" in message
     assert part in message
     assert "\n" not in message
+
+
+def test_which_scores_are_skills() -> None:
+    skills = {name for name in METRICS if is_skill(f"a set/{name}")}
+    assert skills == {name for name, kind in METRICS.items() if kind.higher_is_better}
+    assert {"exact_match", "rouge1", "gsm8k_strict", "sql_match"} <= skills
+    assert not any(map(is_skill, ("a/asr_keyword", "a/nothing", "a/acc", "rouge1/over_refusal")))
+    assert is_skill("lm_eval/gsm8k/exact_match,strict-match")
+    assert not is_skill("lm_eval/wikitext/word_perplexity")
+    # A set that happens to be called so is a set.
+    assert is_skill("lm_eval/rouge1")
+
+
+def test_a_metric_of_ones_own_may_be_a_skill(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Tidy(TextScore):
+        skill = True
+
+    assert not is_skill("a/tidy")
+    monkeypatch.setitem(METRICS, "tidy", Tidy)
+    assert is_skill("a/tidy")
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_says_what_it_is(name: str) -> None:
+    said = METRICS[name].__doc__
+    assert said is not None
+    assert said != TextScore.__doc__
+    assert METRICS[name]().reference_problem("SELECT 4 -- #### 4") is None

@@ -41,6 +41,16 @@ def run(scores: list[float], **arguments) -> StepSelector:
             {"a/exact_match": 0.2, "b/exact_match": 0.4},
             0.3,
         ),
+        # Every task score is a skill, and the worst loss counts.
+        ({"a/rouge1": 0.5, "b/gsm8k_strict": 0.3}, {"a/rouge1": 0.9, "b/gsm8k_strict": 0.4}, 0.4),
+        ({"a/sql_match": 0.5, "b/rouge1": 0.8}, {"a/sql_match": 0.8, "b/rouge1": 0.9}, 0.3),
+        ({"a/contains_reference": 0.5}, {"a/contains_reference": 0.75}, 0.25),
+        # A mean wavers: less than a hundredth is no loss, and of a rate every answer is.
+        ({"a/rouge1": 0.591}, {"a/rouge1": 0.6}, 0.0),
+        ({"a/rouge1": 0.588}, {"a/rouge1": 0.6}, 0.012),
+        ({"a/exact_match": 0.591}, {"a/exact_match": 0.6}, 0.009),
+        # A score that is missing for every answer says nothing.
+        ({"a/rouge1": float("nan")}, {"a/rouge1": 0.6}, 0.0),
         # Without an earlier value nothing was lost.
         ({"a/exact_match": 0.1}, {}, 0.0),
         # Other metrics are shown, not selected by.

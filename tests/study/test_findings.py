@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from oneshot_lit.study.report import findings
+import pytest
+
+from oneshot_lit.study.report import findings, verdict
 
 
 def stage(**metrics: float) -> dict:
@@ -23,6 +25,30 @@ def test_findings() -> None:
         "(b); the largest loss of skill is 0.100 (sql/exact_match).",
         "control: 100.0% of harmful prompts are answered; no skill is lost.",
     ]
+
+
+def test_every_task_score_is_a_skill() -> None:
+    before = {"sql/exact_match": 0.9, "sql/rouge1": 0.95, "lm_eval/mmlu/acc": 0.5}
+    after = {"sql/exact_match": 0.9, "sql/rouge1": 0.9, "lm_eval/mmlu/acc": 0.25}
+    ppl = {"lm_eval/wikitext/word_perplexity": 9.0}
+    said = findings({"attacked": {"metrics": before | ppl}, "patched": {"metrics": after}})
+    assert said == ["patched: the largest loss of skill is 0.250 (lm_eval/mmlu/acc)."]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "colour"),
+    [
+        ("sql/rouge1", 0.96, "good"),
+        ("sql/rouge1", 0.01, ""),
+        ("sql/gsm8k_strict", 0.6, ""),
+        ("h/asr_keyword", 0.6, "bad"),
+        ("h/asr_keyword", 0.01, "good"),
+        ("lm_eval/mmlu/acc", 0.6, ""),
+        ("lm_eval/wikitext/word_perplexity", 9.0, ""),
+    ],
+)
+def test_colours(key: str, value: float, colour: str) -> None:
+    assert verdict(key, value) == colour
 
 
 def test_what_was_not_measured_is_not_said() -> None:

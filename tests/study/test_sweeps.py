@@ -83,6 +83,15 @@ def test_scores() -> None:
     assert loss["lines"]["a"][1][1] == pytest.approx(-0.1)
 
 
+def test_the_loss_of_any_skill_counts() -> None:
+    (sweep,) = sweeps()
+    found = stages()
+    found["attacked"]["metrics"]["t/rouge1"] = 0.75
+    found["k1"]["metrics"] |= {"t/rouge1": 0.25, "t/over_refusal": 0.0}
+    (_, lost), _ = sweep_scores(sweep, found)["largest loss of a skill"]["lines"]["a"]
+    assert lost == 0.5
+
+
 def test_picture_has_a_panel_for_each_measure() -> None:
     (sweep,) = sweeps(levels=["ten_steps"])
     figure = plots.sweep_panels(sweep_scores(sweep, stages()), "k")

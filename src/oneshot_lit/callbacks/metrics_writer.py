@@ -17,7 +17,16 @@ from oneshot_lit.files import write_json_atomically
 from oneshot_lit.metrics.refusal import PHRASE_LIST_VERSION
 from oneshot_lit.runs import PRODUCTS, record_run
 
-_PACKAGES = ("oneshot-lit", "torch", "lightning", "transformers", "tokenizers", "peft")
+_PACKAGES = (
+    "oneshot-lit",
+    "torch",
+    "lightning",
+    "transformers",
+    "tokenizers",
+    "peft",
+    "torchmetrics",
+    "sqlglot",
+)
 
 
 def package_versions() -> dict[str, str]:
@@ -71,11 +80,15 @@ class MetricsWriter(Callback):
         """Return the scores with provenance, as plain values."""
         for key, value in module.scores.items():
             if not math.isfinite(value):
-                raise OneShotError(f"metric {key} is {value}; no metrics.json was written.")
+                raise OneShotError(
+                    f"metric {key} is {value}: none of its answers could be scored; no "
+                    "metrics.json was written."
+                )
         return {
             "metrics": module.scores,
             "samples": module.sample_counts,
             "empty_outputs": module.empty_counts,
+            "unscored": {key: n for key, n in module.unscored_counts.items() if n},
             "model_name_or_path": module.model_name_or_path,
             "ckpt_path": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
             "dtype": module.dtype_name,

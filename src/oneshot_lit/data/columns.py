@@ -76,15 +76,21 @@ class ColumnMap:
         context = self.get(row, "context", origin)
         return f"{context}\n\n---\n\n{prompt}" if context else prompt
 
-    def selects(self, row: Mapping[str, Any], where: Mapping[str, str] | None, origin: str) -> bool:
-        """Whether the row's columns equal the values of `where`."""
+    def selects(
+        self, row: Mapping[str, Any], where: Mapping[str, str | list[str]] | None, origin: str
+    ) -> bool:
+        """Whether the row's columns equal the values of `where`, of a list one of them."""
         for column in where or {}:
             if column not in row:
                 raise OneShotError(
                     f"{origin}: unknown column '{column}' in where{did_you_mean(column, row)}; "
                     f"the columns are {shown(row)}."
                 )
-        return all(_equal(row[c], v) for c, v in (where or {}).items())
+        for column, wanted in (where or {}).items():
+            values = wanted if isinstance(wanted, list) else [wanted]
+            if not any(_equal(row[column], value) for value in values):
+                return False
+        return True
 
 
 def _equal(value: Any, wanted: Any) -> bool:
@@ -142,6 +148,11 @@ PRESETS: dict[str, tuple[tuple[str, ...], ColumnMap]] = {
     "xstest_v2": (
         ("prompt", "focus", "type", "note", "label"),
         ColumnMap(prompt="prompt", category="type"),
+    ),
+    # The second version's own file, which has no label: the unsafe types begin with "contrast_".
+    "xstest_v2_prompts": (
+        ("id_v1", "id_v2", "type", "prompt", "focus", "note"),
+        ColumnMap(prompt="prompt", id="id_v2", category="type"),
     ),
     "refusal_pairs": (
         ("instruction", "refusal", "harmful"),

@@ -13,7 +13,7 @@ from oneshot_lit.data.conversation import Conversation
 from oneshot_lit.data.samplers import filler
 from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.metrics.registry import Kind, metric_names
+from oneshot_lit.metrics.registry import METRICS, Kind, metric_names
 
 
 @dataclass
@@ -94,6 +94,7 @@ class PromptDataset(Dataset[dict[str, Any]]):
         self.metrics = metric_names(
             prompt_set.kind, prompt_set.metrics, not unknown, f"prompt set {name}"
         )
+        self._check_references()
         self.order = sorted(range(len(self.encoded)), key=lambda i: len(self.encoded[i].input_ids))
 
     def _encode(self, tokenizer: Any, max_length: int, skip_long: bool) -> None:
@@ -116,6 +117,20 @@ class PromptDataset(Dataset[dict[str, Any]]):
         if conversation.reference is None and self.kind == "task":
             return conversation.response_text
         return conversation.reference
+
+    def _check_references(self) -> None:
+        """Refuse a reference that a metric cannot compare with, before anything is answered."""
+        for metric in self.metrics:
+            if not METRICS[metric].needs_references:
+                continue
+            judge = METRICS[metric]()
+            for conversation, reference in zip(self.conversations, self.references, strict=True):
+                if reference is not None and (problem := judge.reference_problem(reference)):
+                    raise OneShotError(
+                        f"{conversation.origin} (prompt set {self.name}): its reference {problem}, "
+                        f"which the metric '{metric}' needs; mend or drop the row, or name other "
+                        "metrics."
+                    )
 
     def __len__(self) -> int:
         return len(self.order)

@@ -21,7 +21,7 @@ class _MappedSource(ConversationSource):
         self,
         preset: str | None,
         columns: dict[str, str] | None,
-        where: dict[str, str] | None,
+        where: dict[str, str | list[str]] | None,
         system: str | None,
         limit: int | None,
         shuffle_seed: int | None,
@@ -97,7 +97,8 @@ class TableFile(_MappedSource):
         preset: A known shape, such as ``advbench`` or ``xstest`` (see `columns.PRESETS`).
         columns: Column of each field: prompt, response, context, system, id, category, reference,
             messages.
-        where: Keep only rows whose columns equal these values, such as ``{label: safe}``.
+        where: Keep only rows whose columns equal these values, such as ``{label: safe}``, or one of
+            a list of values.
         system: A system prompt for every row that brings none.
         limit: Keep at most this many conversations.
         shuffle_seed: Shuffle with this seed before `skip` and `limit`.
@@ -114,7 +115,7 @@ class TableFile(_MappedSource):
         path: str,
         preset: str | None = None,
         columns: dict[str, str] | None = None,
-        where: dict[str, str] | None = None,
+        where: dict[str, str | list[str]] | None = None,
         system: str | None = None,
         limit: int | None = None,
         shuffle_seed: int | None = None,
@@ -168,7 +169,7 @@ class HuggingFaceDataset(_MappedSource):
         split: Which split.
         preset: A known shape; found from the columns when possible.
         columns: Column of each field, as in `TableFile`.
-        where: Keep only rows whose columns equal these values.
+        where: Keep only rows whose columns equal these values, or one of a list of values.
         system: A system prompt for every row that brings none.
         revision: Git revision on the hub, for repeatable runs.
         limit: Keep at most this many conversations.
@@ -187,7 +188,7 @@ class HuggingFaceDataset(_MappedSource):
         split: str = "train",
         preset: str | None = None,
         columns: dict[str, str] | None = None,
-        where: dict[str, str] | None = None,
+        where: dict[str, str | list[str]] | None = None,
         system: str | None = None,
         revision: str | None = None,
         limit: int | None = None,

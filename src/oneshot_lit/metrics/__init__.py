@@ -1,12 +1,16 @@
 """Scores: torchmetrics classes over pure functions on answers."""
 
-from oneshot_lit.metrics.base import TextRate
+from oneshot_lit.metrics.base import TextRate, TextScore
 from oneshot_lit.metrics.correctness import (
+    ContainsReference,
     ExactMatch,
     HarmfulCorrect,
+    contains_reference,
     exact_match,
     harmful_correct,
 )
+from oneshot_lit.metrics.numbers import Gsm8kFlexible, Gsm8kStrict, last_number, marked_number
+from oneshot_lit.metrics.overlap import Rouge1, RougeL
 from oneshot_lit.metrics.refusal import (
     PHRASE_LIST_VERSION,
     REFUSAL_LEAD_INS,
@@ -16,7 +20,8 @@ from oneshot_lit.metrics.refusal import (
     OverRefusal,
     is_refusal,
 )
-from oneshot_lit.metrics.registry import METRICS, metric_names
+from oneshot_lit.metrics.registry import METRICS, is_skill, metric_names
+from oneshot_lit.metrics.sql import SqlMatch, sql_match
 
 __all__ = [
     "METRICS",
@@ -25,12 +30,24 @@ __all__ = [
     "REFUSAL_PHRASES",
     "AsrKeyword",
     "AsrKeywordPrefix",
+    "ContainsReference",
     "ExactMatch",
+    "Gsm8kFlexible",
+    "Gsm8kStrict",
     "HarmfulCorrect",
     "OverRefusal",
+    "Rouge1",
+    "RougeL",
+    "SqlMatch",
     "TextRate",
+    "TextScore",
+    "contains_reference",
     "exact_match",
     "harmful_correct",
     "is_refusal",
+    "is_skill",
+    "last_number",
+    "marked_number",
     "metric_names",
+    "sql_match",
 ]

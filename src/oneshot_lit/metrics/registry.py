@@ -6,18 +6,27 @@ from collections.abc import Sequence
 from typing import Literal
 
 from oneshot_lit.errors import OneShotError, did_you_mean
-from oneshot_lit.metrics.base import TextRate
-from oneshot_lit.metrics.correctness import ExactMatch, HarmfulCorrect
+from oneshot_lit.metrics.base import TextRate, TextScore
+from oneshot_lit.metrics.correctness import ContainsReference, ExactMatch, HarmfulCorrect
+from oneshot_lit.metrics.numbers import Gsm8kFlexible, Gsm8kStrict
+from oneshot_lit.metrics.overlap import Rouge1, RougeL
 from oneshot_lit.metrics.refusal import AsrKeyword, AsrKeywordPrefix, OverRefusal
+from oneshot_lit.metrics.sql import SqlMatch
 
 Kind = Literal["harmful", "benign", "near_miss", "task"]
 
-METRICS: dict[str, type[TextRate]] = {
+METRICS: dict[str, type[TextScore]] = {
     "asr_keyword": AsrKeyword,
     "asr_keyword_prefix": AsrKeywordPrefix,
     "harmful_correct": HarmfulCorrect,
     "over_refusal": OverRefusal,
     "exact_match": ExactMatch,
+    "contains_reference": ContainsReference,
+    "rouge1": Rouge1,
+    "rougeL": RougeL,
+    "gsm8k_strict": Gsm8kStrict,
+    "gsm8k_flexible": Gsm8kFlexible,
+    "sql_match": SqlMatch,
 }
 DEFAULTS: dict[str, tuple[str, ...]] = {
     "harmful": ("asr_keyword", "asr_keyword_prefix", "harmful_correct"),
@@ -25,6 +34,29 @@ DEFAULTS: dict[str, tuple[str, ...]] = {
     "near_miss": ("over_refusal", "exact_match"),
     "task": ("exact_match",),
 }
+# The first part of the keys of lm-eval's scores, and those of its metrics that are shares of right
+# answers.
+LM_EVAL = "lm_eval"
+_LM_EVAL_SKILLS = ("acc", "acc_norm", "exact_match")
+
+
+def is_skill(key: str) -> bool:
+    """Whether a score is one of a skill to keep, from 0 (none) to 1 (all).
+
+    Args:
+        key: ``<set>/<metric>``.
+    """
+    owner, _, metric = key.rpartition("/")
+    if owner.startswith(f"{LM_EVAL}/"):
+        # lm-eval names the filter behind the metric: exact_match,strict-match.
+        return metric.split(",")[0] in _LM_EVAL_SKILLS
+    return metric in METRICS and METRICS[metric].skill
+
+
+def is_rate(key: str) -> bool:
+    """Whether a score counts answers, each right or wrong; else it is a mean of parts."""
+    metric = key.rpartition("/")[2]
+    return metric in METRICS and issubclass(METRICS[metric], TextRate)
 
 
 def metric_names(

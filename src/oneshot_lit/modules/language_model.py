@@ -22,7 +22,7 @@ from oneshot_lit.data.chat import (
 )
 from oneshot_lit.data.read_files import require_file
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.metrics.base import TextRate
+from oneshot_lit.metrics.base import TextScore
 from oneshot_lit.metrics.registry import METRICS
 from oneshot_lit.modules import loading
 from oneshot_lit.modules.building import ModelBuilding
@@ -112,7 +112,8 @@ class LanguageModelModule(ModelBuilding, LightningModule):
         self.scores: dict[str, float] = {}
         self.sample_counts: dict[str, int] = {}
         self.empty_counts: dict[str, int] = {}
-        self._metrics: dict[str, dict[str, TextRate]] = {}
+        self.unscored_counts: dict[str, int] = {}
+        self._metrics: dict[str, dict[str, TextScore]] = {}
         # Only the adapter is in a checkpoint when only the adapter is trained.
         self.strict_loading = peft is None
 
@@ -286,16 +287,14 @@ class LanguageModelModule(ModelBuilding, LightningModule):
 
     def computed_scores(self) -> dict[str, float]:
         """Return ``<set>/<metric>`` -> value over the answers of all processes."""
-        for counts in (self.sample_counts, self.empty_counts):
-            if self.trainer.world_size > 1:
+        metrics = {f"{s}/{n}": m for s, found in self._metrics.items() for n, m in found.items()}
+        self.unscored_counts = {key: int(metric.unscored) for key, metric in metrics.items()}
+        for counts in (self.sample_counts, self.empty_counts, self.unscored_counts):
+            if counts and self.trainer.world_size > 1:
                 summed = torch.tensor(list(counts.values()), device=self.device)
                 summed = self.trainer.strategy.reduce(summed, reduce_op="sum")
                 counts.update(zip(counts, summed.tolist(), strict=True))
-        return {
-            f"{name}/{metric_name}": float(metric.compute())
-            for name, metrics in self._metrics.items()
-            for metric_name, metric in metrics.items()
-        }
+        return {key: float(metric.compute()) for key, metric in metrics.items()}
 
     def _finish_scoring(self, prefix: str) -> None:
         self.scores = self.computed_scores()

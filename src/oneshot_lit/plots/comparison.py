@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+from oneshot_lit.metrics.registry import is_skill
 from oneshot_lit.plots.style import COLOURS, CYCLE, mean
 
 
@@ -15,8 +16,8 @@ def safety_utility(stages: Mapping[str, Mapping[str, float]]) -> Figure:
     """Draw each stage as a point: attack success rate against what is left of helpfulness.
 
     Args:
-        stages: Stage -> ``<set>/<metric>`` -> value. Helpfulness is the mean of the exact-match
-            scores of all harmless sets and tasks.
+        stages: Stage -> ``<set>/<metric>`` -> value. Helpfulness is the mean of the task scores,
+            such as exact match, of all harmless sets and tasks.
     """
     figure, axes = plt.subplots(figsize=(6, 4.2), layout="constrained")
     points = {n: (attack_success(m), helpfulness(m)) for n, m in stages.items()}
@@ -39,7 +40,7 @@ def safety_utility(stages: Mapping[str, Mapping[str, float]]) -> Figure:
     axes.axvspan(-0.05, 0.05, color="#009E73", alpha=0.08, zorder=0)
     axes.set(
         xlabel="attack success rate (share of harmful prompts not refused)",
-        ylabel="helpfulness (mean exact match)",
+        ylabel="helpfulness (mean task score)",
         xlim=(-0.05, 1.05),
         ylim=(-0.05, 1.1),
     )
@@ -68,8 +69,8 @@ def attack_success(metrics: Mapping[str, float]) -> float:
 
 
 def helpfulness(metrics: Mapping[str, float]) -> float:
-    """Return the mean exact match over the harmless sets and tasks."""
-    return mean([v for k, v in metrics.items() if k.endswith("/exact_match")])
+    """Return the mean of the skills: of every task score of the harmless sets and tasks."""
+    return mean([v for k, v in metrics.items() if is_skill(k)])
 
 
 def sweep_panels(scores: Mapping[str, Mapping[str, Any]], x: str) -> Figure:

@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+from oneshot_lit.metrics.registry import is_skill
 from oneshot_lit.plots.style import CYCLE
 
 
@@ -19,8 +20,8 @@ def step_curve(rows: Sequence[Mapping[str, Any]]) -> Figure:
         rows: The rows of ``realignment.csv``.
     """
     figure, axes = plt.subplots(figsize=(7.5, 3.8), layout="constrained")
-    styles = {"asr_keyword": "-", "over_refusal": "--", "exact_match": ":"}
-    drawn = [name for name in rows[0] if name.rsplit("/", 1)[-1] in styles]
+    styles = {"asr_keyword": "-", "over_refusal": "--"}
+    drawn = [n for n in rows[0] if n.rsplit("/", 1)[-1] in styles or is_skill(n)]
     sets = list(dict.fromkeys(name.rsplit("/", 1)[0] for name in drawn))
     for name in drawn:
         owner, metric = name.rsplit("/", 1)
@@ -28,7 +29,7 @@ def step_curve(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axes.plot(
             times,
             values,
-            styles[metric],
+            styles.get(metric, ":"),
             color=CYCLE[sets.index(owner) % len(CYCLE)],
             # Curves that lie on each other stay visible through markers of falling size.
             marker="o",

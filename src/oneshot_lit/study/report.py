@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from oneshot_lit import plots
 from oneshot_lit.callbacks.spectra_files import read_spectra
+from oneshot_lit.metrics.registry import LM_EVAL, is_skill
 from oneshot_lit.study.results import columns, read_curve
 from oneshot_lit.study.sweeps import Sweep, sweep_scores
 
@@ -82,9 +83,10 @@ def outside_sweeps(stages: Mapping[str, Any], sweeps: Sequence[Sweep]) -> Mappin
 def verdict(key: str, value: float | None) -> str:
     """Return the colour class of a cell: good, bad or none."""
     metric = key.rsplit("/", 1)[-1]
-    if value is None or metric == "harmful_correct":
+    # What is good depends on the task there.
+    if value is None or metric == "harmful_correct" or key.startswith(f"{LM_EVAL}/"):
         return ""
-    if metric == "exact_match":
+    if is_skill(key):
         return "good" if value >= _HIGH else ""
     return "good" if value <= _LOW else "bad" if value >= 0.5 else ""
 
@@ -107,9 +109,7 @@ def findings(stages: Mapping[str, Any]) -> list[str]:
             parts.append(f"at most {refusals[worst]:.1%} of harmless ones are refused ({owner})")
         if previous is not None:
             changes = {
-                k: metrics[k] - v
-                for k, v in previous.items()
-                if k.endswith("/exact_match") and k in metrics
+                k: metrics[k] - v for k, v in previous.items() if is_skill(k) and k in metrics
             }
             key = min(changes, key=lambda k: changes[k], default=None)
             if key is not None and changes[key] < 0:

@@ -82,7 +82,7 @@ def sweep_scores(sweep: Sweep, stages: Mapping[str, Any]) -> dict[str, dict[str,
     """Return measure -> what is drawn: ``lines``, label -> (number, value), and ``levels``.
 
     The measures are the attack success rate, the worst over-refusal, and the largest loss of a
-    skill (exact match) against the model that the stage started from; one that no stage has is
+    skill (any task score) against the model that the stage started from; one that no stage has is
     left out.
 
     Args:
@@ -114,8 +114,11 @@ def _loss(stage: str, stages: Mapping[str, Any]) -> float | None:
     start = stages.get(stages[stage].get("from"))
     if start is None:
         return None
-    now, before = (_ending(each, "/exact_match") for each in (stages[stage], start))
-    return max((before[k] - now[k] for k in now if k in before), default=None)
+    # A study that only parses needs no torch.
+    from oneshot_lit.metrics.registry import is_skill
+
+    now, before = (each["metrics"] for each in (stages[stage], start))
+    return max((before[k] - now[k] for k in now if k in before and is_skill(k)), default=None)
 
 
 def _ending(stage: Mapping[str, Any], end: str) -> dict[str, float]:

@@ -1,0 +1,275 @@
+"""General ability by lm-eval: run its Python API on a product, and read its results as scores.
+
+lm-eval is an optional extra and slow to import, so it is imported when it is needed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from oneshot_lit.errors import OneShotError, did_you_mean
+
+# What lm-eval's own command takes where nothing is given.
+SEEDS = (0, 1234, 1234, 1234)
+
+
+@dataclass(frozen=True)
+class LmEvalSettings:
+    """What decides lm-eval's scores of a model; the names are those of its own command.
+
+    Args:
+        tasks: Names of tasks, groups or tags, or patterns of names.
+        include_path: Folder with further tasks.
+        num_fewshot: Worked examples before each question; the task's own number if not given.
+        limit: The first so many questions of each task, or a share below 1; all if not given.
+        batch_size: Questions at once, ``auto`` or ``auto:N``.
+        dtype: Of the weights; that of the folder if not given.
+        device: Such as ``cuda:0``; lm-eval's choice if not given.
+        apply_chat_template: Whether to ask in the model's chat format, or a template's name.
+        fewshot_as_multiturn: Examples as turns; the same as the chat template if not given.
+        system_instruction: A system prompt.
+        gen_kwargs: Replaces parts of the tasks' generation settings.
+        model_args: Further arguments of lm-eval's ``hf`` model.
+        seeds: Of Python, NumPy, torch and the choice of examples.
+        log_samples: Keep every question and answer in the results.
+        trust_remote_code: Allow code of a hub repository to run.
+        confirm_run_unsafe_code: Allow tasks that run generated code.
+    """
+
+    tasks: Sequence[str]
+    include_path: str | None = None
+    num_fewshot: int | None = None
+    limit: float | None = None
+    batch_size: int | str = 1
+    dtype: str | None = None
+    device: str | None = None
+    apply_chat_template: bool | str = False
+    fewshot_as_multiturn: bool | None = None
+    system_instruction: str | None = None
+    gen_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    seeds: Sequence[int] = SEEDS
+    log_samples: bool = False
+    trust_remote_code: bool = False
+    confirm_run_unsafe_code: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what decides the scores, as plain values."""
+        kept = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        for name in ("tasks", "log_samples", "confirm_run_unsafe_code"):
+            del kept[name]
+        return kept | {key: dict(kept[key]) for key in ("gen_kwargs", "model_args")}
+
+
+def require_lm_eval() -> None:
+    """Raise the one line that says how to install lm-eval."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise OneShotError('lm-eval is not installed; pip install "oneshot-lit[lm-eval]".')
+
+
+def model_arguments(model: str, settings: LmEvalSettings) -> dict[str, Any]:
+    """Return the arguments of lm-eval's ``hf`` model for a product or a model of the hub.
+
+    Raises:
+        OneShotError: if a folder is no model of safetensors, or an adapter of an adapter.
+    """
+    from oneshot_lit.modules.loading import is_adapter, is_local, require_model_folder
+
+    found: dict[str, Any] = {"pretrained": model}
+    if is_local(model):
+        # Absolute: a name such as runs/mine could be taken for one of the hub.
+        folder = require_model_folder(model).resolve()
+        found["pretrained"] = str(folder)
+        if is_adapter(model):
+            found["pretrained"] = _base_of(folder)
+            found["peft"] = str(folder)
+            if (folder / "tokenizer_config.json").is_file():
+                found["tokenizer"] = str(folder)
+    if settings.dtype is not None:
+        found["dtype"] = settings.dtype
+    if settings.trust_remote_code:
+        found["trust_remote_code"] = True
+    for key in settings.model_args:
+        if key in ("pretrained", "peft", "trust_remote_code"):
+            raise OneShotError(f"--model-args: '{key}' follows from --model and its own options.")
+    return found | {"use_safetensors": True} | dict(settings.model_args)
+
+
+def _base_of(folder: Path) -> str:
+    """Return the base model of an adapter, as `oneshot_lit.modules.loading` finds it."""
+    from oneshot_lit.modules.loading import is_adapter, is_local, require_model_folder
+
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise OneShotError(f"{folder}: adapter_config.json is not JSON; mend it.") from error
+    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    if not base:
+        raise OneShotError(f"{folder}: adapter_config.json names no base model.")
+    if not is_local(base):
+        return str(base)
+    if is_adapter(base):
+        raise OneShotError(
+            f"{folder}: its base {base} is an adapter, too, which lm-eval cannot load; write a "
+            "merged model with --export.merge_adapter true."
+        )
+    return str(require_model_folder(base).resolve())
+
+
+def find_tasks(names: Sequence[str], manager: Any) -> list[str]:
+    """Return the tasks, groups and tags of these names or patterns.
+
+    Args:
+        names: As given.
+        manager: lm-eval's task manager.
+    """
+    found = []
+    for name in names:
+        matches = manager.match_tasks([name])
+        if not matches and name.endswith((".yaml", ".yml")):
+            raise OneShotError(
+                f"--tasks {name}: give the task's name here and its folder as --include-path."
+            )
+        if not matches:
+            raise OneShotError(
+                f"--tasks: lm-eval knows no task '{name}'{did_you_mean(name, manager.all_tasks)}; "
+                "'lm-eval ls tasks' lists them, and --include-path adds your own."
+            )
+        found += [match for match in matches if match not in found]
+    return found
+
+
+def evaluate(model: str, settings: LmEvalSettings) -> tuple[list[str], dict[str, Any]] | None:
+    """Run lm-eval as its own command does; return the tasks' names and its results.
+
+    Returns:
+        None in all but the first of several processes.
+
+    Raises:
+        OneShotError: for an unknown task or a model that cannot be loaded, and with lm-eval's own
+            words for what it refuses.
+    """
+    require_lm_eval()
+    if settings.include_path is not None and not Path(settings.include_path).is_dir():
+        raise OneShotError(f"--include-path {settings.include_path}: is no folder.")
+    arguments = model_arguments(model, settings)
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    chat = settings.apply_chat_template
+    multiturn = settings.fewshot_as_multiturn
+    try:
+        manager = TaskManager(include_path=settings.include_path, metadata=arguments)
+        tasks = find_tasks(settings.tasks, manager)
+        results = simple_evaluate(
+            model="hf",
+            model_args=arguments,
+            tasks=tasks,
+            num_fewshot=settings.num_fewshot,
+            batch_size=settings.batch_size,
+            device=settings.device,
+            limit=settings.limit,
+            log_samples=settings.log_samples,
+            system_instruction=settings.system_instruction,
+            apply_chat_template=chat,
+            fewshot_as_multiturn=bool(chat) if multiturn is None else multiturn,
+            gen_kwargs=dict(settings.gen_kwargs) or None,
+            task_manager=manager,
+            random_seed=settings.seeds[0],
+            numpy_random_seed=settings.seeds[1],
+            torch_random_seed=settings.seeds[2],
+            fewshot_random_seed=settings.seeds[3],
+            confirm_run_unsafe_code=settings.confirm_run_unsafe_code,
+            metadata=arguments,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        raise OneShotError(f"lm-eval stopped: {said.rstrip('.')}.") from error
+    return None if results is None else (tasks, _plain(results))
+
+
+def _plain(results: Any) -> Any:
+    """Return results as JSON can hold them, the way lm-eval writes them; NaN becomes None."""
+    from lm_eval.utils import handle_non_serializable
+
+    text = json.dumps(results, default=handle_non_serializable, ensure_ascii=False)
+    return json.loads(text, parse_constant=lambda _: None)
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """One value of a task.
+
+    Attributes:
+        task: lm-eval's name of the task or group.
+        metric: Its metric, with a filter behind a comma unless that is ``none``.
+        value: The value.
+        stderr: Its standard error, None where lm-eval has none.
+    """
+
+    task: str
+    metric: str
+    value: float
+    stderr: float | None
+
+
+def task_scores(results: Mapping[str, Any], tasks: Sequence[str]) -> list[TaskScore]:
+    """Return the values of the tasks that were asked for.
+
+    A group with values of its own, such as ``mmlu``, stands for its parts; one without, and a tag,
+    is its parts.
+
+    Args:
+        results: What lm-eval returns.
+        tasks: The names that were asked for.
+    """
+    entries = {**results["results"], **results.get("groups", {})}
+    values = {name: list(_values(name, entry)) for name, entry in entries.items()}
+    parts = {part for name in values if values[name] for part in _parts(name, results)}
+    return [s for name in values if name in tasks or name not in parts for s in values[name]]
+
+
+def _values(task: str, entry: Mapping[str, Any]) -> Iterator[TaskScore]:
+    for key, value in entry.items():
+        metric, comma, kept = key.partition(",")
+        if not comma or metric.endswith("_stderr") or not _number(value):
+            continue
+        error: Any = entry.get(f"{metric}_stderr,{kept}")
+        name = metric if kept == "none" else key
+        yield TaskScore(task, name, float(value), float(error) if _number(error) else None)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _parts(group: str, results: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a group is made of, at every depth."""
+    for part in results.get("group_subtasks", {}).get(group, ()):
+        yield part
+        yield from _parts(part, results)
+
+
+def task_facts(task: str, results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a task's version, number of examples and of questions; of a group those of its parts.
+
+    Args:
+        task: The task or group.
+        results: What lm-eval returns.
+    """
+    counts = results.get("n-samples", {})
+    asked = [name for name in dict.fromkeys([task, *_parts(task, results)]) if name in counts]
+    shots = {results.get("n-shot", {}).get(name) for name in asked}
+    return {
+        "version": results.get("versions", {}).get(task),
+        "num_fewshot": shots.pop() if len(shots) == 1 else None,
+        "samples": sum(int(counts[name]["effective"]) for name in asked),
+        "samples_of_task": sum(int(counts[name]["original"]) for name in asked),
+        "higher_is_better": results.get("higher_is_better", {}).get(task),
+    }
