@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from oneshot_lit.metrics_file import merge_scores
+
 ROOT = Path(__file__).parent.parent
 RUNNABLE = [
     ("fit", "configs/attack/harmful_examples.yaml"),
@@ -183,6 +185,26 @@ def test_another_run_never_overwrites_a_product(
         root / "model" / "model.safetensors"
     ]
     assert not (root / "metrics.json").exists(), "scores of the replaced model must not stay"
+
+
+def test_a_test_keeps_what_judges_have_added_to_its_own_run(
+    command, test_words: list[str], tmp_path: Path
+) -> None:
+    root = tmp_path / "run"
+    merge_scores(root, "judge/first", {"mine/judged": 0.25}, {"version": "1"})
+    assert command(*test_words).code == 0, "scores of a judge alone are no test of another run"
+    merge_scores(root, "lm_eval/second", {"lm_eval/second/acc": 0.5}, {})
+    assert command(*test_words).code == 0
+    content = json.loads((root / "metrics.json").read_text())
+    assert content["metrics"]["mine/judged"] == 0.25
+    assert content["metrics"]["lm_eval/second/acc"] == 0.5
+    assert set(content["metrics"]) > {"mine/over_refusal"}
+    assert set(content["evaluations"]) == {"judge/first", "lm_eval/second"}
+    words = [*test_words, "--model.decoding.max_new_tokens", "3", "--overwrite", "true"]
+    assert command(*words).code == 0
+    content = json.loads((root / "metrics.json").read_text())
+    assert not content["evaluations"], "another run's answers were judged"
+    assert "mine/judged" not in content["metrics"]
 
 
 def test_validate_prints_scores_and_writes_nothing(

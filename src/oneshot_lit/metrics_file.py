@@ -37,6 +37,23 @@ def _object(value: Any) -> bool:
     return isinstance(value, dict)
 
 
+def later_evaluations(root: Path) -> dict[str, Any]:
+    """Return the ``metrics`` and ``evaluations`` that others than the test have added."""
+    content = read_metrics(root)
+    own = {key for each in content["evaluations"].values() for key in each.get("scores", ())}
+    metrics = {key: value for key, value in content["metrics"].items() if key in own}
+    return {"metrics": metrics, "evaluations": content["evaluations"]}
+
+
+def is_tested(root: Path) -> bool:
+    """Whether a test has written the file, and not later evaluations alone."""
+    try:
+        content = read_metrics(root)
+    except OneShotError:
+        return True
+    return "samples" in content or not content["evaluations"]
+
+
 def require_free(root: Path, evaluation: str, keys: Iterable[str]) -> dict[str, Any]:
     """Return the content of ``<root>/metrics.json`` without the scores of an earlier evaluation.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.files import write_json_atomically
+from oneshot_lit.metrics_file import is_tested
 
 RUN_FILE = "run.json"
 PRODUCTS = {"fit": "model", "test": "metrics.json", "predict": "predictions.jsonl"}
@@ -105,6 +106,8 @@ def require_own_folder(root: Path, command: str, print_: str, overwrite: bool) -
         raise OneShotError(f"{root}: trainer.default_root_dir is a file; give a folder.")
     product = root / PRODUCTS.get(command, "")
     if command not in PRODUCTS or overwrite or not product.exists():
+        return
+    if command == "test" and not is_tested(root):
         return
     if recorded_runs(root).get(command, {}).get("fingerprint") != print_:
         raise OneShotError(

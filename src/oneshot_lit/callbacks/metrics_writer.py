@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import platform
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.files import write_json_atomically
 from oneshot_lit.metrics.refusal import PHRASE_LIST_VERSION
-from oneshot_lit.runs import PRODUCTS, record_run
+from oneshot_lit.metrics_file import is_tested, later_evaluations
+from oneshot_lit.runs import PRODUCTS, record_run, recorded_runs
 
 _PACKAGES = (
     "oneshot-lit",
@@ -66,10 +68,22 @@ class MetricsWriter(Callback):
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         target = Path(trainer.default_root_dir) / PRODUCTS["test"]
-        write_json_atomically(target, self.content(trainer, pl_module))
+        content, later = self.content(trainer, pl_module), self._kept(target.parent)
+        content["metrics"] = later["metrics"] | content["metrics"]
+        write_json_atomically(target, content | {"evaluations": later["evaluations"]})
         record_run(target.parent, "test", self.run)
         show_scores(pl_module)
         rank_zero_info(f"scores written to {target}")
+
+    def _kept(self, root: Path) -> dict[str, Any]:
+        """Return what judges and lm-eval have added for this run; not for another one before."""
+        before = recorded_runs(root).get("test", {})
+        own = before.get("fingerprint") == self.run.get("fingerprint") or not is_tested(root)
+        # What cannot be read is written over, now that the answers are there.
+        with suppress(OneShotError):
+            if own:
+                return later_evaluations(root)
+        return {"metrics": {}, "evaluations": {}}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the scores of the command `validate`."""
