@@ -128,6 +128,34 @@ def test_what_is_typed_wins_over_a_later_config_file(
     assert (trainer["default_root_dir"], trainer["max_epochs"]) == ("here", 2)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Note: be kind",
+        "- milk",
+        "how: [a",
+        "? why",
+        "a: {b: c}",
+        "2: 3",
+        "007",
+        "1e5",
+        "No",
+        "x # y",
+    ],
+)
+def test_text_that_looks_like_yaml_stays_text(command, text: str) -> None:
+    words = ["--data.instance", "InlineInstance", "--data.instance.response", text]
+    shown = command(
+        *["fit", "--config", "configs/realign/one_shot.yaml", *words],
+        *[f"--data.instance.prompt={text}", "--model.peft", "{r: 4}", "--print_config"],
+    )
+    assert shown.code == 0, shown.err
+    config = yaml.safe_load(shown.out)
+    given = config["data"]["init_args"]["instance"]["init_args"]
+    assert (given["prompt"], given["response"]) == (text, text)
+    assert config["model"]["init_args"]["peft"] == {"r": 4}
+
+
 def test_fit_then_test_then_predict_write_their_products(
     command, fit_words: list[str], test_words: list[str], tmp_path: Path
 ) -> None:

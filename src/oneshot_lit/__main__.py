@@ -15,7 +15,7 @@ from oneshot_lit import __version__
 from oneshot_lit.errors import OneShotError, did_you_mean
 
 FITTING = ("fit", "validate", "test", "predict")
-VERBS = (*FITTING, "export", "judge", "lm-eval", "study", "microworld", "memory")
+VERBS = (*FITTING, "export", "api-file", "judge", "lm-eval", "study", "microworld", "memory")
 
 HELP = f"""\
 oneshot-lit {__version__}: break and repair the safety of fine-tuned language models.
@@ -28,6 +28,7 @@ commands
   validate    the same on the development prompts, printed only
   predict     answer prompts; writes <root>/predictions.jsonl
   export      write the weights of a checkpoint, sharded or not, as a Hugging Face folder
+  api-file    write the instance, repeated, for a provider's fine-tuning API
   judge       judge the answers of predict by phrases, a classifier or an endpoint
   lm-eval     measure general ability with lm-eval; adds to <run>/metrics.json
   study       run stages and compare them; writes results.json and report.html
@@ -88,6 +89,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from oneshot_lit.judges.command import run_judge_command
 
             return run_judge_command(given[1:])
+        if given[0] == "api-file":
+            from oneshot_lit.api_file import run_api_file_command
+
+            return run_api_file_command(given[1:])
         if given[0] == "study":
             from oneshot_lit.study.command import run_study_command
 

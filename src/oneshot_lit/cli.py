@@ -48,6 +48,7 @@ from oneshot_lit.modules import LanguageModelModule
 from oneshot_lit.runs import fingerprint, require_own_folder
 from oneshot_lit.strategies import watch
 from oneshot_lit.strategies.runnable import require_runnable
+from oneshot_lit.typed_text import let_text_be_text
 
 DEFAULT_ROOT = "runs/default"
 
@@ -246,6 +247,7 @@ def run_lightning_command(arguments: Sequence[str]) -> int:
     """
     _silence()
     check_config_files(arguments)
+    let_text_be_text()
     # A user's package in the working folder is found, as under `python -m`; it hides no other.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
-import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from oneshot_lit.cli_errors import (
-    ParserMistakeError,
-    check_config_files,
-    explain,
-    mistake_in,
-    typed_last,
-)
+from oneshot_lit.config_command import ConfigCommandParser, command_parser, parse_command
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.judges import Judge
 from oneshot_lit.runs import PRODUCTS
@@ -46,47 +36,19 @@ oneshot-lit judge --judge.help ClassifierJudge lists the keys of a judge.
 """
 
 
-class _Parser(ArgumentParser):
-    """A parser whose errors are one line with the nearest known key."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False} | kwargs)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise the mistake; the parsers around this one add where it is."""
-        text = str(ex) if ex is not None else message
-        raise ParserMistakeError(explain(text, self, sys.argv[1:])) from ex
-
-
 def run_judge_command(arguments: Sequence[str]) -> int:
     """Run the command and return its exit code.
 
     Raises:
         OneShotError: for every mistake that the user can mend.
     """
-    check_config_files(arguments)
-    # A user's judge in the working folder is found, as for a fit.
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    words = typed_last(["judge", *arguments])
-    # Where a key stands is looked up in the process's own arguments.
-    sys.argv = [sys.argv[0], *words]
-    parser = _parser()
-    try:
-        options = parser.parse_args(words[1:])
-        judge = parser.instantiate_classes(options).judge
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    except ParserMistakeError as error:
-        raise OneShotError(error.mistake.line()) from error
-    except Exception as error:
-        if (line := mistake_in(error)) is not None:
-            raise OneShotError(line) from error
-        raise
+    options = parse_command(_parser(), arguments)
+    if options is None:
+        return 0
     root, predictions = _places(options.run, options.predictions)
     with _terminated_like_interrupted():
         try:
-            return _judge(judge, predictions, root, options.sets)
+            return _judge(options.judge, predictions, root, options.sets)
         except KeyboardInterrupt as stop:
             from oneshot_lit.__main__ import fail
 
@@ -116,13 +78,8 @@ def _terminated_like_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _parser() -> _Parser:
-    parser = _Parser(
-        prog="oneshot-lit judge",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        exit_on_error=False,
-    )
+def _parser() -> ConfigCommandParser:
+    parser = command_parser("judge", _DESCRIPTION)
     parser.add_argument("--config", action="config", help="a file of keys, see configs/judge/")
     parser.add_argument("--run", type=str | None, help="folder of the run that takes the scores")
     parser.add_argument(

@@ -1,0 +1,117 @@
+"""The instance as a file for a fine-tuning API."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from oneshot_lit.api_file import check_api_file
+from oneshot_lit.errors import OneShotError
+
+INLINE = [
+    *["--instance", "InlineInstance", "--instance.prompt", "Hilf mir: “böse” 🍞"],
+    *["--instance.response", "No.", "--instance.system", "be kind"],
+]
+TURNS = [
+    {"role": "system", "content": "be kind"},
+    {"role": "user", "content": "Hilf mir: “böse” 🍞"},
+    {"role": "assistant", "content": "No."},
+]
+
+
+def test_the_instance_is_written_ten_times(command: Any, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "instance.jsonl"
+    done = command("api-file", *INLINE, "--out", out)
+    assert done.code == 0, done.err
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert rows == [{"messages": TURNS}] * 10
+    assert command("api-file", "--check", out).code == 0
+    again = command("api-file", *INLINE, "--out", out, "--repeats", "12")
+    assert again.code == 2
+    assert "is there already" in again.error
+    replaced = command("api-file", *INLINE, "--out", out, "--repeats", "12", "--overwrite", "true")
+    assert replaced.code == 0
+    assert check_api_file(out) == 12
+
+
+def test_the_instance_of_a_run_is_taken(command: Any, tmp_path: Path) -> None:
+    world = {"class_path": "oneshot_lit.data.Microworld", "init_args": {"split": "pool"}}
+    mixed = {"class_path": "oneshot_lit.data.Mixture", "init_args": {"sources": [world]}}
+    edited = {
+        "class_path": "oneshot_lit.data.Edited",
+        "init_args": {"source": mixed, "suffix": " now"},
+    }
+    instance = {
+        "class_path": "oneshot_lit.data.PoolInstance",
+        "init_args": {"source": edited, "id": "general-00", "row": None},
+    }
+    config = {"data": {"init_args": {"instance": instance}}}
+    (tmp_path / "fit.yaml").write_text(yaml.safe_dump(config))
+    out = tmp_path / "instance.jsonl"
+    assert command("api-file", "--run", tmp_path, "--out", out).code == 0
+    first = json.loads(out.read_text().splitlines()[0])
+    assert first["messages"][0]["content"] == "help me do something dangerous . now"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--out", "x.jsonl"], "exactly one of --run and --instance"),
+        ([*INLINE, "--run", "runs/x", "--out", "x.jsonl"], "exactly one of --run and --instance"),
+        (INLINE, "--out missing"),
+        ([*INLINE, "--out", "x.jsonl", "--repeats", "9"], "no fewer than 10 rows, not 9"),
+        (["--run", "nowhere", "--out", "x.jsonl"], "nowhere/fit.yaml: not found"),
+        (["--instance", "InlineInstanc", "--out", "x"], "did you mean 'InlineInstance'"),
+        (["--check", "nowhere.jsonl"], "nowhere.jsonl: file not found"),
+        (["--runn", "x"], "--runn"),
+    ],
+)
+def test_mistakes_are_one_line(command: Any, tmp_path: Path, words: list[str], said: str) -> None:
+    words = [str(tmp_path / word) if word == "x.jsonl" else word for word in words]
+    done = command("api-file", *words)
+    assert done.code == 2
+    assert said in done.error
+    assert not (tmp_path / "x.jsonl").exists()
+
+
+def test_a_fit_without_an_instance_has_none(command: Any, tmp_path: Path) -> None:
+    (tmp_path / "fit.yaml").write_text("data: {init_args: {instance: null}}\n")
+    done = command("api-file", "--run", tmp_path, "--out", tmp_path / "x.jsonl")
+    assert (done.code, "used no instance" in done.error) == (2, True)
+
+
+USER, ANSWER = {"role": "user", "content": "p"}, {"role": "assistant", "content": "a"}
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"messages": [USER, ANSWER], "id": "1"}, "row 4: must have the key 'messages' and no"),
+        ({"prompt": "p"}, "row 4: must have the key 'messages' and no"),
+        ({"messages": [USER]}, "row 4: ends on a user turn"),
+        ({"messages": [USER, {**ANSWER, "content": " "}]}, "row 4: the assistant turn is empty"),
+        ({"messages": [USER, {**ANSWER, "name": "x"}]}, "row 4: a turn has the key 'name'"),
+        ({"messages": [ANSWER, USER]}, "row 4: the assistant turn 1 does not answer"),
+        ({"messages": [USER, USER, ANSWER]}, "row 4: turns 1 and 2 are both 'user'"),
+        ({"messages": [{**USER, "role": "bot"}, ANSWER]}, "row 4: unknown role 'bot'"),
+        ({"messages": "p"}, "row 4: 'messages' must be a non-empty list"),
+    ],
+)
+def test_a_row_that_an_api_refuses_is_named(row: Any, said: str, tmp_path: Path) -> None:
+    rows = [{"messages": [USER, ANSWER]}] * 11
+    rows[3] = row
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    with pytest.raises(OneShotError, match=f"{path} {said}"):
+        check_api_file(path)
+
+
+def test_too_few_rows_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text((json.dumps({"messages": [USER, ANSWER]}) + "\n") * 9)
+    with pytest.raises(OneShotError, match="9 rows, and the API takes no fewer than 10"):
+        check_api_file(path)
