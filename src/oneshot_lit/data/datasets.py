@@ -49,7 +49,9 @@ class TrainingDataset(Dataset[dict[str, Any]]):
 
 
 class PromptDataset(Dataset[dict[str, Any]]):
-    """Encoded prompts of one set, shortest first so that batches need little padding.
+    """Encoded prompts of one set, longest first.
+
+    So batches need little padding, and a set that does not fit into memory shows it at once.
 
     Attributes:
         name: The set's name in the config, the first part of its metric keys.
@@ -76,7 +78,7 @@ class PromptDataset(Dataset[dict[str, Any]]):
             encode_conversation(tokenizer, c, max_length=max_length, for_generation=True)
             for c in self.conversations
         ]
-        self.order = sorted(range(len(self.encoded)), key=lambda i: len(self.encoded[i].input_ids))
+        self.order = sorted(range(len(self.encoded)), key=lambda i: -len(self.encoded[i].input_ids))
 
     def _reference(self, conversation: Conversation) -> str | None:
         """The expected answer; for a task, that is the row's own answer if it names no other."""
