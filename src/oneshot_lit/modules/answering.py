@@ -61,8 +61,9 @@ class Answering:
         self._stream = None
         # A class of the user's, or a test, may answer in its own way.
         if getattr(self.generate, "__func__", None) is Answering.generate:
-            sizes = [loader.batch_size for loader in loaders]
-            self._stream = self._new_stream(max(size or 1 for size in sizes))
+            # All sets share the slots, also one that alone would not fill them.
+            sizes = [loader.batch_size or 1 for loader in loaders]
+            self._stream = self._new_stream(max(sizes, default=1))
 
     def _answers(self, batch: dict[str, Tensor], dataloader_idx: int) -> list[tuple[Any, str]]:
         """Take a batch in; returns the `Key` and text of each answer that is ready by now.

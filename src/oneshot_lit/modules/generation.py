@@ -117,7 +117,9 @@ def answer_texts(
     """Return the texts of answers up to their end, without special tokens and outer white space."""
     # An end of turn need not be a special token, which decoding would leave out.
     ended = [_until_stop(tokens, stop_ids) for tokens in answers]
-    return [text.strip() for text in tokenizer.batch_decode(ended, skip_special_tokens=True)]
+    # Of no rows at all, the tokenizer makes one text.
+    texts = tokenizer.batch_decode(ended, skip_special_tokens=True) if ended else []
+    return [text.strip() for text in texts]
 
 
 def _until_stop(tokens: list[int], stop_ids: Sequence[int]) -> list[int]:
