@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
-from quiet_trainer import quiet_trainer
 
 from oneshot_lit.callbacks.predictions import PredictionWriter
 from oneshot_lit.data import Microworld, PromptSet, SafetyDataModule
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.modules import Decoding, HarmfulFineTuningModule, LanguageModelModule
+from quiet_trainer import quiet_trainer
 
 COUNTS = {"harmful": 21, "one": 1, "sql": 9, "reverse": 14}
 
@@ -67,9 +67,7 @@ def test_scores_are_those_of_static_batches(size: int, expected: Any, tmp_path: 
 
 
 @pytest.mark.parametrize("size", [1, 4, 16, 64])
-def test_predictions_are_those_of_static_batches(
-    size: int, expected: Any, tmp_path: Path
-) -> None:
+def test_predictions_are_those_of_static_batches(size: int, expected: Any, tmp_path: Path) -> None:
     assert predicted(tmp_path, build("refill"), size) == expected[2]
     assert len(expected[2]) == sum(COUNTS.values())
 

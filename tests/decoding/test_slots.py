@@ -137,8 +137,14 @@ def test_an_interrupt_leaves_nothing(error: type[BaseException]) -> None:
 
 
 def test_models_that_cannot_be_refilled_are_told() -> None:
-    from transformers import Llama4ForCausalLM, Llama4TextConfig, MambaConfig, MambaForCausalLM
-    from transformers import T5Config, T5ForConditionalGeneration
+    from transformers import (
+        Llama4ForCausalLM,
+        Llama4TextConfig,
+        MambaConfig,
+        MambaForCausalLM,
+        T5Config,
+        T5ForConditionalGeneration,
+    )
 
     small = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 1}
     mamba = MambaForCausalLM(MambaConfig(**small, state_size=4))
