@@ -13,6 +13,7 @@ from models import build, in_slots, one_by_one, prompts
 
 from oneshot_lit.decoding.backends import obstacle
 from oneshot_lit.decoding.slots import Slots
+from oneshot_lit.errors import OneShotError
 
 STOP = 0
 
@@ -134,6 +135,14 @@ def test_an_interrupt_leaves_nothing(error: type[BaseException]) -> None:
         stream.run()
     assert stream._cache is None
     assert stream.run(to_the_end=True) == []
+
+
+def test_a_model_without_its_cache_is_refused() -> None:
+    """In training, gradient checkpointing turns the cache off: answers would be wrong."""
+    model = build("llama").train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    with pytest.raises(OneShotError, match=r"model\.decoding\.backend: .*no cache"):
+        in_slots(model, prompts(3), 2, 4)
 
 
 def test_models_that_cannot_be_refilled_are_told() -> None:

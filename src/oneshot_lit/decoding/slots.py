@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from oneshot_lit.decoding.cache import PackedCache
+from oneshot_lit.errors import OneShotError
 
 
 @dataclass
@@ -33,9 +34,9 @@ class _Row:
 class Slots:
     """Answer prompts greedily, at most so many at once.
 
-    A row that ends leaves its slot; when a quarter of the slots are free, waiting prompts are read
-    together and take them over. So no step is spent on rows that have long ended, and the padding
-    is never wider than what the longest living row has grown since.
+    A row that ends leaves its slot; when enough slots are free, waiting prompts are read together
+    and take them over. So few steps are spent on rows that have ended, and the padding is never
+    wider than the longest living row by more than one answer.
 
     Args:
         forward: The model's forward; takes ``input_ids``, ``attention_mask``, ``position_ids``,
@@ -149,7 +150,13 @@ class Slots:
             mask[n, width - len(prompt) :] = 1
         cache = PackedCache()
         positions = (mask.cumsum(-1) - 1).clamp_min(0)
-        return cache, self._next(ids, mask, positions, cache)
+        tokens = self._next(ids, mask, positions, cache)
+        if cache.get_seq_length() != width:
+            raise OneShotError(
+                "model.decoding.backend: the model keeps no cache (does it train with gradient "
+                "checkpointing?); set it to static."
+            )
+        return cache, tokens
 
     def _step(self) -> list[_Row]:
         """Add a token to every row; returns those that end with it."""

@@ -62,7 +62,7 @@ class Answering:
         # A class of the user's, or a test, may answer in its own way.
         if getattr(self.generate, "__func__", None) is Answering.generate:
             # All sets share the slots, also one that alone would not fill them.
-            sizes = [loader.batch_size or 1 for loader in loaders]
+            sizes = [getattr(loader, "batch_size", None) or 1 for loader in loaders]
             self._stream = self._new_stream(max(sizes, default=1))
 
     def _answers(self, batch: dict[str, Tensor], dataloader_idx: int) -> list[tuple[Any, str]]:
