@@ -192,6 +192,17 @@ def test_validation_within_fit_changes_nothing_of_it(
         assert scores == theirs
 
 
+def test_the_last_answers_come_in_the_precision_of_the_others(tmp_path: Path) -> None:
+    module, seen = build(), set()
+    module.configure_model()
+    module.model.register_forward_pre_hook(
+        lambda *_: seen.add((torch.is_autocast_enabled("cpu"), torch.is_grad_enabled()))
+    )
+    # All prompts fit into the slots, so the epoch's end answers them.
+    assert scored(tmp_path, module, 64, precision="bf16-mixed").sample_counts == COUNTS
+    assert seen == {(True, False)}
+
+
 def test_sampling_goes_batch_by_batch(tmp_path: Path) -> None:
     module = build()
     module.decoding.do_sample = True
