@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,11 @@ from torch import Tensor
 
 from oneshot_lit.decoding.cache import PackedCache
 from oneshot_lit.errors import OneShotError
+
+# A refill costs about so many steps, whatever the number of rows that join (measured on CPUs). It
+# waits until the free slots have wasted as much: with answers that all end together, it comes when
+# all slots are free, and otherwise at the share of free slots where both costs together are least.
+_REFILL_STEPS = 1.5
 
 
 @dataclass
@@ -34,9 +38,9 @@ class _Row:
 class Slots:
     """Answer prompts greedily, at most so many at once.
 
-    A row that ends leaves its slot; when enough slots are free, waiting prompts are read together
-    and take them over. So few steps are spent on rows that have ended, and the padding is never
-    wider than the longest living row by more than one answer.
+    A row that ends frees its slot; when free slots have wasted what a refill costs, waiting prompts
+    are read together and take them over. So few steps are spent on rows that have ended, and the
+    padding is never wider than the longest living row by more than one answer.
 
     Args:
         forward: The model's forward; takes ``input_ids``, ``attention_mask``, ``position_ids``,
@@ -62,13 +66,14 @@ class Slots:
         self.forward, self.slots, self.options = forward, slots, options
         self.stops, self.max_new_tokens = frozenset(stop_ids), max_new_tokens
         self.pad_id, self.device = pad_id, device
-        self._answers = self._answer_tokens = 0
         self._waiting: deque[_Row] = deque()
         self._forget()
 
     def _forget(self) -> None:
         self._rows: list[_Row] = []
         self._cache: PackedCache | None = None
+        # Steps of single slots that no living row has used since rows joined last.
+        self._wasted = 0
         self._last = self._padding = torch.empty(0, dtype=torch.long)
 
     def add(self, key: Hashable, prompt: list[int]) -> None:
@@ -87,7 +92,7 @@ class Slots:
             while True:
                 if self._may_join(to_the_end):
                     done += self._join()
-                elif self._living() == 0 or not (to_the_end or len(self._waiting) >= self.enough):
+                elif self._living() == 0 or not (to_the_end or self._can_be_filled()):
                     break
                 else:
                     self._shrink(to_the_end)
@@ -101,27 +106,18 @@ class Slots:
             self._forget()
         return [(row.key, row.tokens) for row in done]
 
-    @property
-    def enough(self) -> int:
-        """Free slots that are worth a refill.
-
-        A refill costs about 1.5 steps whatever the number of rows that join, and free slots waste
-        their part of each step; for answers of n tokens both together are least at this share.
-        """
-        if self._answers == 0:
-            return max(1, self.slots // 4)
-        tokens = self._answer_tokens / self._answers + 1
-        return max(1, round(self.slots * min(0.5, math.sqrt(3 / tokens))))
-
     def _living(self) -> int:
         return sum(not row.ended for row in self._rows)
 
+    def _can_be_filled(self) -> bool:
+        return self._living() + len(self._waiting) >= self.slots
+
     def _may_join(self, to_the_end: bool) -> bool:
         free, waiting = self.slots - self._living(), len(self._waiting)
-        if to_the_end:
-            return waiting > 0 and free >= min(self.enough, waiting)
-        # More may come, so an empty batch starts whole.
-        return free >= self.enough and waiting >= (free if free == self.slots else self.enough)
+        # More may come that fill the slots.
+        if min(free, waiting) == 0 or (waiting < free and not to_the_end):
+            return False
+        return free == self.slots or self._wasted >= _REFILL_STEPS * self.slots
 
     def _join(self) -> list[_Row]:
         """Read waiting prompts into all free slots; returns those answered by one token."""
@@ -137,6 +133,7 @@ class Slots:
             last = torch.cat([self._last[kept], tokens])
             self._cache.join(kept, max(row.cached for row in rows), cache)
             self._rows, self._last = rows, last
+        self._wasted = 0
         self._measure_padding()
         return done
 
@@ -167,6 +164,7 @@ class Slots:
         longest = max(row.cached for row in self._rows if not row.ended)
         positions = (width - self._padding[:, None]).clamp_max(longest)
         self._last = self._next(self._last[:, None], mask.long(), positions, self._cache)
+        self._wasted += self.slots - self._living()
         return self._take(self._rows, self._last)
 
     def _next(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: PackedCache) -> Tensor:
@@ -194,8 +192,6 @@ class Slots:
                 row.ended = len(row.tokens) == self.max_new_tokens
             if row.ended:
                 ended.append(row)
-        self._answers += len(ended)
-        self._answer_tokens += sum(len(row.tokens) for row in ended)
         return ended
 
     def _shrink(self, to_the_end: bool) -> None:
