@@ -60,7 +60,7 @@ def predicted(root: Path, module: Any, size: int, **options: Any) -> list[Any]:
 @pytest.mark.parametrize("size", [1, 4, 16, 64])
 def test_scores_are_those_of_static_batches(size: int, expected: Any, tmp_path: Path) -> None:
     module = scored(tmp_path, build("refill"), size)
-    assert module._stream is not None
+    assert module._stream.slots == size
     assert (module.scores, module.empty_counts) == expected[:2]
     assert module.sample_counts == COUNTS
     assert module._stream._cache is None
@@ -68,7 +68,10 @@ def test_scores_are_those_of_static_batches(size: int, expected: Any, tmp_path: 
 
 @pytest.mark.parametrize("size", [1, 4, 16, 64])
 def test_predictions_are_those_of_static_batches(size: int, expected: Any, tmp_path: Path) -> None:
-    assert predicted(tmp_path, build("refill"), size) == expected[2]
+    module = build("refill")
+    assert predicted(tmp_path, module, size) == expected[2]
+    # Also where Lightning has put the loaders together anew.
+    assert module._stream.slots == size
     assert len(expected[2]) == sum(COUNTS.values())
 
 

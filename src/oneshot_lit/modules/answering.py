@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 
 from oneshot_lit.decoding import vllm
 from oneshot_lit.decoding.backends import AnswerStream, obstacle
-from oneshot_lit.decoding.slots import open_slots
+from oneshot_lit.decoding.slots import Slots, open_slots
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.modules.generation import Decoding, answer_texts, generate_answers
 from oneshot_lit.strategies.weights import runs_together
@@ -62,8 +62,7 @@ class Answering:
         # A class of the user's, or a test, may answer in its own way.
         if getattr(self.generate, "__func__", None) is Answering.generate:
             # All sets share the slots, also one that alone would not fill them.
-            sizes = [getattr(loader, "batch_size", None) or 1 for loader in loaders]
-            self._stream = self._new_stream(max(sizes, default=1))
+            self._stream = self._new_stream(max((_batch_size(each) for each in loaders), default=1))
 
     def _answers(self, batch: dict[str, Tensor], dataloader_idx: int) -> list[tuple[Any, str]]:
         """Take a batch in; returns the `Key` and text of each answer that is ready by now.
@@ -74,6 +73,9 @@ class Answering:
         if self._stream is None:
             answered = zip(keys, self.generate(batch), strict=True)
             return [(key, text) for key, text in answered if key[1] >= 0]
+        if isinstance(self._stream, Slots):
+            # A loader need not tell its batch size.
+            self._stream.slots = max(self._stream.slots, len(keys))
         for key, prompt in zip(keys, _prompts(batch), strict=True):
             if key[1] >= 0:
                 self._stream.add(key, prompt)
@@ -148,6 +150,13 @@ class Answering:
         if decoding.do_sample:
             sampling = {"temperature": decoding.temperature, "top_p": decoding.top_p}
         return vllm.VLLMAnswers(self._engine, self.stop_ids, decoding.max_new_tokens, sampling)
+
+
+def _batch_size(loader: Any) -> int:
+    # For `predict`, Lightning moves it into the batch sampler.
+    sampler = getattr(loader, "batch_sampler", None)
+    sizes = (getattr(place, "batch_size", None) for place in (loader, sampler))
+    return next((size for size in sizes if size), 1)
 
 
 def _prompts(batch: dict[str, Tensor]) -> list[list[int]]:
