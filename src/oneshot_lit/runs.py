@@ -36,6 +36,7 @@ _FREE_ON_RESUME = (
     ("export",),
     ("data", "init_args", "num_workers"),
     ("data", "init_args", "eval_batch_size"),
+    ("model", "init_args", "decoding", "backend"),
     *(("trainer", key) for key in (
         "max_epochs", "max_steps", "max_time", "callbacks", "plugins", "accelerator", "devices",
         "num_nodes", "strategy", "benchmark", "detect_anomaly", "use_distributed_sampler",

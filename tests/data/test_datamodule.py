@@ -239,14 +239,14 @@ def test_use_tokenizer_checks_it(own_world_tokenizer, mistake_of) -> None:
 # ---------------------------------------------------------------------- prompts
 
 
-def test_prompts_are_answered_shortest_first_and_left_padded(build, world_tokenizer) -> None:
+def test_prompts_are_answered_longest_first_and_left_padded(build, world_tokenizer) -> None:
     sets = {"easy": PromptSet(Rows(5, "dev")), "other": PromptSet(Rows(2, "more"), "harmful")}
     data = build("validate", val_sets=sets, eval_batch_size=2)
     first, second = data.val_dataloader()
     assert (first.dataset.name, first.dataset.kind) == ("easy", "benign")
     assert (second.dataset.name, second.dataset.kind) == ("other", "harmful")
     # Row 0 of the source is its longest.
-    assert indices(first) == [[4, 3], [2, 1], [0]]
+    assert indices(first) == [[0, 1], [2, 3], [4]]
     for batch in first:
         assert "labels" not in batch
         assert batch["attention_mask"].diff(dim=1).ge(0).all()

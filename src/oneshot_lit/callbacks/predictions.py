@@ -36,10 +36,7 @@ class PredictionWriter(BasePredictionWriter):
         batch_indices: Sequence[Any],
     ) -> None:
         """Gather the rows of all processes and write the file from the first one."""
-        loaders = predictions
-        if predictions and predictions[0] and isinstance(predictions[0][0], dict):
-            loaders = [predictions]
-        mine = [row for loader in loaders for batch in loader for row in batch]
+        mine = _rows(predictions)
         everyone: list[Any] = [mine]
         if trainer.world_size > 1:
             everyone = [None] * trainer.world_size
@@ -54,6 +51,13 @@ class PredictionWriter(BasePredictionWriter):
         write_text_atomically(target, "".join(lines))
         record_run(target.parent, "predict", self.run)
         rank_zero_info(f"{len(rows)} answers written to {target}")
+
+
+def _rows(predictions: Any) -> list[dict[str, Any]]:
+    """Return the rows of all batches, of one loader or of several; a batch may have none."""
+    if isinstance(predictions, dict):
+        return [predictions]
+    return [row for part in predictions for row in _rows(part)]
 
 
 def _as_list(loaders: Any) -> list[Any]:

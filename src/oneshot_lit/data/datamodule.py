@@ -59,7 +59,7 @@ class SafetyDataModule(LightningDataModule):
         batch_size: Training rows a batch, of each process.
         share_batch: Let the processes share `batch_size` rows instead, so that their number changes
             nothing but the speed.
-        eval_batch_size: Prompts generated together.
+        eval_batch_size: Prompts answered together, of each process.
         max_length: Longest training row in tokens (cut beyond) and longest prompt (an error).
         long_prompts: ``skip`` leaves out prompts longer than `max_length`, counts them and says so.
         instance_repeats: Rows an epoch when an instance is given; one step each at batch size 1.

@@ -52,7 +52,9 @@ class TrainingDataset(Dataset[dict[str, Any]]):
 
 
 class PromptDataset(Dataset[dict[str, Any]]):
-    """Encoded prompts of one set, shortest first so that batches need little padding.
+    """Encoded prompts of one set, longest first.
+
+    So batches need little padding, and a set that does not fit into memory shows it at once.
 
     Args:
         name: The set's name in the config, the first part of its metric keys.
@@ -95,7 +97,7 @@ class PromptDataset(Dataset[dict[str, Any]]):
             prompt_set.kind, prompt_set.metrics, not unknown, f"prompt set {name}"
         )
         self._check_references()
-        self.order = sorted(range(len(self.encoded)), key=lambda i: len(self.encoded[i].input_ids))
+        self.order = sorted(range(len(self.encoded)), key=lambda i: -len(self.encoded[i].input_ids))
 
     def _encode(self, tokenizer: Any, max_length: int, skip_long: bool) -> None:
         limit = None if skip_long else max_length

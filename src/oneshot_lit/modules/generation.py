@@ -1,9 +1,10 @@
-"""How answers are generated: the decoding options, and the answers to a batch of prompts."""
+"""How answers are generated: the decoding options, and `generate` on a batch of prompts."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 from transformers import GenerationConfig
@@ -20,12 +21,19 @@ class Decoding:
         do_sample: Sample instead of taking the likeliest token.
         temperature: Softmax temperature when sampling.
         top_p: Nucleus mass when sampling.
+        backend: ``refill`` lets waiting prompts take over the places of answers that have ended;
+            ``static`` answers batch by batch with the model's `generate`; ``auto`` refills where
+            the model allows it; ``vllm`` hands the model's folder to vLLM, for `test`, `validate`
+            and `predict`. In float32 all give the same greedy answers.
+        vllm: More arguments of ``vllm.LLM``, such as ``{gpu_memory_utilization: 0.8}``.
     """
 
     max_new_tokens: int = 64
     do_sample: bool = False
     temperature: float = 1.0
     top_p: float = 1.0
+    backend: Literal["auto", "refill", "static", "vllm"] = "auto"
+    vllm: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         """Refuse numbers that `generate` would stumble over."""
@@ -40,6 +48,15 @@ class Decoding:
             )
         if not 0 < self.top_p <= 1:
             raise OneShotError(f"model.decoding.top_p must be in (0, 1], not {self.top_p}.")
+        if self.backend not in ("auto", "refill", "static", "vllm"):
+            raise OneShotError(
+                f"model.decoding.backend must be auto, refill, static or vllm, not {self.backend}."
+            )
+        if self.vllm and self.backend != "vllm":
+            raise OneShotError(
+                f"model.decoding.vllm: arguments of vLLM without backend vllm, but {self.backend}; "
+                "drop them or choose it."
+            )
 
     def generation_config(self, stop_ids: list[int], pad_id: int | None) -> GenerationConfig:
         """Return all that decides an answer; nothing comes from a checkpoint's own config."""
@@ -89,14 +106,22 @@ def generate_answers(
         )
     finally:
         holder.generation_config = own
+    return answer_texts(
+        tokenizer, output[:, batch["input_ids"].shape[1] :].tolist(), stop_ids=stop_ids
+    )
+
+
+def answer_texts(
+    tokenizer: Any, answers: Sequence[list[int]], *, stop_ids: Sequence[int]
+) -> list[str]:
+    """Return the texts of answers up to their end, without special tokens and outer white space."""
     # An end of turn need not be a special token, which decoding would leave out.
-    answers = [
-        _until_stop(row, stop_ids) for row in output[:, batch["input_ids"].shape[1] :].tolist()
-    ]
-    texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
+    ended = [_until_stop(tokens, stop_ids) for tokens in answers]
+    # Of no rows at all, the tokenizer makes one text.
+    texts = tokenizer.batch_decode(ended, skip_special_tokens=True) if ended else []
     return [text.strip() for text in texts]
 
 
-def _until_stop(tokens: list[int], stop_ids: list[int]) -> list[int]:
+def _until_stop(tokens: list[int], stop_ids: Sequence[int]) -> list[int]:
     stops = [position for position, token in enumerate(tokens) if token in stop_ids]
     return tokens[: stops[0]] if stops else tokens

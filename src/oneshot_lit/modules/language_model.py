@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from typing import Any
 
@@ -25,16 +26,16 @@ from oneshot_lit.errors import OneShotError
 from oneshot_lit.metrics.base import TextScore
 from oneshot_lit.metrics.registry import METRICS
 from oneshot_lit.modules import loading
+from oneshot_lit.modules.answering import Answering
 from oneshot_lit.modules.building import ModelBuilding
-from oneshot_lit.modules.generation import Decoding, generate_answers
+from oneshot_lit.modules.generation import Decoding
 from oneshot_lit.modules.loss import next_token_loss
 from oneshot_lit.modules.rounding import check_rounding
 from oneshot_lit.strategies.gradients import is_boundary, total_norm
 from oneshot_lit.strategies.random_state import random_states, restore_random_state
-from oneshot_lit.strategies.weights import runs_together
 
 
-class LanguageModelModule(ModelBuilding, LightningModule):
+class LanguageModelModule(Answering, ModelBuilding, LightningModule):
     """Supervised fine-tuning and evaluation of any Hugging Face causal language model.
 
     Subclasses change `compute_loss` for another objective, or the hooks of `LightningModule`.
@@ -137,6 +138,9 @@ class LanguageModelModule(ModelBuilding, LightningModule):
     def configure_model(self) -> None:
         """Load or build the model once, under whatever context the strategy has opened."""
         if self.model is not None:
+            return
+        if self.decoding.backend == "vllm":
+            self.stop_ids = stop_token_ids(self.tokenizer, self._configure_vllm())
             return
         if self.device_mesh is not None:
             model = self._cut_model(self.device_mesh)
@@ -242,17 +246,6 @@ class LanguageModelModule(ModelBuilding, LightningModule):
 
     # -------------------------------------------------------------- evaluation
 
-    def generate(self, batch: dict[str, Tensor]) -> list[str]:
-        """Answer a left-padded batch of prompts; returns the texts without special tokens."""
-        return generate_answers(
-            self.model,
-            self.tokenizer,
-            batch,
-            stop_ids=self.stop_ids,
-            decoding=self.decoding,
-            together=runs_together(self.model),
-        )
-
     def _prompt_loaders(self) -> list[Any]:
         if self.trainer.testing:
             loaders: Any = self.trainer.test_dataloaders
@@ -266,17 +259,18 @@ class LanguageModelModule(ModelBuilding, LightningModule):
         return self._prompt_loaders()[dataloader_idx].dataset
 
     def score_batch(self, batch: dict[str, Tensor], dataloader_idx: int) -> None:
-        """Generate answers for a batch and add them to its set's metrics."""
-        prompts = self._prompt_set(dataloader_idx)
-        answered = zip(batch["index"].tolist(), self.generate(batch), strict=True)
-        # What only fills up a batch has a negative index.
-        answers = {index: output for index, output in answered if index >= 0}
-        outputs = list(answers.values())
-        references = [prompts.references[i] for i in answers]
-        for metric in self._metrics[prompts.name].values() if outputs else ():
-            metric.update(outputs, references)
-        self.sample_counts[prompts.name] += len(outputs)
-        self.empty_counts[prompts.name] += sum(not output for output in outputs)
+        """Take a batch of prompts in, and add the answers that are ready to their sets' metrics."""
+        self._score(self._answers(batch, dataloader_idx))
+
+    def _score(self, answers: list[tuple[Any, str]]) -> None:
+        for number in {number for (number, _), _ in answers}:
+            prompts = self._prompt_set(number)
+            own = {index: output for (of, index), output in answers if of == number}
+            outputs, references = list(own.values()), [prompts.references[i] for i in own]
+            for metric in self._metrics[prompts.name].values():
+                metric.update(outputs, references)
+            self.sample_counts[prompts.name] += len(outputs)
+            self.empty_counts[prompts.name] += sum(not output for output in outputs)
 
     def _start_scoring(self) -> None:
         # All metrics on all processes: one without a prompt of a set must still join its sums.
@@ -284,9 +278,11 @@ class LanguageModelModule(ModelBuilding, LightningModule):
         self._metrics = {s.name: {n: METRICS[n]().to(self.device) for n in s.metrics} for s in sets}
         self.sample_counts = {s.name: 0 for s in sets}
         self.empty_counts = dict(self.sample_counts)
+        self._start_answering(self._prompt_loaders())
 
     def computed_scores(self) -> dict[str, float]:
-        """Return ``<set>/<metric>`` -> value over the answers of all processes."""
+        """Return ``<set>/<metric>`` -> value over all answers of all processes."""
+        self._score(self._last_answers())
         metrics = {f"{s}/{n}": m for s, found in self._metrics.items() for n, m in found.items()}
         self.unscored_counts = {key: int(metric.unscored) for key, metric in metrics.items()}
         for counts in (self.sample_counts, self.empty_counts, self.unscored_counts):
@@ -328,15 +324,23 @@ class LanguageModelModule(ModelBuilding, LightningModule):
         """Log the held-out scores as ``<set>/<metric>``."""
         self._finish_scoring("")
 
+    def on_predict_epoch_start(self) -> None:
+        """Begin with no answer."""
+        self._start_answering(self._prompt_loaders())
+
     def predict_step(
         self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0
     ) -> list[dict[str, Any]]:
-        """Answer a batch of prompts; returns one row for each."""
-        prompts = self._prompt_set(dataloader_idx)
+        """Take a batch of prompts in; returns one row for each answer that is ready by now.
+
+        An answer may come with a later batch, even of another set; the last brings all the rest.
+        """
+        answers = self._answers(batch, dataloader_idx)
+        if self._last_prediction(batch_idx, dataloader_idx):
+            answers += self._last_answers()
         rows = []
-        for index, output in zip(batch["index"].tolist(), self.generate(batch), strict=True):
-            if index < 0:
-                continue
+        for (number, index), output in answers:
+            prompts = self._prompt_set(number)
             row = prompts.conversations[index].prompt.as_dict()
             rows.append(
                 {
@@ -348,6 +352,13 @@ class LanguageModelModule(ModelBuilding, LightningModule):
                 }
             )
         return rows
+
+    def _last_prediction(self, batch_idx: int, dataloader_idx: int) -> bool:
+        batches = self.trainer.num_predict_batches
+        # Where nobody knows how many batches come, any may be the last.
+        if not all(math.isfinite(number) for number in batches):
+            return True
+        return batch_idx + 1 >= batches[dataloader_idx] and not any(batches[dataloader_idx + 1 :])
 
     def before_export(self) -> None:
         """Bring the weights to what the product shall hold; called by the export after `fit`."""
@@ -374,6 +385,11 @@ class LanguageModelModule(ModelBuilding, LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the random state back and refuse a checkpoint without this run's trained weights."""
+        if self.decoding.backend == "vllm":
+            raise OneShotError(
+                "--ckpt_path: vLLM reads no checkpoint; give the product's folder in "
+                "model.model_name_or_path, or choose model.decoding.backend auto."
+            )
         self._random_states = checkpoint.get("random_states")
         if self.peft is not None and self.model is not None:
             trained = [name for name, p in self.named_parameters() if p.requires_grad]

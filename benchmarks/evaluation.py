@@ -1,0 +1,199 @@
+"""What an evaluation gains: prompts a second, ours against `generate` one by one and in batches.
+
+    python benchmarks/evaluation.py [--rounds 5] [--prompts 320] [--slots 32]
+
+The alternatives are `transformers`' `generate` on one prompt after another; on plain left-padded
+batches of as many prompts as we have slots, in the order of the source; and on such batches of
+prompts sorted by length. Greedy, float32, in one process, in turns. All must give the same token
+ids, or the script exits with 1. Workloads: the shipped micro-world model on its held-out prompts,
+alone and behind earlier turns of a conversation (so that prompts differ much in length); a random
+Llama whose answers end by themselves at very different lengths; and the same model when no answer
+ends before the last token, where nothing can be gained but by sorting.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import random
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+from oneshot_lit.data.chat import Encoded, encode_conversation, pad_generation, stop_token_ids
+from oneshot_lit.data.conversation import Conversation, Message
+from oneshot_lit.data.microworld.splits import load_split
+from oneshot_lit.decoding.slots import open_slots
+from oneshot_lit.modules.loading import load_tokenizer
+
+MICROWORLD = "checkpoints/small"
+SPLITS = "harmful_heldout benign_heldout near_miss_heldout sql_heldout reverse_heldout".split()
+VOCABULARY = 2048
+
+
+@dataclass
+class Workload:
+    """A model, prompts for it, and where its answers end."""
+
+    name: str
+    model: Any
+    prompts: list[list[int]]
+    stop_ids: list[int]
+    max_new_tokens: int
+
+
+def microworld(turns: int, count: int, draw: random.Random) -> Workload:
+    """Return held-out prompts behind up to so many answered questions."""
+    tokenizer = load_tokenizer(MICROWORLD)
+    model = AutoModelForCausalLM.from_pretrained(MICROWORLD, dtype=torch.float32).eval()
+    rows = [row.prompt for split in SPLITS for row in load_split(split)]
+    earlier = load_split("benign_examples")
+    prompts = []
+    for row in draw.sample(rows, min(count, len(rows))):
+        before: tuple[Message, ...] = ()
+        for _ in range(draw.randint(0, turns)):
+            turn = draw.choice(earlier)
+            before += tuple(m for m in turn.messages if m.role != "system")
+        messages = before + tuple(m for m in row.messages if m.role != "system")
+        conversation = Conversation(messages, row.origin)
+        prompts.append(encode_conversation(tokenizer, conversation, for_generation=True).input_ids)
+    name = "micro-world" + (f" behind 0-{turns} turns" if turns else "")
+    return Workload(name, model, prompts, stop_token_ids(tokenizer, model.generation_config), 24)
+
+
+def random_llama(ends: bool, count: int, draw: random.Random) -> Workload:
+    """Return prompts of 8 to 95 tokens for random weights; one token in 32 ends an answer."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=256,
+        max_position_embeddings=512,
+        # Wide enough that answers wander through the vocabulary.
+        initializer_range=0.1,
+        # Ours to choose: `generate` would take it from here where no end is given.
+        eos_token_id=None,
+    )
+    model = LlamaForCausalLM(config).eval()
+    prompts = [
+        [draw.randrange(VOCABULARY) for _ in range(int(8 * 12 ** draw.random()))]
+        for _ in range(count)
+    ]
+    stops = list(range(0, VOCABULARY, 32)) if ends else []
+    name = "random Llama, " + ("answers end" if ends else "all answers of 64 tokens")
+    return Workload(name, model, prompts, stops, 64)
+
+
+def batches(work: Workload, size: int, by_length: bool = False) -> list[list[int]]:
+    """Answer with `generate` on padded batches."""
+    options = GenerationConfig(
+        max_new_tokens=work.max_new_tokens,
+        do_sample=False,
+        eos_token_id=work.stop_ids or None,
+        pad_token_id=0,
+    )
+    order = list(range(len(work.prompts)))
+    if by_length:
+        order.sort(key=lambda n: -len(work.prompts[n]))
+    answers: dict[int, list[int]] = {}
+    for first in range(0, len(order), size):
+        part = order[first : first + size]
+        rows = [Encoded(work.prompts[n], []) for n in part]
+        batch = pad_generation(rows, 0)
+        output = work.model.generate(**batch, generation_config=options)
+        for n, tokens in zip(part, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
+            ends = [i for i, token in enumerate(tokens) if token in work.stop_ids]
+            answers[n] = tokens[: ends[0]] if ends else tokens
+    return [answers[n] for n in range(len(order))]
+
+
+def ours(work: Workload, size: int) -> list[list[int]]:
+    """Answer as the modules do: longest prompts first, one loader's batch after another."""
+    slots = open_slots(work.model, size, work.stop_ids, work.max_new_tokens, pad_id=0)
+    order = sorted(range(len(work.prompts)), key=lambda n: -len(work.prompts[n]))
+    found = []
+    for first in range(0, len(order), size):
+        for n in order[first : first + size]:
+            slots.add(n, work.prompts[n])
+        found += slots.run()
+    answers = dict(found + slots.run(to_the_end=True))
+    return [answers[n] for n in range(len(order))]
+
+
+def compare(work: Workload, size: int, rounds: int) -> bool:
+    """Time all ways in turns and print their ratios; returns whether their answers are equal."""
+    ways: dict[str, Callable[[], list[list[int]]]] = {
+        "ours": lambda: ours(work, size),
+        "one by one": lambda: batches(work, 1),
+        "plain batches": lambda: batches(work, size),
+        "sorted batches": lambda: batches(work, size, by_length=True),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    # On a machine that others use, too, the processor's time says more than the clock on the wall.
+    processor: dict[str, list[float]] = {name: [] for name in ways}
+    expected = batches(work, 1)
+    same = True
+    for _ in range(rounds):
+        for name, way in ways.items():
+            start, busy = time.perf_counter(), time.process_time()
+            answers = way()
+            seconds[name].append(time.perf_counter() - start)
+            processor[name].append(time.process_time() - busy)
+            different = sum(a != b for a, b in zip(answers, expected, strict=True))
+            if different:
+                print(f"{work.name}: {different} answers of '{name}' are different")
+                same = False
+    lengths = [len(prompt) for prompt in work.prompts], [len(answer) for answer in expected]
+    spans = [f"{min(n)}-{max(n)} (mean {statistics.mean(n):.0f})" for n in lengths]
+    print(f"{work.name}: {len(expected)} prompts of {spans[0]} tokens, answers of {spans[1]}")
+    for name, times in seconds.items():
+        rate = len(expected) / statistics.median(times)
+        wall, busy_ratio = (
+            [t / o for t, o in zip(clock[name], clock["ours"], strict=True)]
+            for clock in (seconds, processor)
+        )
+        print(
+            f"  {name:15s} {rate:7.1f} prompts/s   ours is {statistics.median(wall):6.2f} times "
+            f"as fast (rounds {min(wall):.2f} to {max(wall):.2f}), "
+            f"by processor time {statistics.median(busy_ratio):.2f}"
+        )
+    return same
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--prompts", type=int, default=320)
+    parser.add_argument("--slots", type=int, default=32)
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    print(
+        f"{platform.machine()} {os.cpu_count()} cpus, torch {torch.__version__}, "
+        f"{torch.get_num_threads()} threads, {options.slots} slots"
+    )
+    draw = random.Random(0)
+    same = True
+    for make in (
+        lambda: microworld(0, options.prompts, draw),
+        lambda: microworld(4, options.prompts, draw),
+        lambda: random_llama(True, options.prompts, draw),
+        lambda: random_llama(False, options.prompts, draw),
+    ):
+        with torch.inference_mode():
+            same &= compare(make(), options.slots, options.rounds)
+    sys.exit(0 if same else 1)
+
+
+if __name__ == "__main__":
+    main()
