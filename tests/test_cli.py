@@ -177,6 +177,15 @@ def test_fit_then_test_then_predict_write_their_products(
     assert scores["decoding"]["max_new_tokens"] == 4
     assert scores["phrase_list"]
     assert "torch" in scores["versions"]
+    outcomes = [json.loads(line) for line in (root / "outcomes.jsonl").read_text().splitlines()]
+    assert [(row["set"], row["kind"], row["index"], row["id"]) for row in outcomes] == [
+        ("mine", "benign", 0, "1"),
+        ("mine", "benign", 1, "2"),
+    ]
+    for name in ("over_refusal", "exact_match"):
+        mean = sum(row["scores"][name] for row in outcomes) / 2
+        assert mean == scores["metrics"][f"mine/{name}"]
+    assert "messages" not in outcomes[0]
 
     predicted = command("predict", *test_words[1:], "--model.model_name_or_path", root / "model")
     assert predicted.code == 0, predicted.err
@@ -211,7 +220,8 @@ def test_another_run_never_overwrites_a_product(
     assert (root / "model" / "model.safetensors").read_bytes() != before[
         root / "model" / "model.safetensors"
     ]
-    assert not (root / "metrics.json").exists(), "scores of the replaced model must not stay"
+    for name in ("metrics.json", "outcomes.jsonl"):
+        assert not (root / name).exists(), "scores of the replaced model must not stay"
 
 
 def test_a_test_keeps_what_judges_have_added_to_its_own_run(

@@ -27,6 +27,7 @@ from oneshot_lit.callbacks import (
     DataReport,
     HuggingFaceExport,
     MetricsWriter,
+    OutcomesWriter,
     PredictionWriter,
     RealignmentCurve,
     RunCheckpoint,
@@ -112,6 +113,7 @@ class OneShotCLI(LightningCLI):
                 # The data module shards by itself, exactly and without drawing prompts twice.
                 "use_distributed_sampler": False,
                 "callbacks": [
+                    OutcomesWriter(),
                     self.metrics_writer,
                     self.prediction_writer,
                     DataReport(),

@@ -64,7 +64,7 @@ def replace_folder(fresh: Path, target: Path) -> None:
     """
     old = _old(target)
     recover(target)
-    _remove(old)
+    remove(old)
     try:
         if target.exists():
             target.rename(old)
@@ -72,7 +72,7 @@ def replace_folder(fresh: Path, target: Path) -> None:
     except BaseException:
         recover(target)
         raise
-    _remove(old)
+    remove(old)
 
 
 def recover(target: Path) -> None:
@@ -87,7 +87,8 @@ def _old(target: Path) -> Path:
     return target.with_name(f".{target.name}.old")
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file or a whole folder, if it is there."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -13,6 +13,8 @@ from oneshot_lit.files import write_json_atomically
 from oneshot_lit.metrics_file import is_tested
 
 RUN_FILE = "run.json"
+# What others make of a run's scores and answers.
+DERIVED = ("outcomes.jsonl", "judgments", "lm_eval.json")
 PRODUCTS = {"fit": "model", "test": "metrics.json", "predict": "predictions.jsonl"}
 
 # Keys that change how a run is shown, resumed or checkpointed, never what it produces.

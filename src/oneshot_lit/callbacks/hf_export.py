@@ -15,10 +15,10 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from oneshot_lit.callbacks.hf_writer import gather, in_parts, write_model
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.files import folder_written_whole
+from oneshot_lit.files import folder_written_whole, remove
 from oneshot_lit.modules.language_model import LanguageModelModule
 from oneshot_lit.modules.loading import is_adapter, is_local, load_merged, resolve_dtype
-from oneshot_lit.runs import PRODUCTS, record_run, recorded_runs
+from oneshot_lit.runs import DERIVED, PRODUCTS, record_run, recorded_runs
 from oneshot_lit.strategies.deepspeed import whole_models
 
 PRODUCT, MERGED = "model", "merged"
@@ -86,6 +86,8 @@ class HuggingFaceExport(Callback):
         if recorded_runs(root).get("fit", self.run) != self.run:
             for command in ("test", "predict"):
                 (root / PRODUCTS[command]).unlink(missing_ok=True)
+            for name in DERIVED:
+                remove(root / name)
 
     def save(self, module: Any, folder: Path | None) -> None:
         """Write model and tokenizer of a `LanguageModelModule`.

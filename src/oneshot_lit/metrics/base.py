@@ -26,6 +26,7 @@ class TextScore(Metric):
         needs_references: Whether every prompt must have a reference answer.
         skill: Whether it measures a skill to keep, from 0 (none) to 1 (all): the selection of a
             realignment step counts its losses, and the report of a study names them.
+        last_scores: The scores of the answers of the last `update`, in their order.
     """
 
     full_state_update = False
@@ -38,6 +39,7 @@ class TextScore(Metric):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.last_scores: list[float] = []
         for name, size in (("sums", (3,)), ("total", ()), ("unscored", ())):
             self.add_state(name, torch.zeros(size, dtype=torch.long), dist_reduce_fx="sum")
 
@@ -59,6 +61,7 @@ class TextScore(Metric):
         found = self.scores(outputs, references)
         if len(found) != len(outputs):
             raise ValueError(f"{type(self).__name__} gave {len(found)} of {len(outputs)} scores")
+        self.last_scores = found
         scored = [score for score in found if not math.isnan(score)]
         self.sums += torch.tensor(_in_parts(scored), device=self.sums.device)
         self.total += len(scored)

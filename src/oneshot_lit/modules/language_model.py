@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import cached_property
 from typing import Any
 
@@ -24,18 +23,17 @@ from oneshot_lit.data.chat import (
 from oneshot_lit.data.read_files import require_file
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.metrics.base import TextScore
-from oneshot_lit.metrics.registry import METRICS
 from oneshot_lit.modules import loading
-from oneshot_lit.modules.answering import Answering
 from oneshot_lit.modules.building import ModelBuilding
 from oneshot_lit.modules.generation import Decoding
 from oneshot_lit.modules.loss import next_token_loss
 from oneshot_lit.modules.rounding import check_rounding
+from oneshot_lit.modules.scoring import PromptScoring
 from oneshot_lit.strategies.gradients import is_boundary, total_norm
 from oneshot_lit.strategies.random_state import random_states, restore_random_state
 
 
-class LanguageModelModule(Answering, ModelBuilding, LightningModule):
+class LanguageModelModule(PromptScoring, ModelBuilding, LightningModule):
     """Supervised fine-tuning and evaluation of any Hugging Face causal language model.
 
     Subclasses change `compute_loss` for another objective, or the hooks of `LightningModule`.
@@ -66,9 +64,6 @@ class LanguageModelModule(Answering, ModelBuilding, LightningModule):
         trust_remote_code: Allow code from a hub repository to run. Off unless you read that code.
         allow_rounding: Train 16-bit weights even if the learning rate is too small to move most.
     """
-
-    # Names of validation scores start with this, those of test with nothing.
-    validation_prefix = "val/"
 
     def __init__(
         self,
@@ -114,6 +109,7 @@ class LanguageModelModule(Answering, ModelBuilding, LightningModule):
         self.sample_counts: dict[str, int] = {}
         self.empty_counts: dict[str, int] = {}
         self.unscored_counts: dict[str, int] = {}
+        self.outcomes: list[dict[str, Any]] = []
         self._metrics: dict[str, dict[str, TextScore]] = {}
         # Only the adapter is in a checkpoint when only the adapter is trained.
         self.strict_loading = peft is None
@@ -244,126 +240,10 @@ class LanguageModelModule(Answering, ModelBuilding, LightningModule):
             if norm is not None:
                 self.log("train/grad_norm", norm)
 
-    # -------------------------------------------------------------- evaluation
-
-    def _prompt_loaders(self) -> list[Any]:
-        if self.trainer.testing:
-            loaders: Any = self.trainer.test_dataloaders
-        elif self.trainer.predicting:
-            loaders = self.trainer.predict_dataloaders
-        else:
-            loaders = self.trainer.val_dataloaders
-        return loaders if isinstance(loaders, list) else [loaders]
-
-    def _prompt_set(self, dataloader_idx: int) -> Any:
-        return self._prompt_loaders()[dataloader_idx].dataset
-
-    def score_batch(self, batch: dict[str, Tensor], dataloader_idx: int) -> None:
-        """Take a batch of prompts in, and add the answers that are ready to their sets' metrics."""
-        self._score(self._answers(batch, dataloader_idx))
-
-    def _score(self, answers: list[tuple[Any, str]]) -> None:
-        for number in {number for (number, _), _ in answers}:
-            prompts = self._prompt_set(number)
-            own = {index: output for (of, index), output in answers if of == number}
-            outputs, references = list(own.values()), [prompts.references[i] for i in own]
-            for metric in self._metrics[prompts.name].values():
-                metric.update(outputs, references)
-            self.sample_counts[prompts.name] += len(outputs)
-            self.empty_counts[prompts.name] += sum(not output for output in outputs)
-
-    def _start_scoring(self) -> None:
-        # All metrics on all processes: one without a prompt of a set must still join its sums.
-        sets = [loader.dataset for loader in self._prompt_loaders()]
-        self._metrics = {s.name: {n: METRICS[n]().to(self.device) for n in s.metrics} for s in sets}
-        self.sample_counts = {s.name: 0 for s in sets}
-        self.empty_counts = dict(self.sample_counts)
-        self._start_answering(self._prompt_loaders())
-
-    def computed_scores(self) -> dict[str, float]:
-        """Return ``<set>/<metric>`` -> value over all answers of all processes."""
-        self._score(self._last_answers())
-        metrics = {f"{s}/{n}": m for s, found in self._metrics.items() for n, m in found.items()}
-        self.unscored_counts = {key: int(metric.unscored) for key, metric in metrics.items()}
-        for counts in (self.sample_counts, self.empty_counts, self.unscored_counts):
-            if counts and self.trainer.world_size > 1:
-                summed = torch.tensor(list(counts.values()), device=self.device)
-                summed = self.trainer.strategy.reduce(summed, reduce_op="sum")
-                counts.update(zip(counts, summed.tolist(), strict=True))
-        return {key: float(metric.compute()) for key, metric in metrics.items()}
-
-    def _finish_scoring(self, prefix: str) -> None:
-        self.scores = self.computed_scores()
-        # Equal on all processes already.
-        named = {prefix + key: value for key, value in self.scores.items()}
-        self.log_dict(named, sync_dist=self.trainer.world_size > 1)
-
-    def on_validation_epoch_start(self) -> None:
-        """Forget the scores of the last validation."""
-        self._start_scoring()
-
-    def validation_step(
-        self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Answer and score a batch of development prompts."""
-        self.score_batch(batch, dataloader_idx)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the development scores as ``val/<set>/<metric>``."""
-        self._finish_scoring(self.validation_prefix)
-
-    def on_test_epoch_start(self) -> None:
-        """Forget earlier scores."""
-        self._start_scoring()
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Answer and score a batch of held-out prompts."""
-        self.score_batch(batch, dataloader_idx)
-
-    def on_test_epoch_end(self) -> None:
-        """Log the held-out scores as ``<set>/<metric>``."""
-        self._finish_scoring("")
-
-    def on_predict_epoch_start(self) -> None:
-        """Begin with no answer."""
-        self._start_answering(self._prompt_loaders())
-
-    def predict_step(
-        self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0
-    ) -> list[dict[str, Any]]:
-        """Take a batch of prompts in; returns one row for each answer that is ready by now.
-
-        An answer may come with a later batch, even of another set; the last brings all the rest.
-        """
-        answers = self._answers(batch, dataloader_idx)
-        if self._last_prediction(batch_idx, dataloader_idx):
-            answers += self._last_answers()
-        rows = []
-        for (number, index), output in answers:
-            prompts = self._prompt_set(number)
-            row = prompts.conversations[index].prompt.as_dict()
-            rows.append(
-                {
-                    "set": prompts.name,
-                    "kind": prompts.kind,
-                    "index": index,
-                    **row,
-                    "output": output,
-                }
-            )
-        return rows
-
-    def _last_prediction(self, batch_idx: int, dataloader_idx: int) -> bool:
-        batches = self.trainer.num_predict_batches
-        # Where nobody knows how many batches come, any may be the last.
-        if not all(math.isfinite(number) for number in batches):
-            return True
-        return batch_idx + 1 >= batches[dataloader_idx] and not any(batches[dataloader_idx + 1 :])
+    # ----------------------------------------------------- product, checkpoints
 
     def before_export(self) -> None:
         """Bring the weights to what the product shall hold; called by the export after `fit`."""
-
-    # ------------------------------------------------------------- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the random state, and only the adapter's weights when only an adapter is trained."""
