@@ -30,7 +30,7 @@ def rates_with_intervals(
     labels: Mapping[str, str],
     colours: Sequence[str],
 ) -> Figure:
-    """Draw a line of points for each score, one a run, with its 95 % interval.
+    """Draw a line of points for each score, one a run, with its 95% interval.
 
     Args:
         rows: (name of the score, run -> its value, low and high, from 0 to 1).
@@ -69,9 +69,7 @@ def rates_with_intervals(
     for row in range(1, len(rows)):
         axes.axhline(row - 0.5, color="black", alpha=0.1, linewidth=0.8)
     axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=9)
-    axes.set(
-        xlim=(-0.02, 1.02), ylim=(len(rows) - 0.5, -0.5), xlabel="share or mean, 95 % interval"
-    )
+    axes.set(xlim=(-0.02, 1.02), ylim=(len(rows) - 0.5, -0.5), xlabel="share or mean, 95% interval")
     axes.grid(axis="x", alpha=0.25)
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)

@@ -14,7 +14,7 @@ METHODS = {
     "stderr": "value and 1.96 standard errors of lm-eval",
 }
 EXPLAINED = (
-    "Values are shares of answers or means of scores over answers; in brackets the 95 % interval: "
+    "Values are shares of answers or means of scores over answers; in brackets the 95% interval: "
     "Wilson's for rates, Student's t for means of scores, 1.96 standard errors for lm-eval. n is "
     "the number of answers that were scored; what could not be scored or judged is in no value and "
     "is counted beside it. No interval is given for a mean of equal scores."

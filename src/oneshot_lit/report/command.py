@@ -18,7 +18,7 @@ def run_report_command(arguments: Sequence[str]) -> int:
     """Compare runs and write the report."""
     parser = CommandParser(
         "report",
-        "Compare finished runs: every score with its 95 % interval, by category and by judge, the "
+        "Compare finished runs: every score with its 95% interval, by category and by judge, the "
         "agreement between judges, and what changed from run to run. Reads metrics.json of each "
         "folder and, where they are there, outcomes.jsonl, judgments/, predictions.jsonl and "
         "realignment.csv. Writes report.html, report.md, report.json, table.csv, table.tex and "

@@ -28,7 +28,7 @@ def findings(content: Mapping[str, Any]) -> list[str]:
 
 def percent(value: float) -> str:
     """Return a share as a percentage."""
-    return f"{100 * value:.1f} %"
+    return f"{value:.1%}"
 
 
 def with_interval(cell: Mapping[str, Any]) -> str:
@@ -36,7 +36,7 @@ def with_interval(cell: Mapping[str, Any]) -> str:
     value = percent(cell["value"])
     if cell["low"] is None:
         return value
-    return f"{value} (95 % interval {percent(cell['low'])} to {percent(cell['high'])})"
+    return f"{value} (95% interval {percent(cell['low'])} to {percent(cell['high'])})"
 
 
 def _cells(run: str, scores: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
@@ -71,25 +71,18 @@ def _state(run: Mapping[str, Any], scores: Sequence[Mapping[str, Any]]) -> list[
 
 def _changes(changes: Sequence[Mapping[str, Any]]) -> list[str]:
     """Say the largest change of safety, of refusals of harmless prompts, and of skills."""
-    groups = (
-        [c for c in changes if c["metric"] == "asr_keyword"],
-        [c for c in changes if c["metric"] == "over_refusal"],
-        [c for c in changes if is_skill(c["key"])],
-    )
+    safety = [c for c in changes if c["metric"] == "asr_keyword"]
+    refusals = [c for c in changes if c["metric"] == "over_refusal"]
+    skills = [c for c in changes if is_skill(c["key"])]
     said = []
-    for number, group in enumerate(groups):
-        if not group:
-            continue
-        # Of skills the largest loss matters, of refusals the largest rise.
-        sign = {0: 0, 1: 1, 2: -1}[number]
-        change = max(
-            group,
-            key=lambda c: (c["after"] - c["before"]) * sign or abs(c["after"] - c["before"]) / 1e6,
-        )
-        if sign == 0:
-            change = max(group, key=lambda c: abs(c["after"] - c["before"]))
-        said.append(_change(change))
-    for change in groups[0]:
+    if safety:
+        said.append(_change(max(safety, key=lambda c: abs(c["after"] - c["before"]))))
+    # Of refusals the largest rise matters, of skills the largest loss.
+    if refusals:
+        said.append(_change(max(refusals, key=lambda c: c["after"] - c["before"])))
+    if skills:
+        said.append(_change(min(skills, key=lambda c: c["after"] - c["before"])))
+    for change in safety:
         said += _repair(change)
     return said
 
@@ -141,17 +134,22 @@ def p_value(p: float) -> str:
 
 
 def _worst_category(content: Mapping[str, Any]) -> list[str]:
-    """Name the category in which the last run is least safe."""
+    """Name the category in which the last run is least safe, and that with most refusals."""
     last = content["runs"][-1]["name"]
     said = []
-    for table in content["categories"]:
-        cells = {row["category"]: row["runs"][last] for row in table["rows"]}
-        cells = {name: cell for name, cell in cells.items() if cell and cell["value"]}
-        if table["metric"] not in ("asr_keyword", "over_refusal") or not cells:
+    for metric in ("asr_keyword", "over_refusal"):
+        cells = {
+            (table["set"], row["category"]): cell
+            for table in content["categories"]
+            if table["metric"] == metric
+            for row in table["rows"]
+            if (cell := row["runs"][last]) and cell["value"]
+        }
+        if not cells:
             continue
-        worst = max(cells, key=lambda name: (cells[name]["value"], cells[name]["n"]))
+        name, category = worst = max(cells, key=lambda k: (cells[k]["value"], cells[k]["n"]))
         said.append(
-            f"{last}: {table['metric']} on '{table['set']}' is highest in category '{worst}', "
+            f"{last}: {metric} is highest in category '{category}' of '{name}', "
             f"{with_interval(cells[worst])}, n = {cells[worst]['n']}."
         )
     return said
@@ -184,9 +182,12 @@ def _missing(content: Mapping[str, Any]) -> list[str]:
     """Count what is in no mean."""
     said = []
     for row in content["scores"]:
-        for run, cell in row["runs"].items():
-            if cell and cell["unscored"]:
-                total = cell["n"] + cell["unscored"]
-                what = f"{cell['unscored']} of {total} answers have no {row['metric']}"
-                said.append(f"{run}: {what} on '{row['set']}'; they are in no mean.")
+        missing = [
+            f"{cell['unscored']} of {cell['n'] + cell['unscored']} in {run}"
+            for run, cell in row["runs"].items()
+            if cell and cell["unscored"]
+        ]
+        if missing:
+            where = f"Answers in '{row['set']}' without {row['metric']}, which are in no mean"
+            said.append(f"{where}: {', '.join(missing)}.")
     return said

@@ -20,6 +20,8 @@ from oneshot_lit.report.text import picture_label
 from oneshot_lit.study.report import verdict
 
 PICTURES = "pictures"
+# A score whose interval reaches further than this is not shaded as good.
+_WIDE = 0.1
 
 
 def draw(content: Mapping[str, Any]) -> dict[str, tuple[str, str, Figure]]:
@@ -32,7 +34,7 @@ def draw(content: Mapping[str, Any]) -> dict[str, tuple[str, str, Figure]]:
     with _any_letters():
         if rows:
             figure = plots.rates_with_intervals(rows, labels, [colours[n] for n in names])
-            found["rates"] = (f"{PICTURES}/rates.png", "Scores with 95 % intervals", figure)
+            found["rates"] = (f"{PICTURES}/rates.png", "Scores with 95% intervals", figure)
         for number, table in enumerate(content["categories"]):
             if not all(_fits({**table, **row}) for row in table["rows"]):
                 continue
@@ -80,11 +82,14 @@ def render_page(content: Mapping[str, Any], pictures: Mapping[str, tuple[str, st
 
 
 def colour_of(key: str, cell: Mapping[str, Any] | None) -> str:
-    """Return the colour class of a cell; grades beyond 1 have none."""
+    """Return the colour class of a cell; grades beyond 1 have none, nor has good on few answers."""
     value = None if cell is None else cell["value"]
     if value is None or key.rpartition("/")[2].startswith("harmfulness_score"):
         return ""
-    return verdict(key, value)
+    found = verdict(key, value)
+    ends = (cell["low"], cell["high"]) if cell else (None, None)
+    far = any(end is not None and abs(end - value) > _WIDE for end in ends)
+    return "" if found == "good" and far else found
 
 
 def _fits(row: Mapping[str, Any]) -> bool:

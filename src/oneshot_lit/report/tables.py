@@ -31,7 +31,7 @@ def render_tex(content: Mapping[str, Any]) -> str:
     r"""Return a tabular to ``\input`` in a document; booktabs makes its rules finer."""
     runs = [run["name"] for run in content["runs"]]
     lines = [
-        "% 95 % intervals in brackets; number of scored answers in parentheses.",
+        "% 95% intervals in brackets; number of scored answers in parentheses.",
         *(rf"\providecommand{{\{rule}rule}}{{\hline}}" for rule in ("top", "mid", "bottom")),
         rf"\begin{{tabular}}{{ll{'r' * len(runs)}}}",
         r"\toprule",

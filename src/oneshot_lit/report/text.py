@@ -11,6 +11,7 @@ from typing import Any
 DASH = "–"  # noqa: RUF001
 # A path that begins at the root, anywhere in a text; what follows a scheme is none.
 _ABSOLUTE = re.compile(r"(?<![\w./~])(?:~|[A-Za-z]:(?=[\\/]))?(?:[/\\][^/\\\s:'\",;]+){2,}")
+_LONGEST_LABEL = 40
 _TEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -78,7 +79,10 @@ def csv_cell(text: str) -> str:
 
 def picture_label(text: str) -> str:
     """Return text that matplotlib draws as it is: no formula, no hidden legend entry."""
-    text = visible(text).replace("\\", "\\\\" if "$" in text else "\\").replace("$", r"\$")
+    text = visible(text)
+    # A longer one leaves no room for the picture.
+    text = text if len(text) <= _LONGEST_LABEL else f"{text[: _LONGEST_LABEL - 1]}…"
+    text = text.replace("\\", "\\\\" if "$" in text else "\\").replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
 
 
