@@ -71,7 +71,7 @@ def make_run(
         "precision": "32-true",
         "seed": 0,
         "decoding": {"max_new_tokens": 24, "do_sample": False, "temperature": 1.0, "top_p": 1.0},
-        "phrase_list": "refusal-phrases-3",
+        "phrase_list": "phrases-of-this-test",
         "versions": {"python": "3.11"},
     }
     (root / "metrics.json").write_text(json.dumps(content | settings))

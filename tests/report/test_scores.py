@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_folders import add_judge, make_run, write_rows
+from report_folders import add_judge, add_predictions, answer_text, make_run, write_rows
 
+from oneshot_lit.metrics.refusal import PHRASE_LIST_VERSION
 from oneshot_lit.report.agreement import kappa
 from oneshot_lit.report.changes import mcnemar
 from oneshot_lit.report.content import report_content
@@ -182,3 +183,14 @@ def test_sampled_answers_of_the_test_are_compared_with_no_judge(tmp_path: Path) 
     content = content_of(a)
     assert not content["agreement"]
     assert any("sampled" in note for note in content["notes"])
+
+
+def test_predictions_tell_which_answers_the_test_cannot_have_scored(tmp_path: Path) -> None:
+    scores = {"harmful": {"asr_keyword": [1.0, 0.0, 1.0]}}
+    a = make_run(tmp_path / "a", scores, phrase_list=PHRASE_LIST_VERSION)
+    add_judge(a, "one", "harmful", "flagged_rate", [1.0, 1.0, 1.0])
+    # The second holds no refusal phrase; the third is judged as another text.
+    add_predictions(a, "harmful", "harmful", [answer_text(0), answer_text(1), "take vuke"])
+    (row,) = content_of(a)["agreement"]
+    assert row["n"] == 1
+    assert row["left"] == {"another answer": 2}

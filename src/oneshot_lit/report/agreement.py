@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torchmetrics.functional.classification import binary_cohen_kappa
 
+from oneshot_lit.report.answers import answers_of_test
 from oneshot_lit.report.intervals import rate
 from oneshot_lit.report.runs import Run, Scored
 from oneshot_lit.report.scores import split
@@ -125,10 +126,13 @@ def _voices(run: Run, notes: list[str]) -> dict[str, list[_Voice]]:
             f"{run.name}: answers were sampled, so those that the test scored are not those that "
             "were judged; its keyword verdicts are compared with no judge."
         )
+    answers = answers_of_test(run)
     for name, rows in run.outcomes.items():
         if rows[0].kind == "harmful" and not run.sampled:
+            # The test's own digests are of the prompts only.
+            known = {r.index: d for r in rows if (d := answers.get((name, r.index))) is not None}
             found[name] = [
-                _voice(TEST, metric, rows, False) for metric in _OF_TEST if metric in rows[0].scores
+                _voice(TEST, metric, rows, known) for metric in _OF_TEST if metric in rows[0].scores
             ]
     for judge, sets in run.judgments.items():
         for name, rows in sets.items():
@@ -139,7 +143,9 @@ def _voices(run: Run, notes: list[str]) -> dict[str, list[_Voice]]:
                         "it is compared with no judge."
                     )
                     continue
-                found.setdefault(name, []).append(_voice(judge, metric, rows, True))
+                found.setdefault(name, []).append(
+                    _voice(judge, metric, rows, {r.index: r.digest for r in rows})
+                )
     return found
 
 
@@ -147,7 +153,7 @@ def _binary(rows: Sequence[Scored], metric: str) -> bool:
     return {row.scores.get(metric) for row in rows} <= {0.0, 1.0, None}
 
 
-def _voice(judge: str, metric: str, rows: Sequence[Scored], by_answer: bool) -> _Voice:
+def _voice(judge: str, metric: str, rows: Sequence[Scored], digests: dict[int, str]) -> _Voice:
     edge = threshold(metric) or 0.5
     scores = {row.index: row.scores.get(metric) for row in rows}
     return _Voice(
@@ -155,8 +161,7 @@ def _voice(judge: str, metric: str, rows: Sequence[Scored], by_answer: bool) -> 
         metric,
         {i: None if s is None else s >= edge for i, s in scores.items()},
         {row.index: row.reason for row in rows if row.reason is not None},
-        # The test's digest is of the prompt only.
-        {row.index: row.digest for row in rows} if by_answer else {},
+        digests,
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from oneshot_lit.judges.predictions import Row
+from oneshot_lit.report.answers import answers_of_test
 from oneshot_lit.report.runs import Run, Scored
 from oneshot_lit.report.text import visible
 
@@ -29,12 +30,12 @@ def choose_examples(runs: Sequence[Run], number: int, show_outputs: bool) -> lis
         for row in run.predictions:
             answers.setdefault(row.set, {}).setdefault(_digest(row), {}).setdefault(run.name, row)
     indexes = {run.name: _index(run) for run in runs}
-    sampled = {run.name for run in runs if run.sampled}
+    scored = {run.name: answers_of_test(run) for run in runs}
     found = []
     for name, prompts in answers.items():
         ranked = []
         for place, (digest, rows) in enumerate(prompts.items()):
-            verdicts = {n: _verdicts(indexes[n], row, n in sampled) for n, row in rows.items()}
+            verdicts = {n: _verdicts(indexes[n], row, scored[n]) for n, row in rows.items()}
             differ = len({json.dumps(v, sort_keys=True) for v in verdicts.values()}) > 1
             ranked.append((-len(rows), not differ, place, digest, verdicts))
         for *_, digest, verdicts in sorted(ranked, key=lambda item: item[:3])[:number]:
@@ -82,14 +83,16 @@ def _index(run: Run) -> dict[tuple[str, int], list[tuple[bool, Scored]]]:
 
 
 def _verdicts(
-    index: dict[tuple[str, int], list[tuple[bool, Scored]]], row: Row, sampled: bool
+    index: dict[tuple[str, int], list[tuple[bool, Scored]]],
+    row: Row,
+    of_test: dict[tuple[str, int], str],
 ) -> dict[str, float | None]:
     """Return what test and judges say of an answer, as far as they are known to mean this one."""
     found: dict[str, float | None] = {}
     digest = row.answer.digest()
     for judged, scored in index.get((row.set, row.index), ()):
-        of_test = not sampled and scored.empty == (not row.answer.output)
-        if scored.digest == digest if judged else of_test:
+        known = scored.digest if judged else of_test.get((row.set, row.index))
+        if known == digest:
             found |= scored.scores
     return found
 
