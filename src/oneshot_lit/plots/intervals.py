@@ -37,6 +37,7 @@ def rates_with_intervals(
         labels: Run -> how it is named.
         colours: Colour of each run.
     """
+    hidden = len(rows) - _MOST_ROWS
     rows = rows[:_MOST_ROWS]
     runs = list(labels)
     height = 1.3 + len(rows) * (0.22 + 0.13 * len(runs))
@@ -69,7 +70,9 @@ def rates_with_intervals(
     for row in range(1, len(rows)):
         axes.axhline(row - 0.5, color="black", alpha=0.1, linewidth=0.8)
     axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=9)
-    axes.set(xlim=(-0.02, 1.02), ylim=(len(rows) - 0.5, -0.5), xlabel="share or mean, 95% interval")
+    cut = "" if hidden <= 0 else f"; {hidden} more scores in the table"
+    axes.set(xlim=(-0.02, 1.02), ylim=(len(rows) - 0.5, -0.5))
+    axes.set_xlabel(f"share or mean, 95% interval{cut}")
     axes.grid(axis="x", alpha=0.25)
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -88,6 +91,7 @@ def category_map(
         labels: Run -> how it is named.
         title: What is drawn.
     """
+    hidden = len(rows) - _MOST_ROWS
     rows = rows[:_MOST_ROWS]
     table = np.full((len(rows), len(labels)), np.nan)
     for place, (_, cells) in enumerate(rows):
@@ -113,6 +117,7 @@ def category_map(
             )
     axes.set_xticks(range(len(labels)), list(labels.values()), rotation=20, ha="right")
     axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=9)
-    axes.set_title(title, fontsize=10)
+    cut = "" if hidden <= 0 else f" ({hidden} more categories in the table)"
+    axes.set_title(title + cut, fontsize=10)
     axes.tick_params(length=0)
     return figure
