@@ -15,7 +15,17 @@ from oneshot_lit import __version__
 from oneshot_lit.errors import OneShotError, did_you_mean
 
 FITTING = ("fit", "validate", "test", "predict")
-VERBS = (*FITTING, "export", "api-file", "judge", "lm-eval", "study", "microworld", "memory")
+VERBS = (
+    *FITTING,
+    "export",
+    "api-file",
+    "judge",
+    "lm-eval",
+    "report",
+    "study",
+    "microworld",
+    "memory",
+)
 
 HELP = f"""\
 oneshot-lit {__version__}: break and repair the safety of fine-tuned language models.
@@ -31,6 +41,7 @@ commands
   api-file    write the instance, repeated, for a provider's fine-tuning API
   judge       judge the answers of predict by phrases, a classifier or an endpoint
   lm-eval     measure general ability with lm-eval; adds to <run>/metrics.json
+  report      compare runs: scores with intervals, categories, judges; HTML, Markdown, LaTeX
   study       run stages and compare them; writes results.json and report.html
   microworld  write the embedded micro-world's data sets to files
   memory      estimate what a model needs of each GPU, by strategy and number of GPUs
@@ -93,6 +104,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from oneshot_lit.api_file import run_api_file_command
 
             return run_api_file_command(given[1:])
+        if given[0] == "report":
+            from oneshot_lit.report.command import run_report_command
+
+            return run_report_command(given[1:])
         if given[0] == "study":
             from oneshot_lit.study.command import run_study_command
 

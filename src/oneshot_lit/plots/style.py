@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 import tempfile
 from collections.abc import Sequence
@@ -32,6 +34,14 @@ def save_figure(figure: Figure, path: Path) -> None:
     plt.close(figure)
     os.chmod(name, 0o644)
     os.replace(name, path)
+
+
+def embed(figure: Figure) -> str:
+    """Return a figure as a PNG in a data URI, for pages without links, and close it."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=130)
+    plt.close(figure)
+    return "data:image/png;base64," + base64.b64encode(picture.getvalue()).decode()
 
 
 def close(figure: Figure) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import math
 import re
@@ -12,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
-from matplotlib.figure import Figure
 
 from oneshot_lit import plots
 from oneshot_lit.callbacks.spectra_files import read_spectra
@@ -54,14 +51,14 @@ def render_report(
         verdict=verdict,
         findings=findings(unswept),
         sweeps={
-            sweep.title: _embed(plots.sweep_panels(scores, sweep.x))
+            sweep.title: plots.embed(plots.sweep_panels(scores, sweep.x))
             for sweep in sweeps
             if (scores := sweep_scores(sweep, stages))
         },
-        curves={name: _embed(plots.step_curve(rows)) for name, rows in curves.items()},
+        curves={name: plots.embed(plots.step_curve(rows)) for name, rows in curves.items()},
         pictures={
-            "safety_utility": _embed(plots.safety_utility({n: metrics[n] for n in unswept})),
-            "energy": _embed(plots.energy_curves(spectra)) if spectra else None,
+            "safety_utility": plots.embed(plots.safety_utility({n: metrics[n] for n in unswept})),
+            "energy": plots.embed(plots.energy_curves(spectra)) if spectra else None,
         },
     )
 
@@ -122,10 +119,3 @@ def findings(stages: Mapping[str, Any]) -> list[str]:
         if name == "attacked":
             previous = metrics
     return said
-
-
-def _embed(figure: Figure) -> str:
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=130)
-    plots.close(figure)
-    return "data:image/png;base64," + base64.b64encode(picture.getvalue()).decode()

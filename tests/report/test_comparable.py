@@ -1,0 +1,129 @@
+"""Runs that may not stand side by side, and files that are of another test."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_folders import add_judge, make_run, write_rows
+
+from oneshot_lit.errors import OneShotError
+from oneshot_lit.report.comparable import differences, require_comparable
+from oneshot_lit.report.runs import read_run
+
+SCORES = {"harmful": {"asr_keyword": [1.0, 0.0, 1.0, 1.0]}}
+
+
+def compare(*folders: Path) -> None:
+    require_comparable([read_run(folder.name, folder) for folder in folders])
+
+
+def refusal(*folders: Path) -> str:
+    with pytest.raises(OneShotError) as caught:
+        compare(*folders)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_order_of_the_prompts_does_not_matter(tmp_path: Path) -> None:
+    compare(make_run(tmp_path / "a", SCORES), make_run(tmp_path / "b", SCORES, order=-1))
+
+
+def test_other_prompts_are_refused(tmp_path: Path) -> None:
+    a, b = make_run(tmp_path / "a", SCORES), make_run(tmp_path / "b", SCORES)
+    rows = [json.loads(line) for line in (b / "outcomes.jsonl").read_text().splitlines()]
+    rows[2]["prompt"] = "0" * 32
+    write_rows(b / "outcomes.jsonl", rows)
+    said = refusal(a, b)
+    assert "runs 'a' and 'b': 1 of the prompts in 'harmful'" in said
+    assert "leave one out" in said
+
+
+@pytest.mark.parametrize("outcomes", [True, False])
+def test_other_counts_are_refused(tmp_path: Path, outcomes: bool) -> None:
+    a = make_run(tmp_path / "a", SCORES, outcomes=outcomes)
+    b = make_run(tmp_path / "b", {"harmful": {"asr_keyword": [1.0]}}, outcomes=outcomes)
+    assert "the number of prompts in 'harmful' differs (4 and 1)" in refusal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            {"decoding": {"max_new_tokens": 64, "do_sample": False}},
+            "decoding differs (max_new_tokens: 24 and 64",
+        ),
+        ({"phrase_list": "refusal-phrases-2"}, "phrase_list differs"),
+    ],
+)
+def test_other_settings_are_refused(tmp_path: Path, settings: dict[str, Any], said: str) -> None:
+    a, b = make_run(tmp_path / "a", SCORES), make_run(tmp_path / "b", SCORES, **settings)
+    assert said in refusal(a, b)
+
+
+def test_sets_of_one_run_only_are_no_obstacle(tmp_path: Path) -> None:
+    more = {**SCORES, "sql": {"rouge1": [0.5, 0.6]}}
+    compare(make_run(tmp_path / "a", SCORES), make_run(tmp_path / "b", more))
+
+
+def test_other_versions_of_a_judge_are_refused(tmp_path: Path) -> None:
+    a, b = make_run(tmp_path / "a", SCORES), make_run(tmp_path / "b", SCORES)
+    add_judge(a, "guard", "harmful", "flagged_rate", [1.0, 0.0, 0.0, 1.0])
+    add_judge(b, "guard", "harmful", "flagged_rate", [1.0, 0.0, 0.0, 1.0], version="guard-2")
+    assert "the version of judge 'guard' differs (guard-1 and guard-2)" in refusal(a, b)
+
+
+def test_other_settings_of_lm_eval_are_refused(tmp_path: Path) -> None:
+    folders = []
+    for name, shots in (("a", 0), ("b", 5)):
+        task = {"version": 1, "num_fewshot": shots, "samples": 9, "scores": ["lm_eval/arc/acc"]}
+        folders.append(make_run(tmp_path / name, SCORES, evaluations={"lm_eval/arc": task}))
+    assert "lm_eval/arc differs (num_fewshot: 0 and 5)" in refusal(*folders)
+
+
+def test_what_may_differ_is_said(tmp_path: Path) -> None:
+    a, b = make_run(tmp_path / "a", SCORES), make_run(tmp_path / "b", SCORES, seed=3)
+    runs = [read_run(folder.name, folder) for folder in (a, b)]
+    require_comparable(runs)
+    assert differences(runs) == ["seed of a and b differ (0 and 3)."]
+
+
+def test_outcomes_of_another_test_are_refused(tmp_path: Path) -> None:
+    a = make_run(tmp_path / "a", SCORES)
+    text = (a / "metrics.json").read_text()
+    (a / "metrics.json").write_text(text.replace("0.75", "0.5"))
+    assert "outcomes.jsonl: its mean of harmful/asr_keyword is 0.75" in refusal(a)
+
+
+def test_a_cut_off_file_is_refused(tmp_path: Path) -> None:
+    a = make_run(tmp_path / "a", SCORES)
+    lines = (a / "outcomes.jsonl").read_text().splitlines(keepends=True)
+    (a / "outcomes.jsonl").write_text("".join(lines[:-1]))
+    assert "has 3 rows of 'harmful' and metrics.json counts 4" in refusal(a)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"index": "0"}, "row 1: 'index'"),
+        ({"scores": {"asr_keyword": "yes"}}, "row 1: 'asr_keyword' must be a number"),
+        ({"scores": {"asr_keyword": True}}, "row 1: 'asr_keyword' must be a number"),
+        ({"index": 1}, "row 2: prompt 1 of 'harmful' is there twice"),
+    ],
+)
+def test_faulty_rows_are_named(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    a = make_run(tmp_path / "a", SCORES)
+    rows = [json.loads(line) for line in (a / "outcomes.jsonl").read_text().splitlines()]
+    write_rows(a / "outcomes.jsonl", [rows[0] | change, *rows[1:]])
+    assert said in refusal(a)
+
+
+def test_judgments_that_a_later_test_forgot_are_left_out(tmp_path: Path) -> None:
+    a = make_run(tmp_path / "a", SCORES)
+    add_judge(a, "guard", "harmful", "flagged_rate", [1.0, 0.0, 0.0, 1.0])
+    make_run(a, SCORES)
+    run = read_run("a", a)
+    assert not run.judgments
+    assert "judge again" in run.notes[0]

@@ -1,0 +1,98 @@
+"""The command ``oneshot-lit report``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from report_folders import make_run
+
+FILES = ["report.html", "report.json", "report.md", "table.csv", "table.tex"]
+
+
+def test_report(command, story: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    names = [
+        f"{name}={folder}" for name, folder in zip("before [b] after".split(), story, strict=True)
+    ]
+    done = command("report", "--runs", *names, "--out", out, "--title", "[t] story")
+    assert done.code == 0, done.err
+    assert sorted(f.name for f in out.glob("*.*")) == FILES
+    assert (out / "pictures" / "rates.png").stat().st_size > 5000
+    assert list(out.glob("pictures/category_harmful_asr_keyword_*.png"))
+    assert list(out.glob("pictures/curve_after_*.png"))
+    for shown in ("[t] story", "[b]", "0.950", "still answers 2", str(out / "report.html")):
+        assert shown in done.out.replace("\n", " ") or shown in done.out
+    markdown = (out / "report.md").read_text()
+    for link in ("pictures/rates.png", "pictures/curve_after_0.png"):
+        assert link in markdown
+        assert (out / link).is_file()
+    before = {f.name: f.read_bytes() for f in out.glob("*.*")}
+    command("report", "--runs", *names, "--out", out, "--title", "[t] story")
+    assert before == {f.name: f.read_bytes() for f in out.glob("*.*")}
+
+
+def test_bare_folders_are_named_by_themselves(command, story: list[Path], tmp_path: Path) -> None:
+    done = command("report", "--runs", *story, "--out", tmp_path / "report")
+    assert done.code == 0, done.err
+    assert "attacked to patched" in done.out.replace("\n", " ")
+
+
+def test_one_old_run_is_enough(command, tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "a", {"sql": {"rouge1": [0.5]}}, outcomes=False)
+    done = command("report", "--runs", folder, "--out", tmp_path / "report")
+    assert done.code == 0, done.err
+
+
+def test_outputs_only_with_the_flag(command, story: list[Path], tmp_path: Path) -> None:
+    command("report", "--runs", *story, "--out", tmp_path / "r", "--show_outputs")
+    assert "SECRET-OUTPUT" in (tmp_path / "r" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--runs", "{0}", "{0}"], "two runs are named 'aligned'"),
+        (["--runs", "a={0}/nowhere"], "no such folder; check --runs"),
+        (["--runs", "a={0}/judgments"], "metrics.json: missing; run oneshot-lit test"),
+        (["--runs", "={0}"], "give NAME=FOLDER"),
+        (["--runs", "{0}", "--examples", "-1"], "--examples -1: must be 0 or more"),
+        (["--runs", "{0}", "--out", "{0}"], "is the folder of a run"),
+        (["--runs", "{0}", "--out", "{0}/metrics.json"], "--out is a file"),
+        (["--run", "{0}"], "see oneshot-lit report --help"),
+    ],
+)
+def test_mistakes_are_one_line(
+    command, story: list[Path], tmp_path: Path, words: list[str], said: str
+) -> None:
+    words = [word.format(story[0]) for word in words]
+    out = [] if "--out" in words else ["--out", tmp_path / "report"]
+    done = command("report", *words, *out)
+    assert done.code == 2
+    assert said in done.error
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_mistake_leaves_the_earlier_report(command, story: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    assert command("report", "--runs", *story, "--out", out).code == 0
+    before = (out / "report.html").read_bytes()
+    (story[1] / "outcomes.jsonl").write_text("{\n")
+    done = command("report", "--runs", *story, "--out", out)
+    assert done.code == 2
+    assert "outcomes.jsonl row 1: not JSON" in done.error
+    assert (out / "report.html").read_bytes() == before
+
+
+def test_help_is_quick(command) -> None:
+    done = command("report", "--help")
+    assert done.code == 0
+    assert "before=runs/aligned" in done.out
+    code = (
+        "import sys; from oneshot_lit.__main__ import main; main(['report', '--help']); "
+        "sys.exit(any(m in sys.modules for m in ('torch', 'scipy', 'matplotlib')))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+    assert run.returncode == 0
