@@ -406,3 +406,22 @@ def test_a_reference_that_nothing_compares_with_is_named(
     # Asked of the metrics of the set alone.
     others = {"t": PromptSet(Rows(2, "rows.csv", reference=bad), "task", ["over_refusal"])}
     build("test", test_sets=others)
+
+
+def test_extra_sets_join_the_others() -> None:
+    first, second = PromptSet(Rows(1)), PromptSet(Rows(2))
+    data = SafetyDataModule(
+        val_sets={"a": first},
+        extra_val_sets={"b": second},
+        test_sets={"c": first},
+        extra_test_sets={"d": second},
+    )
+    assert data.val_sets == {"a": first, "b": second}
+    assert data.test_sets == {"c": first, "d": second}
+    assert SafetyDataModule(extra_test_sets={"d": second}).test_sets == {"d": second}
+
+
+def test_an_extra_set_of_a_taken_name_is_refused(mistake_of) -> None:
+    sets = {"a": PromptSet(Rows(1))}
+    message = mistake_of(SafetyDataModule, val_sets=sets, extra_val_sets=sets)
+    assert message == "data.extra_val_sets.a: is also in data.val_sets; give it another name."

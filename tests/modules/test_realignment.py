@@ -142,3 +142,21 @@ def test_parts_of_a_step_are_scored_in_the_precision_of_whole_steps(
     realign(command, attacked, tmp_path, *words, "--trainer.num_sanity_val_steps", "0")
     assert seen
     assert all(seen)
+
+
+def test_a_watched_set_is_drawn_and_chooses_nothing(
+    command, attacked: Path, tmp_path: Path
+) -> None:
+    overlay = tmp_path / "watched.yaml"
+    # Harmless prompts in the place of harmful ones: they are answered whatever the step.
+    overlay.write_text(
+        "data:\n  init_args:\n    extra_val_sets:\n      hidden:\n        kind: harmful\n"
+        "        watch: true\n        source:\n          class_path: oneshot_lit.data.Microworld\n"
+        "          init_args: {split: benign_dev, size: 16}\n"
+    )
+    words = ["--model.optimizer.lr", "5e-4", "--trainer.max_epochs", "4"]
+    plain = realign(command, attacked, tmp_path / "plain", *words)
+    watched = realign(command, attacked, tmp_path / "watched", "--config", str(overlay), *words)
+    assert {row["hidden/asr_keyword"] for row in watched[:2]} == {"1.0"}
+    assert [{k: row[k] for k in plain[0]} for row in watched] == plain
+    assert weights(tmp_path / "watched") == weights(tmp_path / "plain")
