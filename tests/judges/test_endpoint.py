@@ -404,6 +404,38 @@ print(len(judge.judge(answers)))
 """
 
 
+SIGNALLED_WHILE_KEEPING = """
+import os, signal
+from oneshot_lit.judges.cache import VerdictCache
+keep = VerdictCache.keep
+def signalled(self, *arguments):
+    VerdictCache.keep = keep
+    os.kill(os.getpid(), signal.SIGINT)
+    keep(self, *arguments)
+VerdictCache.keep = signalled
+"""
+
+
+def test_an_interrupt_between_a_reply_and_its_place_loses_nothing(tmp_path: Path) -> None:
+    with serving(grade) as server:
+        arguments = [server.url, str(tmp_path / "cache")]
+        code = SIGNALLED_WHILE_KEEPING + INTERRUPTED
+        first = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60
+        )
+        assert "KeyboardInterrupt" in first.stderr
+        assert first.stdout == ""
+        assert 1 <= len(server.requests) <= 12
+        again = subprocess.run(
+            [sys.executable, "-c", INTERRUPTED, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert again.stdout.strip() == "40", again.stderr
+        assert len(server.requests) == 40
+
+
 def test_an_interrupt_waits_for_what_is_paid_for(tmp_path: Path) -> None:
     def slowly(request):
         reply = grade(request)

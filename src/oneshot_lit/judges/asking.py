@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.judges.base import Answer, Verdict
 from oneshot_lit.judges.cache import Paid, VerdictCache
+from oneshot_lit.judges.interrupts import run_interruptibly
 from oneshot_lit.judges.replies import (
     PassingError,
     RefusedError,
@@ -76,7 +77,7 @@ class Asker:
                 if not pending:
                     break
                 first = asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-                done, pending = loop.run_until_complete(first)
+                done, pending = run_interruptibly(loop, first)
                 for task in done:
                     error = task.exception()
                     if error is None:
