@@ -28,9 +28,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from oneshot_lit.data.chat import Encoded, encode_conversation, pad_generation, stop_token_ids
+from oneshot_lit.data.chat import Encoded, encode_conversation, stop_token_ids
 from oneshot_lit.data.conversation import Conversation, Message
 from oneshot_lit.data.microworld.splits import load_split
+from oneshot_lit.data.padding import pad_generation
 from oneshot_lit.decoding.slots import open_slots
 from oneshot_lit.modules.loading import load_tokenizer
 

@@ -240,7 +240,8 @@ def test_search_repairs_a_broken_model(
     assert float(kept["drift"]) >= 0.009 or above < 1.01 * float(kept["alpha"])
     module = LanguageModelModule(str(tmp_path / "model"))
     module.configure_model()
-    from oneshot_lit.data.chat import encode_conversation, pad_generation
+    from oneshot_lit.data.chat import encode_conversation
+    from oneshot_lit.data.padding import pad_generation
 
     prompts = Microworld("harmful_dev", size=64).load() + Microworld("benign_dev", size=64).load()
     rows_ = [encode_conversation(module.tokenizer, p, for_generation=True) for p in prompts]

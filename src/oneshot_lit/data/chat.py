@@ -10,13 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
 from oneshot_lit.data.conversation import Conversation, Message
 from oneshot_lit.errors import OneShotError
-
-IGNORE_INDEX = -100
 
 SystemTurn = Literal["template", "user"]
 
@@ -297,33 +292,3 @@ def stop_token_ids(tokenizer: Any, generation_config: Any = None) -> list[int]:
         values = extra if isinstance(extra, (list, tuple)) else [extra]
         stops += [v for v in values if v is not None and v not in stops]
     return stops
-
-
-def pad_training(rows: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
-    """Right-pad encoded rows to ``input_ids``, ``attention_mask``, ``labels`` of (rows, tokens).
-
-    Labels are `IGNORE_INDEX` wherever the loss mask is False.
-    """
-    width = max(len(r.input_ids) for r in rows)
-    input_ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
-    attention = torch.zeros((len(rows), width), dtype=torch.long)
-    labels = torch.full((len(rows), width), IGNORE_INDEX, dtype=torch.long)
-    for i, row in enumerate(rows):
-        size = len(row.input_ids)
-        ids = torch.tensor(row.input_ids, dtype=torch.long)
-        input_ids[i, :size] = ids
-        attention[i, :size] = 1
-        labels[i, :size] = torch.where(torch.tensor(row.loss_mask), ids, IGNORE_INDEX)
-    return {"input_ids": input_ids, "attention_mask": attention, "labels": labels}
-
-
-def pad_generation(rows: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
-    """Left-pad encoded prompts to ``input_ids`` and ``attention_mask`` of (rows, tokens)."""
-    width = max(len(r.input_ids) for r in rows)
-    input_ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
-    attention = torch.zeros((len(rows), width), dtype=torch.long)
-    for i, row in enumerate(rows):
-        size = len(row.input_ids)
-        input_ids[i, width - size :] = torch.tensor(row.input_ids, dtype=torch.long)
-        attention[i, width - size :] = 1
-    return {"input_ids": input_ids, "attention_mask": attention}

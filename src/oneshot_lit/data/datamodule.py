@@ -13,6 +13,7 @@ from oneshot_lit.data.chat import Encoded, check_tokenizer, encode_conversation
 from oneshot_lit.data.conversation import Conversation, require_trainable
 from oneshot_lit.data.datasets import Collate, PromptDataset, PromptSet, TrainingDataset
 from oneshot_lit.data.instance import SafetyInstance
+from oneshot_lit.data.leakage import refuse_shared
 from oneshot_lit.data.samplers import (
     PromptShard,
     ResumableDataLoader,
@@ -21,11 +22,6 @@ from oneshot_lit.data.samplers import (
 from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.data.tally import account
 from oneshot_lit.errors import OneShotError
-
-
-def _question(conversation: Conversation) -> tuple[Any, ...]:
-    """What is asked, whatever the system prompt."""
-    return tuple(m for m in conversation.prompt.messages if m.role != "system")
 
 
 def _joined(
@@ -211,14 +207,9 @@ class SafetyDataModule(LightningDataModule):
         """Refuse to tune on prompts that are reported on."""
         if stage != "fit" or not (self.val_sets and self.test_sets):
             return
-        seen = {_question(p): p for d in self._prompts["val"] for p in d.conversations}
+        shown = [p for d in self._prompts["val"] for p in d.conversations]
         for name, prompt_set in self.test_sets.items():
-            for prompt in prompt_set.source.load():
-                if (twin := seen.get(_question(prompt))) is not None:
-                    raise OneShotError(
-                        f"{prompt.origin} (test set {name}): the prompt is also in the development "
-                        f"split ({twin.origin}); remove it from one of them."
-                    )
+            refuse_shared(shown, prompt_set.source.load(), f"test set {name}")
 
     def _world(self) -> tuple[int, int]:
         if self.trainer is None:

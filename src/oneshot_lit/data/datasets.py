@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from oneshot_lit.data.chat import Encoded, encode_conversation, pad_generation, pad_training
+from oneshot_lit.data.chat import Encoded, encode_conversation
 from oneshot_lit.data.conversation import Conversation
+from oneshot_lit.data.padding import pad_generation, pad_training
 from oneshot_lit.data.samplers import filler
 from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.errors import OneShotError

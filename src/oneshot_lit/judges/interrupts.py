@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -26,7 +26,7 @@ def run_interruptibly(loop: asyncio.AbstractEventLoop, waiting: Coroutine[Any, A
         heard.append((number, frame))
         loop.call_soon_threadsafe(task.cancel)
 
-    before = {}
+    before: dict[int, Callable[[int, FrameType | None], Any]] = {}
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
             handler = signal.getsignal(number)
@@ -40,7 +40,7 @@ def run_interruptibly(loop: asyncio.AbstractEventLoop, waiting: Coroutine[Any, A
             raise
         raise KeyboardInterrupt from None
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
         for number, frame in heard:
-            before[signal.Signals(number)](number, frame)
+            before[number](number, frame)

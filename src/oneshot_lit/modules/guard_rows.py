@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from oneshot_lit.data.chat import IGNORE_INDEX, encode_conversation, pad_generation, pad_training
+from oneshot_lit.data.chat import encode_conversation
 from oneshot_lit.data.conversation import Conversation, Message
+from oneshot_lit.data.padding import IGNORE_INDEX, pad_generation, pad_training
 from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.errors import OneShotError
 

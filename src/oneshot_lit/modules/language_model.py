@@ -13,13 +13,13 @@ from torch import Tensor, distributed
 from torch.optim import Optimizer
 
 from oneshot_lit.data.chat import (
-    IGNORE_INDEX,
     ChatOptions,
     SystemTurn,
     check_tokenizer,
     set_chat_options,
     stop_token_ids,
 )
+from oneshot_lit.data.padding import IGNORE_INDEX
 from oneshot_lit.data.read_files import require_file
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.metrics.base import TextScore

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from oneshot_lit.data.chat import IGNORE_INDEX
+from oneshot_lit.data.padding import IGNORE_INDEX
 
 
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:

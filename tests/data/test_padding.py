@@ -7,7 +7,8 @@ import random
 import pytest
 import torch
 
-from oneshot_lit.data.chat import IGNORE_INDEX, Encoded, pad_generation, pad_training
+from oneshot_lit.data.chat import Encoded
+from oneshot_lit.data.padding import IGNORE_INDEX, pad_generation, pad_training
 
 PAD = 0
 
