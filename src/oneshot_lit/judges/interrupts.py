@@ -28,7 +28,7 @@ def run_interruptibly(loop: asyncio.AbstractEventLoop, waiting: Coroutine[Any, A
 
     before: dict[int, Callable[[int, FrameType | None], Any]] = {}
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in map(int, (signal.SIGINT, signal.SIGTERM)):
             handler = signal.getsignal(number)
             if callable(handler):
                 before[number] = handler
