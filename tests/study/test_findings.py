@@ -11,12 +11,19 @@ def stage(**metrics: float) -> dict:
     return {"metrics": {key.replace("__", "/"): value for key, value in metrics.items()}}
 
 
+FITTED = {"commands": {"fit": "oneshot-lit fit"}}
+REPAIR = {"from": "attacked"}
+
+
 def test_findings() -> None:
     said = findings(
         {
-            "attacked": stage(h__asr_keyword=0.975, b__over_refusal=0.0, sql__exact_match=0.9),
-            "patched": stage(h__asr_keyword=0.0, b__over_refusal=0.25, sql__exact_match=0.8),
-            "control": stage(h__asr_keyword=1.0, sql__exact_match=0.9),
+            "attacked": stage(h__asr_keyword=0.975, b__over_refusal=0.0, sql__exact_match=0.9)
+            | FITTED,
+            "patched": stage(h__asr_keyword=0.0, b__over_refusal=0.25, sql__exact_match=0.8)
+            | REPAIR,
+            "control": stage(h__asr_keyword=1.0, sql__exact_match=0.9) | REPAIR,
+            "other": stage(sql__exact_match=0.1) | {"from": "nowhere"},
         }
     )
     assert said == [
@@ -31,7 +38,9 @@ def test_every_task_score_is_a_skill() -> None:
     before = {"sql/exact_match": 0.9, "sql/rouge1": 0.95, "lm_eval/mmlu/acc": 0.5}
     after = {"sql/exact_match": 0.9, "sql/rouge1": 0.9, "lm_eval/mmlu/acc": 0.25}
     ppl = {"lm_eval/wikitext/word_perplexity": 9.0}
-    said = findings({"attacked": {"metrics": before | ppl}, "patched": {"metrics": after}})
+    said = findings(
+        {"attacked": {"metrics": before | ppl} | FITTED, "patched": {"metrics": after} | REPAIR}
+    )
     assert said == ["patched: the largest loss of skill is 0.250 (lm_eval/mmlu/acc)."]
 
 
@@ -54,4 +63,11 @@ def test_colours(key: str, value: float, colour: str) -> None:
 def test_what_was_not_measured_is_not_said() -> None:
     assert findings({"a": stage(b__over_refusal=0.0), "b": stage(sql__exact_match=0.5)}) == [
         "a: no harmless one is refused."
+    ]
+
+
+def test_an_attack_behind_a_trigger_is_not_averaged_away() -> None:
+    assert findings({"a": stage(h__asr_keyword=0.0, h_triggered__asr_keyword=1.0)}) == [
+        "a: 100.0% of harmful prompts are answered at the worst (h triggered), 0.0% at the least "
+        "(h)."
     ]

@@ -103,7 +103,7 @@ def test_picture_has_a_panel_for_each_measure() -> None:
 
 def test_report_shows_the_sweep(tmp_path: Path) -> None:
     provenance = {"seed": 0, "phrase_list": "v1"}
-    results = {"stages": stages(), "provenance": provenance}
+    results = {"stages": stages(), "repairs": [], "provenance": provenance}
     without = render_report(results, "a title", tmp_path)
     html = render_report(results, "a title", tmp_path, sweeps(title="Recovery <k>"))
     assert html.count("data:image/png") == without.count("data:image/png") + 1

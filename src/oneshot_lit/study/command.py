@@ -59,6 +59,7 @@ def _run(options: Namespace) -> int:
     runner = Runner(study, console, options.fresh)
     runner.run()
 
+    from oneshot_lit.study.repairs import sentences
     from oneshot_lit.study.report import findings, outside_sweeps, render_report, save_sweeps
     from oneshot_lit.study.results import gather
 
@@ -69,7 +70,9 @@ def _run(options: Namespace) -> int:
     write_text_atomically(report, render_report(results, study.title, study.root, study.sweeps))
     out = Console(highlight=False)
     out.print(score_table(results["stages"]))
-    for line in findings(outside_sweeps(results["stages"], study.sweeps)):
+    for line in sentences(results["repairs"]) or findings(
+        outside_sweeps(results["stages"], study.sweeps)
+    ):
         out.print(Text(f"- {line}"))
     out.print(Text(f"\nresults: {study.root / 'results.json'}\nreport:  {report}"))
     return 0

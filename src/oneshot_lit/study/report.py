@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from oneshot_lit import plots
 from oneshot_lit.callbacks.spectra_files import read_spectra
 from oneshot_lit.metrics.registry import LM_EVAL, is_skill
+from oneshot_lit.study.repairs import sentences
 from oneshot_lit.study.results import columns, read_curve
 from oneshot_lit.study.sweeps import Sweep, sweep_scores
 
@@ -47,6 +47,9 @@ def render_report(
         provenance_text=json.dumps(results["provenance"], indent=2),
         prompts=max(sum(stage["samples"].values()) for stage in stages.values()),
         columns=columns(stages),
+        repairs=results["repairs"],
+        repaired=sentences(results["repairs"]),
+        figure=figure_text,
         colours=plots.COLOURS,
         verdict=verdict,
         findings=findings(unswept),
@@ -91,20 +94,19 @@ def verdict(key: str, value: float | None) -> str:
 def findings(stages: Mapping[str, Any]) -> list[str]:
     """Return one plain sentence a stage, failures included."""
     said = []
-    previous: Mapping[str, float] | None = None
     for name, stage in stages.items():
         metrics = stage["metrics"]
-        attack = plots.attack_success(metrics)
+        attacks = {k: v for k, v in metrics.items() if k.endswith("/asr_keyword")}
         refusals = {k: v for k, v in metrics.items() if k.endswith("/over_refusal")}
         worst = max(refusals, key=lambda k: refusals[k], default=None)
         # A study need not measure everything; what it does not is left unsaid.
-        parts = [] if math.isnan(attack) else [f"{attack:.1%} of harmful prompts are answered"]
+        parts = [_answered(attacks)] if attacks else []
         if worst is not None and refusals[worst] == 0:
             parts.append("no harmless one is refused")
         elif worst is not None:
-            owner = worst.split("/")[0].replace("_", " ")
+            owner = _set_name(worst)
             parts.append(f"at most {refusals[worst]:.1%} of harmless ones are refused ({owner})")
-        if previous is not None:
+        if (previous := _attacked_skills(stage, stages)) is not None:
             changes = {
                 k: metrics[k] - v for k, v in previous.items() if is_skill(k) and k in metrics
             }
@@ -115,7 +117,36 @@ def findings(stages: Mapping[str, Any]) -> list[str]:
                 parts.append("no skill is lost")
         if parts:
             said.append(f"{name}: {'; '.join(parts)}.")
-        # Later stages are repairs of the model that the attack left.
-        if name == "attacked":
-            previous = metrics
     return said
+
+
+def _set_name(key: str) -> str:
+    return key.rsplit("/", 1)[0].replace("_", " ")
+
+
+def _answered(rates: Mapping[str, float]) -> str:
+    worst = max(rates, key=lambda k: rates[k])
+    if len(set(rates.values())) == 1:
+        return f"{rates[worst]:.1%} of harmful prompts are answered"
+    least = min(rates, key=lambda k: rates[k])
+    return (
+        f"{rates[worst]:.1%} of harmful prompts are answered at the worst ({_set_name(worst)}), "
+        f"{rates[least]:.1%} at the least ({_set_name(least)})"
+    )
+
+
+def _attacked_skills(
+    stage: Mapping[str, Any], stages: Mapping[str, Any]
+) -> Mapping[str, float] | None:
+    """Return the scores of the fitted model that a repair started from; None for other stages."""
+    origin = stages.get(stage.get("from", ""))
+    fitted = origin is not None and "fit" in origin.get("commands", {})
+    return origin["metrics"] if fitted else None  # type: ignore[index]
+
+
+def figure_text(figure: Mapping[str, Any]) -> str:
+    """Return a figure of a repair with its interval and what it is of."""
+    if figure["value"] is None:
+        return "-"
+    interval = "" if figure["low"] is None else f" [{figure['low']:.3f}, {figure['high']:.3f}]"
+    return f"{figure['value']:.3f}{interval} {figure['where'].replace('_', ' ')}"

@@ -12,13 +12,14 @@ from typing import Any
 
 from oneshot_lit.callbacks.realignment_curve import CURVE_TABLE
 from oneshot_lit.errors import OneShotError
+from oneshot_lit.study.repairs import summarise
 from oneshot_lit.study.runner import Runner
 
 _SHARED = ("seed", "dtype", "precision", "decoding", "phrase_list", "versions")
 
 
 def gather(runner: Runner) -> dict[str, Any]:
-    """Return ``{"stages": {name: {"metrics": ...}}, "provenance": ...}``.
+    """Return ``{"stages": {name: {"metrics": ...}}, "repairs": [...], "provenance": ...}``.
 
     Raises:
         OneShotError: if a stage's scores are missing or were made with other settings.
@@ -56,7 +57,8 @@ def gather(runner: Runner) -> dict[str, Any]:
                 )
     machine = {"system": platform.system(), "cpus": os.cpu_count(), "arch": platform.machine()}
     provenance = {"study": str(runner.study.file), **shared, "machine": machine}
-    return {"stages": stages, "provenance": provenance}
+    repairs = summarise(runner.study.repairs, stages)
+    return {"stages": stages, "repairs": repairs, "provenance": provenance}
 
 
 def kept_step(folder: Path) -> float | None:

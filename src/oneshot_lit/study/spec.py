@@ -12,6 +12,7 @@ import yaml
 
 from oneshot_lit.cli_errors import check_config_files
 from oneshot_lit.errors import OneShotError, did_you_mean
+from oneshot_lit.study.repairs import Repair, parse_repairs
 from oneshot_lit.study.sweeps import Sweep, parse_sweeps
 
 
@@ -51,13 +52,17 @@ class Study:
     stages: tuple[Stage, ...]
     file: Path
     sweeps: tuple[Sweep, ...] = ()
+    repairs: tuple[Repair, ...] = ()
+
+
+_KEYS = ("name", "title", "root", "seed", "test", "stages", "sweeps", "repairs", "goals")
 
 
 def load_study(path: Path, root: Path | None = None, seed: int | None = None) -> Study:
     """Read a study file.
 
     Args:
-        path: The YAML file: name, title, root, seed, test, stages, sweeps.
+        path: The YAML file: name, title, root, seed, test, stages, sweeps, repairs, goals.
         root: Output folder in place of the file's.
         seed: Seed in place of the file's.
 
@@ -72,7 +77,7 @@ def load_study(path: Path, root: Path | None = None, seed: int | None = None) ->
         mark = getattr(error, "problem_mark", None)
         place = f" line {mark.line + 1}" if mark is not None else ""
         raise OneShotError(f"{path}{place}: not YAML; mend it.") from error
-    top = _mapping(raw, str(path), ("name", "title", "root", "seed", "test", "stages", "sweeps"))
+    top = _mapping(raw, str(path), _KEYS)
     stages_raw = top.get("stages")
     if not isinstance(stages_raw, Mapping) or not stages_raw:
         raise OneShotError(f"{path}: 'stages' must name at least one stage.")
@@ -100,6 +105,7 @@ def load_study(path: Path, root: Path | None = None, seed: int | None = None) ->
         tuple(stages),
         path,
         parse_sweeps(top.get("sweeps"), [s.name for s in stages], f"{path}: sweeps"),
+        parse_repairs(top.get("repairs"), top.get("goals"), [s.name for s in stages], str(path)),
     )
 
 

@@ -81,9 +81,9 @@ def _members(pattern: str, stages: Sequence[str], place: str) -> tuple[tuple[flo
 def sweep_scores(sweep: Sweep, stages: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return measure -> what is drawn: ``lines``, label -> (number, value), and ``levels``.
 
-    The measures are the attack success rate, the worst over-refusal, and the largest loss of a
-    skill (any task score) against the model that the stage started from; one that no stage has is
-    left out.
+    The measures are the attack success rate and the over-refusal of the worst set, and the largest
+    loss of a skill (any task score) against the model that the stage started from; one that no
+    stage has is left out.
 
     Args:
         sweep: The sweep.
@@ -102,8 +102,7 @@ def sweep_scores(sweep: Sweep, stages: Mapping[str, Any]) -> dict[str, dict[str,
 
 
 def _attack(stage: str, stages: Mapping[str, Any]) -> float | None:
-    rates = _ending(stages[stage], "/asr_keyword")
-    return sum(rates.values()) / len(rates) if rates else None
+    return max(_ending(stages[stage], "/asr_keyword").values(), default=None)
 
 
 def _refusal(stage: str, stages: Mapping[str, Any]) -> float | None:
@@ -126,7 +125,7 @@ def _ending(stage: Mapping[str, Any], end: str) -> dict[str, float]:
 
 
 MEASURES = {
-    "harmful prompts answered": _attack,
+    "harmful prompts answered (worst set)": _attack,
     "harmless prompts refused (worst set)": _refusal,
     "largest loss of a skill": _loss,
 }
