@@ -46,10 +46,10 @@ def render_report(
         provenance=results["provenance"],
         provenance_text=json.dumps(results["provenance"], indent=2),
         prompts=max(sum(stage["samples"].values()) for stage in stages.values()),
+        fewest=min(sum(stage["samples"].values()) for stage in stages.values()),
         columns=columns(stages),
         repairs=results["repairs"],
         repaired=sentences(results["repairs"]),
-        figure=figure_text,
         colours=plots.COLOURS,
         verdict=verdict,
         findings=findings(unswept),
@@ -142,11 +142,3 @@ def _attacked_skills(
     origin = stages.get(stage.get("from", ""))
     fitted = origin is not None and "fit" in origin.get("commands", {})
     return origin["metrics"] if fitted else None  # type: ignore[index]
-
-
-def figure_text(figure: Mapping[str, Any]) -> str:
-    """Return a figure of a repair with its interval and what it is of."""
-    if figure["value"] is None:
-        return "-"
-    interval = "" if figure["low"] is None else f" [{figure['low']:.3f}, {figure['high']:.3f}]"
-    return f"{figure['value']:.3f}{interval} {figure['where'].replace('_', ' ')}"
