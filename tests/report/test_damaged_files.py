@@ -53,6 +53,8 @@ def refusal(root: Path) -> str:
         (("unscored",), "none", "unscored must hold whole numbers"),
         (("empty_outputs",), "abc", "empty_outputs must hold whole numbers"),
         (("empty_outputs", "harmful"), 4, "empty_outputs.harmful counts 4 of 3 answers"),
+        (("metrics", "x\n/y"), "1", "metrics.x /y must be a number or null"),
+        (("decoding", "temperature"), NAN, "decoding.temperature is NaN or infinite"),
         (("decoding",), "greedy", "decoding must be an object"),
         (("evaluations", "judge/mine"), 5, "evaluations.judge/mine must be an object"),
         (("evaluations", "judge/mine", "samples"), None, "judge/mine.samples must hold whole"),
@@ -69,6 +71,8 @@ def refusal(root: Path) -> str:
         ),
         (("evaluations", "judge/mine", "scores"), "x", "judge/mine.scores must be a list of keys"),
         (("evaluations", "judge/mine", "scores"), [5], "judge/mine.scores must be a list of keys"),
+        (("evaluations", "judge/mine", "scores"), ["lm_eval/arc/acc"], "acc is not its own"),
+        (("evaluations", "lm_eval/arc", "scores"), ["harmful/x"], "harmful/x is not its own"),
         (("evaluations", "lm_eval/arc", "samples"), "4", "arc.samples must be a whole number"),
         (("evaluations", "lm_eval/arc", "stderr"), {"acc": "x"}, "arc.stderr must hold numbers"),
         (("evaluations", "lm_eval/arc", "settings"), [], "arc.settings must be an object"),
@@ -147,6 +151,22 @@ def test_rows_of_outcomes(tmp_path: Path, change: dict[str, Any], said: str) -> 
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     write_rows(path, [rows[0], rows[1] | change])
     assert f"{path} row 2: {said}" in refusal(root)
+
+
+def test_a_loss_that_is_no_number_is_left_out(command, run: Path, tmp_path: Path) -> None:
+    lines = ["step,attempt,kept,loss,harmful/asr_keyword", "0,1,0,,1.0", "9,1,1,nan,0.0"]
+    (run / "realignment.csv").write_text("\n".join(lines) + "\n")
+    done = command("report", "--runs", run, "--out", tmp_path / "report")
+    assert done.code == 0, done.err
+    content = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert all("loss" not in row for row in content["curves"]["a"])
+
+
+@pytest.mark.parametrize("row", ["9,1,1,nan", "9,1,1,", "9,1,1", "9,1,one,0.0"])
+def test_a_curve_with_a_gap_is_refused(run: Path, row: str) -> None:
+    text = f"step,attempt,kept,harmful/asr_keyword\n0,1,0,1.0\n{row}\n"
+    (run / "realignment.csv").write_text(text)
+    assert "realignment.csv: is not what a realignment writes" in refusal(run)
 
 
 def test_the_command_says_it_in_one_line(command, run: Path, tmp_path: Path) -> None:

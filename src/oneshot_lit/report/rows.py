@@ -106,7 +106,7 @@ def _row(content: Mapping[str, Any], origin: str, verb: str) -> Scored:
     if content["index"] < 0:
         raise OneShotError(f"{origin}: 'index' is below 0; run oneshot-lit {verb} again.")
     for metric, score in content["scores"].items():
-        require_score(score, metric, f"{origin}: '{metric}'", "mend it")
+        require_score(score, metric, f"{origin}: '{visible(metric)}'", "mend it")
     for key in ("prompt", "category", "reason"):
         text = isinstance(content.get(key), (str, int) if key == "category" else str)
         if content.get(key) is not None and not text:
@@ -117,7 +117,7 @@ def _row(content: Mapping[str, Any], origin: str, verb: str) -> Scored:
         index=content["index"],
         category=None if category is None else visible(str(category)),
         scores={visible(metric): score for metric, score in content["scores"].items()},
-        kind=content.get("kind") if verb == "test" else None,
+        kind=visible(content["kind"]) if verb == "test" else None,
         prompt=content.get("prompt"),
         digest=content.get("digest") if verb == "judge" else None,
         reason=None if reason is None else visible(reason),

@@ -109,8 +109,13 @@ def read_run(name: str, folder: Path) -> Run:
         judged = read_rows(path, facts.get("samples", {}), "judge")
         judgments[path.stem] = _with_prompts(judged, rows)
     try:
-        curve = tuple(read_curve(folder))
-        if any("step" not in row or "kept" not in row for row in curve):
+        # A loss may be missing or no number; JSON has none for it.
+        curve = tuple(
+            {key: value for key, value in row.items() if math.isfinite(value)}
+            for row in read_curve(folder)
+        )
+        drawn = {"step", "kept", *(key for row in curve for key in row if "/" in key)}
+        if any(drawn - row.keys() for row in curve):
             raise ValueError
     except (ValueError, TypeError, AttributeError) as error:
         raise OneShotError(

@@ -101,7 +101,9 @@ def estimate(run: Run, key: str, share: bool) -> Estimate | None:
             )
         return found
     facts = next((of for of in run.content["evaluations"].values() if key in _of(of)), None)
-    if name.startswith(f"{LM_EVAL}/") and facts is not None and value is not None:
+    if name.startswith(f"{LM_EVAL}/") and facts is not None:
+        if value is None:
+            return Estimate(None, None, None, 0, 0)
         return from_stderr(value, facts.get("stderr", {}).get(metric), facts.get("samples", 0))
     if facts is not None:
         unscored = sum(facts.get("unjudged", {}).get(name, {}).values())

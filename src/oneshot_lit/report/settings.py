@@ -98,8 +98,10 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a resolved config that decide an answer."""
     model, trainer = _object(config.get("model")), _object(config.get("trainer"))
     own = _object(model.get("init_args"))
+    module = model.get("class_path")
     return {
-        "class_path": model.get("class_path"),
+        # Modules of our own all answer alike; others may answer in their own way.
+        "class_path": None if str(module).startswith("oneshot_lit.") else module,
         **{key: own.get(key) for key in _OF_MODEL},
         "precision": trainer.get("precision"),
         "ckpt_path": config.get("ckpt_path"),
