@@ -215,6 +215,7 @@ def test_sets_that_differ_in_hidden_characters_stay_two(tmp_path: Path) -> None:
 )
 def test_machine_paths(text: str, expected: str) -> None:
     assert without_machine_paths({"a": [text]}) == {"a": [expected]}
+    assert without_machine_paths(expected) == expected
 
 
 def _examples(story: list[Path], **options: Any) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 DASH = "–"  # noqa: RUF001
 # A path that begins at the root, anywhere in a text; what follows a scheme is none.
-_ABSOLUTE = re.compile(r"(?<![\w./~])(?:~|[A-Za-z]:(?=[\\/]))?(?:[/\\][^/\\\s:'\",;]+){2,}")
+_ABSOLUTE = re.compile(r"(?<![\w./~…])(?:~|[A-Za-z]:(?=[\\/]))?(?:[/\\][^/\\\s:'\",;]+){2,}")
 _LONGEST_LABEL = 40
 
 
