@@ -13,6 +13,7 @@ import pytest
 import yaml
 from endpoint_server import failure, grade, serving
 
+from oneshot_lit.data.conversation import Conversation, parse_messages
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.judges import Answer, Judge, KeywordJudge, Verdict
 from oneshot_lit.judges.judging import judge_predictions
@@ -77,9 +78,11 @@ def test_verdicts_and_scores(command, run: Path) -> None:
     rows = judged(run)
     assert [r["index"] for r in rows] == list(range(6))
     assert [r["scores"]["asr_phrases"] for r in rows] == [0, 1, 0, 1, 0, 1]
-    keys = {"set", "index", "id", "category", "digest", "scores", "reason", "labels"}
+    keys = {"set", "index", "id", "category", "prompt", "digest", "scores", "reason", "labels"}
     assert all(set(r) == keys for r in rows)
     assert (rows[2]["id"], rows[2]["category"]) == ("id-2", "x")
+    prompts = [parse_messages(row(n)["messages"], "") for n in range(6)]
+    assert [r["prompt"] for r in rows] == [Conversation(p).digest() for p in prompts]
     text = (run / "judgments" / "keyword.jsonl").read_text()
     assert "prompt 1" not in text
     assert "vuke" not in text

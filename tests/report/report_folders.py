@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from oneshot_lit.data.conversation import Message
+from oneshot_lit.data.conversation import Message, digest_of
 from oneshot_lit.judges.base import Answer
 
 KINDS = {"asr_keyword": "harmful", "over_refusal": "near_miss", "rouge1": "task"}
@@ -17,6 +16,10 @@ Scores = Sequence[float | None]
 
 def prompt_of(name: str, index: int) -> str:
     return f"{name} prompt {index}"
+
+
+def digest_of_prompt(name: str, index: int) -> str:
+    return digest_of([Message("user", prompt_of(name, index))])
 
 
 def mean(scores: Scores) -> float | None:
@@ -42,7 +45,6 @@ def make_run(
             metrics[f"{name}/{metric}"] = mean(scores)
             unscored[f"{name}/{metric}"] = sum(s is None for s in scores)
         for index in range(count):
-            text = prompt_of(name, index)
             rows.append(
                 {
                     "set": name,
@@ -50,7 +52,7 @@ def make_run(
                     "index": index,
                     "id": None,
                     "category": categories[index % len(categories)] if categories else None,
-                    "prompt": hashlib.sha256(text.encode()).hexdigest()[:32],
+                    "prompt": digest_of_prompt(name, index),
                     "scores": {m: s[index] for m, s in by_metric.items()},
                     "empty": False,
                 }
@@ -89,7 +91,9 @@ def answer_text(index: int) -> str:
     return f"SECRET-OUTPUT {index}"
 
 
-def add_predictions(root: Path, name: str, kind: str, outputs: Sequence[str]) -> None:
+def add_predictions(
+    root: Path, name: str, kind: str, outputs: Sequence[str], references: Sequence[str] = ()
+) -> None:
     path = root / "predictions.jsonl"
     rows = [
         {
@@ -99,7 +103,7 @@ def add_predictions(root: Path, name: str, kind: str, outputs: Sequence[str]) ->
             "messages": [{"role": "user", "content": prompt_of(name, index)}],
             "id": None,
             "category": None,
-            "reference": None,
+            "reference": references[index] if references else None,
             "output": output,
         }
         for index, output in enumerate(outputs)
@@ -119,6 +123,7 @@ def add_judge(root: Path, judge: str, name: str, metric: str, scores: Scores, **
                 "index": index,
                 "id": None,
                 "category": None,
+                "prompt": digest_of_prompt(name, index),
                 "digest": answer.digest(),
                 "scores": {metric: score},
                 "reason": "malformed" if score is None else None,
@@ -140,3 +145,14 @@ def add_judge(root: Path, judge: str, name: str, metric: str, scores: Scores, **
         **facts,
     }
     path.write_text(json.dumps(content))
+
+
+def add_run_file(root: Path, **predict: Any) -> None:
+    """Write run.json of a test and of a predict that ran with other settings where given."""
+    decoding = {"max_new_tokens": 24, "do_sample": False, "temperature": 1.0, "top_p": 1.0}
+    model = {"model_name_or_path": "m/tested", "dtype": "float32", "decoding": decoding}
+    content = {}
+    for command, settings in (("test", model), ("predict", model | predict)):
+        config = {"model": {"class_path": "M", "init_args": settings}, "ckpt_path": None}
+        content[command] = {"fingerprint": command, "config": config}
+    (root / "run.json").write_text(json.dumps(content))

@@ -63,6 +63,47 @@ def test_other_settings_are_refused(tmp_path: Path, settings: dict[str, Any], sa
     assert said in refusal(a, b)
 
 
+def decoded(root: Path, **settings: Any) -> Path:
+    decoding = {"max_new_tokens": 24, "do_sample": False, "temperature": 1.0, "top_p": 1.0}
+    return make_run(root, SCORES, decoding=decoding | settings)
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0.3, "top_p": 0.5}, {"backend": "static"}])
+def test_settings_that_no_greedy_answer_depends_on_may_differ(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    compare(decoded(tmp_path / "a", backend="auto"), decoded(tmp_path / "b", **settings))
+
+
+def test_sampled_runs_at_other_temperatures_are_refused(tmp_path: Path) -> None:
+    a = decoded(tmp_path / "a", do_sample=True)
+    b = decoded(tmp_path / "b", do_sample=True, temperature=0.5)
+    assert "decoding differs (temperature: 1.0 and 0.5)" in refusal(a, b)
+
+
+def test_other_backends_are_said(tmp_path: Path) -> None:
+    a = decoded(tmp_path / "a", backend="refill")
+    b = decoded(tmp_path / "b", backend="vllm", vllm={"seed": 1})
+    said = differences([read_run(folder.name, folder) for folder in (a, b)])
+    assert said == [
+        "decoding of a and b differ (backend: refill and vllm, vllm: None and {'seed': 1})."
+    ]
+
+
+@pytest.mark.parametrize("key", ["decoding", "phrase_list"])
+def test_what_is_not_known_is_said(tmp_path: Path, key: str) -> None:
+    folders = [make_run(tmp_path / name, SCORES) for name in "ab"]
+    content = json.loads((folders[1] / "metrics.json").read_text())
+    del content[key]
+    (folders[1] / "metrics.json").write_text(json.dumps(content))
+    compare(*folders)
+    runs = [read_run(folder.name, folder) for folder in folders]
+    (said,) = differences(runs)
+    assert f"b: metrics.json does not say its {key}" in said
+    # A run by itself is compared with nothing.
+    assert differences(runs[1:]) == []
+
+
 def test_sets_of_one_run_only_are_no_obstacle(tmp_path: Path) -> None:
     more = {**SCORES, "sql": {"rouge1": [0.5, 0.6]}}
     compare(make_run(tmp_path / "a", SCORES), make_run(tmp_path / "b", more))

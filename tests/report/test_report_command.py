@@ -34,6 +34,36 @@ def test_report(command, story: list[Path], tmp_path: Path) -> None:
     assert before == {f.name: f.read_bytes() for f in out.glob("*.*")}
 
 
+def test_pictures_of_an_earlier_report_go(command, story: list[Path], tmp_path: Path) -> None:
+    pictures = tmp_path / "report" / "pictures"
+    out = ["--out", pictures.parent]
+    assert command("report", "--runs", *story, *out).code == 0
+    assert list(pictures.glob("curve_patched_*.png"))
+    own = [pictures / name for name in ("mine.png", "curve of mine.png", "category_x_1.svg")]
+    for file in own:
+        file.write_bytes(b"x")
+    beside = pictures.parent / "rates.png"
+    beside.write_bytes(b"x")
+    assert command("report", "--runs", story[0], *out).code == 0
+    assert not list(pictures.glob("curve_patched_*.png"))
+    assert (pictures / "rates.png").is_file()
+    assert all(file.is_file() for file in (*own, beside))
+    markdown = (pictures.parent / "report.md").read_text()
+    made = [file for file in pictures.glob("*.png") if file not in own]
+    assert len(made) > 1
+    assert all(f"pictures/{file.name}" in markdown for file in made)
+
+
+def test_a_linked_folder_of_pictures_is_left(command, story: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    theirs = tmp_path / "elsewhere" / "curve_theirs_0.png"
+    theirs.write_bytes(b"x")
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "pictures").symlink_to(theirs.parent)
+    assert command("report", "--runs", story[0], "--out", tmp_path / "report").code == 0
+    assert theirs.is_file()
+
+
 def test_bare_folders_are_named_by_themselves(command, story: list[Path], tmp_path: Path) -> None:
     done = command("report", "--runs", *story, "--out", tmp_path / "report")
     assert done.code == 0, done.err

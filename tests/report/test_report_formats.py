@@ -19,11 +19,11 @@ from oneshot_lit.report.command import named_folders, write_report
 from oneshot_lit.report.content import report_content
 from oneshot_lit.report.examples import choose_examples
 from oneshot_lit.report.runs import read_run
+from oneshot_lit.report.tex import tex
 from oneshot_lit.report.text import (
     csv_cell,
     markdown,
     markdown_block,
-    tex,
     visible,
     without_machine_paths,
 )
@@ -120,7 +120,7 @@ def test_tex_is_balanced(hostile: Path) -> None:
         assert bare.count("&") == 3
         assert bare.count("{") == bare.count("}")
         assert not re.search(r"(?<!\\)[%#$_]|\^(?!\{)|~", bare.replace(r"\textasciicircum{}", ""))
-    assert text.isascii() or max(map(ord, text)) < 0x180
+    assert text.isascii()
 
 
 def test_json_holds_everything(hostile: Path) -> None:
@@ -160,11 +160,45 @@ def test_any_text_is_no_formula(text: str) -> None:
         ("50% & a_b #1 $x$ {y}", r"50\% \& a\_b \#1 \$x\$ \{y\}"),
         ("~^\\", r"\textasciitilde{}\textasciicircum{}\textbackslash{}"),
         ("[x]*", "{[}x{]}{*}"),
-        ("é 中", "é U+4E2D"),
+        ("é Å ñ 中", r"\'{e} \r{A} \~{n} U+4E2D"),
+        ("ß « ð", r"\ss{} U+00AB U+00F0"),
+        ('a "b" c', "a ''b'' c"),
+        ('""', "''{}''"),
+        ("a--b---c", "a-{}-b-{}-{}-c"),
+        ("``?`!`", "`{}`?{}`!{}`"),
     ],
 )
 def test_tex(text: str, expected: str) -> None:
     assert tex(text) == expected
+
+
+# Commands of LaTeX's first fonts, OT1 and OMS, which need neither fontenc nor textcomp.
+COMMANDS = {
+    *("textbackslash", "textasciitilde", "textasciicircum", "textless", "textgreater", "textbar"),
+    *("dots", "ss", "ae", "AE", "oe", "OE", "o", "O", "l", "L", *"uvHrcdb"),
+    *("{", "}", "$", "&", "#", "_", "%", *"`'^~\"=."),
+}
+
+
+@given(st.text() | st.text(alphabet=st.characters(max_codepoint=0x250)))
+def test_any_text_is_ascii_that_latex_knows(text: str) -> None:
+    cell = tex(text)
+    assert cell.isascii()
+    assert '"' not in re.sub(r'\\"\{', "", cell)
+    assert set(re.findall(r"\\([A-Za-z]+|.)", cell)) <= COMMANDS
+
+
+def test_names_that_differ_in_hidden_characters_stay_apart() -> None:
+    names = ["ab", "a\u200bb", "a\u200cb", "a\u202eb", "a\x1bb", "a\ufffdb", "a\U000e0001b"]
+    assert len({visible(name) for name in names}) == len(names)
+    assert visible(names[1]) == "a<U+200B>b"
+    assert all(visible(visible(name)) == visible(name) for name in names)
+
+
+def test_sets_that_differ_in_hidden_characters_stay_two(tmp_path: Path) -> None:
+    sets = {"s\u200b": {"asr_keyword": [1.0]}, "s\u200c": {"asr_keyword": [0.0, 0.0]}}
+    run = read_run("a", make_run(tmp_path / "a", sets))
+    assert run.samples == {"s<U+200B>": 1, "s<U+200C>": 2}
 
 
 @pytest.mark.parametrize(
@@ -181,6 +215,7 @@ def test_tex(text: str, expected: str) -> None:
 )
 def test_machine_paths(text: str, expected: str) -> None:
     assert without_machine_paths({"a": [text]}) == {"a": [expected]}
+    assert without_machine_paths(expected) == expected
 
 
 def _examples(story: list[Path], **options: Any) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_folders import add_judge, add_predictions, answer_text, make_run, write_rows
 
+from oneshot_lit.errors import OneShotError
 from oneshot_lit.metrics.refusal import PHRASE_LIST_VERSION
 from oneshot_lit.report.agreement import kappa
 from oneshot_lit.report.changes import mcnemar
 from oneshot_lit.report.content import report_content
 from oneshot_lit.report.intervals import wilson
 from oneshot_lit.report.runs import read_run
+from oneshot_lit.report.scores import estimate
 
 
 def content_of(*folders: Path, **options: Any) -> dict[str, Any]:
@@ -83,6 +86,44 @@ def test_a_judge_that_could_tell_nothing_is_shown(tmp_path: Path) -> None:
     row = next(row for row in content["judges"] if row["metric"] == "flagged_rate")
     assert row["unjudged"]["a"] == {"malformed": 2}
     assert any("2 of 2 in a" in line for line in content["findings"])
+
+
+@pytest.mark.parametrize("metric", ["asr_graded", "flagged_rate_graded", "mine"])
+def test_grades_are_no_share_whatever_their_name(tmp_path: Path, metric: str) -> None:
+    a = make_run(tmp_path / "a", {"harmful": {"asr_keyword": [1.0, 0.0, 1.0]}})
+    b = make_run(tmp_path / "b", {"harmful": {"asr_keyword": [1.0, 0.0, 1.0]}})
+    add_judge(a, "grader", "harmful", metric, [0.7, 0.4, 1.0])
+    add_judge(b, "grader", "harmful", metric, [1.0, 0.0, 1.0])
+    row = by_key(content_of(a, b), f"harmful/{metric}")
+    assert not row["share"]
+    for folder in (a, b):
+        said = json.loads((folder / "metrics.json").read_text())["metrics"]
+        assert row["runs"][folder.name]["value"] == pytest.approx(said[f"harmful/{metric}"])
+
+
+def test_verdicts_of_yes_or_no_are_a_share_whatever_their_name(tmp_path: Path) -> None:
+    a = make_run(tmp_path / "a", {"harmful": {"asr_keyword": [1.0, 0.0, 1.0]}})
+    add_judge(a, "own", "harmful", "long_answer", [1.0, None, 0.0])
+    row = by_key(content_of(a), "harmful/long_answer")
+    assert row["share"]
+    assert row["runs"]["a"]["method"] == "wilson"
+
+
+def test_an_interval_holds_its_value_on_any_scale(tmp_path: Path) -> None:
+    a = make_run(tmp_path / "a", {"harmful": {"asr_keyword": [1.0, 0.0, 1.0]}})
+    add_judge(a, "own", "harmful", "harmfulness_score_own", [9.0, 8.0, 10.0])
+    cell = by_key(content_of(a), "harmful/harmfulness_score_own")["runs"]["a"]
+    assert cell["low"] < cell["value"] == 9.0 < cell["high"]
+
+
+@pytest.mark.parametrize("metric", ["asr_keyword", "rouge1"])
+def test_values_are_those_of_metrics_json(tmp_path: Path, metric: str) -> None:
+    folder = make_run(tmp_path / "a", {"s": {metric: [1.0, 0.0, 1.0]}})
+    run = read_run("a", folder)
+    damaged = replace(run, content={**run.content, "metrics": {f"s/{metric}": 0.5}})
+    assert estimate(run, f"s/{metric}", metric == "asr_keyword").value == pytest.approx(2 / 3)
+    with pytest.raises(OneShotError, match=f"'s/{metric}' is 0.5 and its rows give 0.66"):
+        estimate(damaged, f"s/{metric}", metric == "asr_keyword")
 
 
 def test_lm_eval_uses_its_standard_error(tmp_path: Path) -> None:

@@ -71,8 +71,13 @@ class Conversation:
 
     def digest(self) -> str:
         """Return a short content hash that does not depend on the origin."""
-        text = json.dumps([[m.role, m.content] for m in self.messages], ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return digest_of(self.messages)
+
+
+def digest_of(messages: Sequence[Message]) -> str:
+    """Return a short hash of turns; equal prompts have equal ones in all files of a run."""
+    text = json.dumps([[m.role, m.content] for m in messages], ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def conversation_from_pair(

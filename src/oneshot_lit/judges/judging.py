@@ -113,6 +113,7 @@ def _line(row: Row, verdict: Verdict) -> str:
         "index": row.index,
         "id": row.id,
         "category": row.answer.category,
+        "prompt": row.prompt_digest(),
         "digest": row.answer.digest(),
         **verdict.as_dict(),
     }

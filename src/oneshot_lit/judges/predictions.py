@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from oneshot_lit.data.conversation import parse_messages
+from oneshot_lit.data.conversation import digest_of, parse_messages
 from oneshot_lit.data.read_files import read_jsonl
 from oneshot_lit.errors import OneShotError, did_you_mean
 from oneshot_lit.judges.base import Answer
@@ -16,13 +16,27 @@ from oneshot_lit.judges.base import Answer
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the file: where its prompt stands, and the answer to be judged."""
+    """One row of the file: where its prompt stands, and the answer to be judged.
+
+    Attributes:
+        set: Name of the prompt set.
+        kind: Its kind.
+        index: Place of the prompt in its set.
+        id: Identifier in the source, if it has one.
+        answer: Prompt and output.
+        reference: The expected answer, if known; judges do not see it.
+    """
 
     set: str
     kind: str
     index: int
     id: str | None
     answer: Answer
+    reference: str | None = None
+
+    def prompt_digest(self) -> str:
+        """Return the hash of the prompt that ``outcomes.jsonl`` has for it, too."""
+        return digest_of(self.answer.messages)
 
 
 def read_predictions(path: Path) -> list[Row]:
@@ -68,7 +82,10 @@ def _row(content: dict[str, Any], origin: str) -> Row:
             raise OneShotError(f"{origin}: '{key}' must be text.")
         optional[key] = None if value is None else str(value)
     answer = Answer(messages, content["output"], optional["category"])
-    return Row(content["set"], content["kind"], content["index"], optional["id"], answer)
+    place = (content["set"], content["kind"], content["index"])
+    # Files from elsewhere may have references of other kinds, which nothing here needs.
+    reference = content.get("reference")
+    return Row(*place, optional["id"], answer, reference if isinstance(reference, str) else None)
 
 
 def choose_sets(

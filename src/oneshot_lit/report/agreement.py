@@ -14,7 +14,8 @@ from torchmetrics.functional.classification import binary_cohen_kappa
 
 from oneshot_lit.report.answers import answers_of_test
 from oneshot_lit.report.intervals import rate
-from oneshot_lit.report.runs import Run, Scored
+from oneshot_lit.report.rows import Scored
+from oneshot_lit.report.runs import Run
 from oneshot_lit.report.scores import split
 
 # A graded score at or above its threshold counts as harmful.
@@ -27,12 +28,16 @@ POOLED = "all runs"
 
 @dataclass(frozen=True)
 class _Voice:
-    """A judge's verdicts on a set: index -> harmful or not, None where it could not tell."""
+    """A judge's verdicts on a set: index -> harmful or not, None where it could not tell.
+
+    `prompts` and `digests` are hashes of the prompt and of prompt and answer, where known.
+    """
 
     judge: str
     metric: str
     verdicts: dict[int, bool | None]
     reasons: dict[int, str]
+    prompts: dict[int, str]
     digests: dict[int, str]
 
 
@@ -105,16 +110,26 @@ def _joined(a: _Voice, b: _Voice) -> tuple[list[tuple[bool, bool]], Counter[str]
         if index not in b.verdicts:
             left["not asked"] += 1
             continue
-        digests = {voice.digests[index] for voice in (a, b) if index in voice.digests}
         other = b.verdicts[index]
-        if len(digests) > 1:
-            left["another answer"] += 1
+        if reason := _apart(a, b, index):
+            left[reason] += 1
         elif verdict is None or other is None:
             left[a.reasons.get(index) or b.reasons.get(index) or "unscored"] += 1
         else:
             both.append((verdict, other))
     left["not asked"] += len(b.verdicts.keys() - a.verdicts.keys())
     return both, +left
+
+
+def _apart(a: _Voice, b: _Voice, index: int) -> str | None:
+    """Return why two verdicts cannot be taken for verdicts on one answer; None if they can."""
+    prompts = [voice.prompts.get(index) for voice in (a, b)]
+    digests = [voice.digests.get(index) for voice in (a, b)]
+    if None not in prompts and prompts[0] != prompts[1]:
+        return "another prompt"
+    if None not in digests and digests[0] != digests[1]:
+        return "another answer"
+    return "prompt not known" if None in prompts and None in digests else None
 
 
 def _voices(run: Run, notes: list[str]) -> dict[str, list[_Voice]]:
@@ -129,7 +144,7 @@ def _voices(run: Run, notes: list[str]) -> dict[str, list[_Voice]]:
     answers = answers_of_test(run)
     for name, rows in run.outcomes.items():
         if rows[0].kind == "harmful" and not run.sampled:
-            # The test's own digests are of the prompts only.
+            # The test itself knows the prompts only.
             known = {r.index: d for r in rows if (d := answers.get((name, r.index))) is not None}
             found[name] = [
                 _voice(TEST, metric, rows, known) for metric in _OF_TEST if metric in rows[0].scores
@@ -143,9 +158,8 @@ def _voices(run: Run, notes: list[str]) -> dict[str, list[_Voice]]:
                         "it is compared with no judge."
                     )
                     continue
-                found.setdefault(name, []).append(
-                    _voice(judge, metric, rows, {r.index: r.digest for r in rows})
-                )
+                known = {r.index: r.digest for r in rows if r.digest is not None}
+                found.setdefault(name, []).append(_voice(judge, metric, rows, known))
     return found
 
 
@@ -161,6 +175,7 @@ def _voice(judge: str, metric: str, rows: Sequence[Scored], digests: dict[int, s
         metric,
         {i: None if s is None else s >= edge for i, s in scores.items()},
         {row.index: row.reason for row in rows if row.reason is not None},
+        {row.index: row.prompt for row in rows if row.prompt is not None},
         digests,
     )
 

@@ -31,12 +31,12 @@ def about_agreement(thresholds: Mapping[str, float]) -> str:
     return (
         f"Answers that both judges judged. Graded judges are made yes or no: harmful is {edges}. "
         "Kappa is Cohen's; a dash where it is undefined, because both gave one and the same "
-        "verdict throughout. 'test' is the keyword verdict of the test itself, joined by the place "
-        "of the prompt in its set. The test keeps no answers: where predictions.jsonl is there, "
-        "those that do not fit its verdict are left out as 'another answer'; for the rest, greedy "
-        "decoding of the same model is taken to give the same ones. Other judges are joined only "
-        "on the same answer. 'all runs' pools the answers of all runs: its kappa is higher the "
-        "more the runs differ, and its interval takes them for independent."
+        "verdict throughout. 'test' is the keyword verdict of the test itself, joined by place and "
+        "prompt. The test keeps no answers: where predictions.jsonl is there, those that do not "
+        "fit its scores, or come from another model or decoding, are left out as 'another answer'; "
+        "for the rest, greedy decoding of the same model is taken to give the same ones. Other "
+        "judges are joined only on the same answer. 'all runs' pools the answers of all runs: its "
+        "kappa is higher the more the runs differ, and its interval takes them for independent."
     )
 
 

@@ -20,18 +20,19 @@ def mcnemar(gained: int, lost: int) -> float:
 
 
 def by_prompt(run: Run, key: str, metric: str) -> dict[tuple[str, int], float]:
-    """Return (digest of the prompt, how often it came before) -> score, without the unscored."""
-    name = key.rpartition("/")[0]
-    prompts = {row.index: row.digest for row in run.outcomes.get(name, ())}
+    """Return (digest of the prompt, how often it came before) -> score, without the unscored.
+
+    A judge may have judged other prompts than the test of the same set, so the digests are those
+    that stand in its own rows; a row without one is left out.
+    """
     seen: dict[str, int] = {}
     found = {}
     for row in sorted(rows_of(run, key), key=lambda row: row.index):
-        digest = prompts.get(row.index)
-        if digest is None:
+        if row.prompt is None:
             continue
-        number = seen[digest] = seen.get(digest, -1) + 1
+        number = seen[row.prompt] = seen.get(row.prompt, -1) + 1
         if (score := row.scores.get(metric)) is not None:
-            found[digest, number] = score
+            found[row.prompt, number] = score
     return found
 
 

@@ -98,7 +98,7 @@ def _run(options: Namespace) -> int:
 def write_report(content: Mapping[str, Any], out: Path) -> None:
     """Write all files of a report, each whole or not at all; the page comes last."""
     from oneshot_lit.files import write_json_atomically, write_text_atomically
-    from oneshot_lit.report.page import draw, render_page, save_pictures
+    from oneshot_lit.report.page import draw, remove_old_pictures, render_page, save_pictures
     from oneshot_lit.report.tables import render_csv, render_markdown, render_tex
 
     pictures = draw(content)
@@ -112,6 +112,8 @@ def write_report(content: Mapping[str, Any], out: Path) -> None:
     write_json_atomically(out / "report.json", content)
     for name, text in texts.items():
         write_text_atomically(out / name, text)
+    # Last, so that no text links to a picture that is gone.
+    remove_old_pictures(pictures, out)
 
 
 def _show(content: Mapping[str, Any], out: Path) -> None:

@@ -15,6 +15,7 @@ from oneshot_lit.report.examples import choose_examples
 from oneshot_lit.report.findings import findings
 from oneshot_lit.report.runs import Run
 from oneshot_lit.report.scores import category_tables, score_table
+from oneshot_lit.report.settings import notes_on_answers
 from oneshot_lit.report.text import relative_path, visible, without_machine_paths
 
 _PROVENANCE = (
@@ -46,13 +47,14 @@ def report_content(
     require_comparable(runs)
     table = score_table(runs)
     agreement, notes = agreement_table(runs)
+    notes += [note for run in runs for note in notes_on_answers(run)]
     for run in runs:
         missing = [name for name in run.content.get("samples", {}) if name not in run.outcomes]
         if missing:
             notes.append(
                 f"{run.name}: no outcomes of {', '.join(missing)}; no table by category and no "
-                "paired test there, and intervals of rates from share and count only. Run "
-                "oneshot-lit test again to have them."
+                "paired test there, intervals of rates from share and count only, and of the "
+                "prompts only their number is compared. Run oneshot-lit test again to have them."
             )
     content: dict[str, Any] = {
         "title": visible(title),

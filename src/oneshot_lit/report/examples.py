@@ -10,7 +10,8 @@ from typing import Any
 
 from oneshot_lit.judges.predictions import Row
 from oneshot_lit.report.answers import answers_of_test
-from oneshot_lit.report.runs import Run, Scored
+from oneshot_lit.report.rows import Scored
+from oneshot_lit.report.runs import Run
 from oneshot_lit.report.text import visible
 
 # Prompts of other kinds may be harmful themselves.

@@ -20,6 +20,8 @@ from oneshot_lit.report.text import picture_label
 from oneshot_lit.study.report import verdict
 
 PICTURES = "pictures"
+# The names that `draw` gives.
+_OWN_PICTURE = re.compile(r"rates\.png|(category|curve)_[a-z0-9_]{1,60}_[0-9]+\.png")
 # A score whose interval reaches further than this is not shaded as good.
 _WIDE = 0.1
 
@@ -53,6 +55,18 @@ def save_pictures(pictures: Mapping[str, tuple[str, str, Figure]], out: Path) ->
     with _any_letters():
         for file, _, figure in pictures.values():
             plots.save_figure(figure, out / file)
+
+
+def remove_old_pictures(pictures: Mapping[str, tuple[str, str, Figure]], out: Path) -> None:
+    """Remove the pictures of an earlier report that this one does not have."""
+    folder = out / PICTURES
+    if folder.is_symlink():
+        return
+    kept = {out / file for file, _, _ in pictures.values()}
+    for path in folder.glob("*.png"):
+        # Whatever else lies there is somebody's own.
+        if path not in kept and path.is_file() and _OWN_PICTURE.fullmatch(path.name):
+            path.unlink()
 
 
 def render_page(content: Mapping[str, Any], pictures: Mapping[str, tuple[str, str, Figure]]) -> str:

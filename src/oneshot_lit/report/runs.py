@@ -3,47 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from oneshot_lit.callbacks.realignment_curve import CURVE_TABLE
-from oneshot_lit.data.read_files import read_jsonl
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.judges.judging import FOLDER
 from oneshot_lit.judges.predictions import Row, read_predictions
 from oneshot_lit.metrics_file import METRICS_FILE, read_metrics
+from oneshot_lit.report.rows import Scored, read_rows
+from oneshot_lit.report.schema import require_readable
 from oneshot_lit.report.text import visible
-from oneshot_lit.runs import PRODUCTS
+from oneshot_lit.runs import PRODUCTS, recorded_runs
 from oneshot_lit.study.results import read_curve
 
 OUTCOMES = "outcomes.jsonl"
-
-
-@dataclass(frozen=True)
-class Scored:
-    """How the answer to one prompt was scored, by the test or by a judge.
-
-    Attributes:
-        set: Name of the prompt set.
-        index: Place of the prompt in its set.
-        category: Its category, if known.
-        scores: Metric -> score, None where it could not be told.
-        kind: Kind of the set; only the test knows it.
-        digest: Of the prompt (test), or of prompt and output (judge).
-        reason: Why a judge could not tell.
-        empty: Whether the answer is empty; only the test knows it.
-    """
-
-    set: str
-    index: int
-    category: str | None
-    scores: Mapping[str, float | None]
-    kind: str | None = None
-    digest: str = ""
-    reason: str | None = None
-    empty: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +34,7 @@ class Run:
         judgments: Judge -> set -> what it says of each answer.
         predictions: The answers themselves, for examples only.
         curve: The rows of ``realignment.csv``.
+        made_by: Command -> the settings of ``run.json`` that it ran with.
         notes: What was left out, in sentences.
     """
 
@@ -68,6 +45,7 @@ class Run:
     judgments: Mapping[str, Mapping[str, list[Scored]]] = field(default_factory=dict)
     predictions: tuple[Row, ...] = ()
     curve: tuple[Mapping[str, float], ...] = ()
+    made_by: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -108,9 +86,16 @@ def read_run(name: str, folder: Path) -> Run:
             f"{folder / METRICS_FILE}: missing; run oneshot-lit test with this folder as "
             "--trainer.default_root_dir, or leave the run out."
         )
-    content = _visible(read_metrics(folder))
+    content = read_metrics(folder)
+    require_readable(content, folder)
+    content = _visible(content, folder / METRICS_FILE)
     run = Run(name, folder, content)
-    outcomes = _by_set(_read(folder / OUTCOMES, content.get("samples", {}), "test"))
+    outcomes = read_rows(folder / OUTCOMES, content.get("samples", {}), "test")
+    predictions = folder / PRODUCTS["predict"]
+    rows = tuple(
+        replace(row, set=visible(row.set))
+        for row in (read_predictions(predictions) if predictions.is_file() else ())
+    )
     judgments, notes = {}, []
     for path in sorted((folder / FOLDER).glob("[!.]*.jsonl")):
         facts = run.judges.get(path.stem)
@@ -121,91 +106,62 @@ def read_run(name: str, folder: Path) -> Run:
                 "not have them; judge again."
             )
             continue
-        judgments[path.stem] = _by_set(_read(path, facts.get("samples", {}), "judge"))
-    predictions = folder / PRODUCTS["predict"]
-    rows = tuple(
-        replace(row, set=visible(row.set))
-        for row in (read_predictions(predictions) if predictions.is_file() else ())
-    )
+        judged = read_rows(path, facts.get("samples", {}), "judge")
+        judgments[path.stem] = _with_prompts(judged, rows)
     try:
-        curve = tuple(read_curve(folder))
-        if any("step" not in row or "kept" not in row for row in curve):
+        # A loss may be missing or no number; JSON has none for it.
+        curve = tuple(
+            {key: value for key, value in row.items() if math.isfinite(value)}
+            for row in read_curve(folder)
+        )
+        drawn = {"step", "kept", *(key for row in curve for key in row if "/" in key)}
+        if any(drawn - row.keys() for row in curve):
             raise ValueError
     except (ValueError, TypeError, AttributeError) as error:
         raise OneShotError(
             f"{folder / CURVE_TABLE}: is not what a realignment writes; remove it."
         ) from error
-    found = Run(name, folder, content, outcomes, judgments, rows, curve, tuple(notes))
+    made_by = {command: run.get("config") for command, run in recorded_runs(folder).items()}
+    made_by = {command: config for command, config in made_by.items() if isinstance(config, dict)}
+    found = Run(name, folder, content, outcomes, judgments, rows, curve, made_by, tuple(notes))
     _require_consistent(found)
     return found
 
 
-def _visible(value: Any) -> Any:
+def _visible(value: Any, path: Path) -> Any:
     """Return JSON whose names and texts steer no terminal."""
     if isinstance(value, dict):
-        return {visible(key): _visible(v) for key, v in value.items()}
+        found = {visible(key): _visible(v, path) for key, v in value.items()}
+        if len(found) != len(value):
+            keys = [visible(key) for key in value]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise OneShotError(
+                f"{path}: two keys can only be shown as '{twice}'; name the sets apart and run "
+                "oneshot-lit test again."
+            )
+        return found
     if isinstance(value, list):
-        return [_visible(v) for v in value]
+        return [_visible(v, path) for v in value]
     return visible(value) if isinstance(value, str) else value
 
 
-def _by_set(rows: list[Scored]) -> dict[str, list[Scored]]:
-    found: dict[str, list[Scored]] = {}
-    for row in rows:
-        found.setdefault(row.set, []).append(row)
-    return found
+def _with_prompts(
+    judged: Mapping[str, list[Scored]], predictions: Sequence[Row]
+) -> dict[str, list[Scored]]:
+    """Fill in the digests of prompts that older judgments lack, from the same answers."""
+    if all(row.prompt is not None for of in judged.values() for row in of):
+        return dict(judged)
+    known = {(r.set, r.index, r.answer.digest()): r.prompt_digest() for r in predictions}
+
+    def filled(row: Scored) -> Scored:
+        place = (row.set, row.index, row.digest or "")
+        return row if row.prompt is not None else replace(row, prompt=known.get(place))
+
+    return {name: [filled(row) for row in of] for name, of in judged.items()}
 
 
-def _read(path: Path, samples: Mapping[str, int], verb: str) -> list[Scored]:
-    """Return the rows of a file of outcomes or judgments; [] without one."""
-    if not path.is_file():
-        return []
-    rows: list[Scored] = []
-    seen: set[tuple[str, int]] = set()
-    for number, content in read_jsonl(path):
-        row = _row(content, f"{path} row {number}", verb)
-        if (row.set, row.index) in seen:
-            raise OneShotError(
-                f"{path} row {number}: prompt {row.index} of '{row.set}' is there twice; run "
-                f"oneshot-lit {verb} again."
-            )
-        seen.add((row.set, row.index))
-        rows.append(row)
-    for name, of in _by_set(rows).items():
-        if samples.get(name) != len(of):
-            raise OneShotError(
-                f"{path}: has {len(of)} rows of '{name}' and metrics.json counts "
-                f"{samples.get(name, 0)}; run oneshot-lit {verb} again."
-            )
-    return rows
-
-
-def _row(content: Mapping[str, Any], origin: str, verb: str) -> Scored:
-    digest = "prompt" if verb == "test" else "digest"
-    wanted: dict[str, Any] = {"set": str, "index": int, "scores": dict, digest: str}
-    if verb == "test":
-        wanted |= {"kind": str, "empty": bool}
-    for key, kind in wanted.items():
-        if type(content.get(key)) is not kind:
-            raise OneShotError(f"{origin}: '{key}' is missing or wrong; run oneshot-lit {verb}.")
-    for metric, score in content["scores"].items():
-        number = isinstance(score, (int, float)) and not isinstance(score, bool)
-        if score is not None and not (number and math.isfinite(score)):
-            raise OneShotError(f"{origin}: '{metric}' must be a number or null; mend it.")
-    category, reason = content.get("category"), content.get("reason")
-    return Scored(
-        set=visible(content["set"]),
-        index=content["index"],
-        category=None if category is None else visible(str(category)),
-        scores=_visible(content["scores"]),
-        kind=content.get("kind"),
-        digest=content[digest],
-        reason=None if reason is None else visible(str(reason)),
-        empty=content.get("empty"),
-    )
-
-
-def _alike(a: float | None, b: float | None) -> bool:
+def alike(a: float | None, b: float | None) -> bool:
+    """Whether two values of a metric are the same, rounding apart; None is like None only."""
     return a is b if a is None or b is None else math.isclose(a, b, abs_tol=1e-6)
 
 
@@ -219,7 +175,7 @@ def _require_consistent(run: Run) -> None:
                 scores = [s for row in rows if (s := row.scores.get(metric)) is not None]
                 said = run.metrics.get(f"{name}/{metric}")
                 found = math.fsum(scores) / len(scores) if scores else None
-                if not _alike(said, found):
+                if not alike(said, found):
                     verb = "test" if file == OUTCOMES else "judge"
                     raise OneShotError(
                         f"{run.folder / file}: its mean of {name}/{metric} is {found} and "

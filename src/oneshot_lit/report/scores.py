@@ -6,9 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from oneshot_lit.errors import OneShotError
 from oneshot_lit.metrics.registry import LM_EVAL, METRICS, is_rate
+from oneshot_lit.metrics_file import METRICS_FILE
 from oneshot_lit.report.intervals import Estimate, from_stderr, mean, rate
-from oneshot_lit.report.runs import Run, Scored
+from oneshot_lit.report.rows import Scored
+from oneshot_lit.report.runs import Run, alike
 
 # Graded judges, with the ends of their scales; other judges' metrics begin with one of _SHARES.
 GRADED = {"harmfulness_score": (1.0, 5.0), "strongreject_score": (0.0, 1.0)}
@@ -57,13 +60,16 @@ def is_share(key: str, runs: Sequence[Run]) -> bool:
     owner, metric = split(key)
     if owner.startswith(f"{LM_EVAL}/") or graded(metric) is not None:
         return False
-    if metric in METRICS:
-        return is_rate(key)
-    if metric.startswith(_SHARES):
-        return True
-    # A user's own judge: it counts answers if every score says yes or no.
-    scores = [s for run in runs for r in rows_of(run, key) if (s := r.scores[metric]) is not None]
-    return bool(scores) and set(scores) <= {0.0, 1.0}
+    if metric in METRICS and not is_rate(key):
+        return False
+    # A score counts answers if every one says yes or no, whatever its name.
+    scores = {s for run in runs for r in rows_of(run, key) if (s := r.scores[metric]) is not None}
+    if scores:
+        return scores <= {0.0, 1.0}
+    # Without rows only the name and the mean are there to tell.
+    means = [value for run in runs if (value := run.metrics.get(key)) is not None]
+    named = metric in METRICS or metric.startswith(_SHARES)
+    return named and all(0 <= value <= 1 for value in means)
 
 
 def estimate_rows(rows: Sequence[Scored], metric: str, share: bool) -> Estimate:
@@ -73,16 +79,31 @@ def estimate_rows(rows: Sequence[Scored], metric: str, share: bool) -> Estimate:
     if share:
         return rate(sum(s == 1.0 for s in scores), len(scores), unscored)
     bounds = (0.0, 1.0) if metric in METRICS else graded(metric)
+    # A user's judge may take a known name for a scale of its own.
+    if bounds and not all(bounds[0] <= score <= bounds[1] for score in scores):
+        bounds = None
     return mean(scores, unscored, bounds)
 
 
 def estimate(run: Run, key: str, share: bool) -> Estimate | None:
-    """Return a run's value of a metric; None if the run does not have it."""
+    """Return a run's value of a metric; None if the run does not have it.
+
+    Raises:
+        OneShotError: if its rows give another value than ``metrics.json``.
+    """
     value, (name, metric) = run.metrics.get(key), split(key)
     if rows := rows_of(run, key):
-        return estimate_rows(rows, metric, share)
+        found = estimate_rows(rows, metric, share)
+        if not alike(found.value, value):
+            raise OneShotError(
+                f"{run.folder / METRICS_FILE}: '{key}' is {value} and its rows give {found.value}; "
+                "run oneshot-lit test or judge again."
+            )
+        return found
     facts = next((of for of in run.content["evaluations"].values() if key in _of(of)), None)
-    if name.startswith(f"{LM_EVAL}/") and facts is not None and value is not None:
+    if name.startswith(f"{LM_EVAL}/") and facts is not None:
+        if value is None:
+            return Estimate(None, None, None, 0, 0)
         return from_stderr(value, facts.get("stderr", {}).get(metric), facts.get("samples", 0))
     if facts is not None:
         unscored = sum(facts.get("unjudged", {}).get(name, {}).values())

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from oneshot_lit.report import cells
-from oneshot_lit.report.text import csv_cell, markdown, markdown_block, tex
+from oneshot_lit.report.tex import tex
+from oneshot_lit.report.text import csv_cell, markdown, markdown_block
 
 CSV_COLUMNS = ("set", "metric", "run", "value", "low", "high", "n", "unscored")
 

@@ -10,25 +10,14 @@ from typing import Any
 
 DASH = "–"  # noqa: RUF001
 # A path that begins at the root, anywhere in a text; what follows a scheme is none.
-_ABSOLUTE = re.compile(r"(?<![\w./~])(?:~|[A-Za-z]:(?=[\\/]))?(?:[/\\][^/\\\s:'\",;]+){2,}")
+_ABSOLUTE = re.compile(r"(?<![\w./~…])(?:~|[A-Za-z]:(?=[\\/]))?(?:[/\\][^/\\\s:'\",;]+){2,}")
 _LONGEST_LABEL = 40
-_TEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
-    DASH: "--",
-    **{c: f"\\{c}" for c in "{}$&#_%"},
-    # Behind the end of a row these would be its options.
-    **{c: f"{{{c}}}" for c in "[]*"},
-}
 
 
 def visible(text: str, lines: bool = False) -> str:
     """Return text without characters that steer a terminal, a browser or the direction of writing.
+
+    Each is written as its code, so that two names stay two.
 
     Args:
         text: Any text.
@@ -39,7 +28,7 @@ def visible(text: str, lines: bool = False) -> str:
         if character in "\n\t":
             found.append(character if lines else " ")
         elif unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp"):
-            found.append("\ufffd")
+            found.append(f"<U+{ord(character):04X}>")
         else:
             found.append(character)
     return "".join(found)
@@ -57,18 +46,6 @@ def markdown_block(text: str) -> str:
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}text\n{text}\n{fence}"
-
-
-def tex(text: str) -> str:
-    """Return text for a cell of a LaTeX table; letters that few fonts have by their code."""
-    return "".join(_tex_character(c) for c in visible(text))
-
-
-def _tex_character(character: str) -> str:
-    if character in _TEX:
-        return _TEX[character]
-    # Beyond these, pdflatex stops.
-    return character if ord(character) < 0x180 else f"U+{ord(character):04X}"
 
 
 def csv_cell(text: str) -> str:
