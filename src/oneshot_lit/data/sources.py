@@ -14,7 +14,7 @@ from oneshot_lit.data.columns import cell_text, shown
 from oneshot_lit.data.conversation import Conversation, parse_messages
 from oneshot_lit.data.read_files import read_jsonl, refuse
 from oneshot_lit.data.tally import Tally
-from oneshot_lit.errors import OneShotError
+from oneshot_lit.errors import OneShotError, RowError
 
 BadRows = Literal["error", "skip"]
 Duplicates = Literal["keep", "drop"]
@@ -156,10 +156,10 @@ class ChatJsonl(ConversationSource):
 def chat_row(row: dict[str, Any], origin: str) -> Conversation:
     """Turn a chat-JSONL row into a conversation."""
     if "messages" not in row:
-        raise OneShotError(
-            f"{origin}: lacks 'messages' (has {shown(row) or 'no keys'}); for other columns use "
-            "TableFile."
-        )
+        kind = "lacks 'messages'"
+        has = f"(has {shown(row) or 'no keys'})"
+        message = f"{origin}: {kind} {has}; for other columns use TableFile."
+        raise RowError(message, origin, kind)
     fields = {k: cell_text(row.get(k), f"'{k}'", origin) for k in ("id", "category", "reference")}
     return Conversation(
         parse_messages(row["messages"], origin),

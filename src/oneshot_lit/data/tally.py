@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from oneshot_lit.data.conversation import Conversation
 
 
+# Kinds of faults that a remark names, the most frequent first.
+_KINDS = 4
+
+
 @dataclass
 class Tally:
     """Counts of a source's rows; `read` is the sum of all that became of them.
@@ -22,8 +26,8 @@ class Tally:
         source: The source's name.
         read: Rows read.
         unselected: Rows that `where` leaves out.
-        faulty: Fault -> rows skipped for it, with ``bad_rows: skip``.
-        first_faulty: The first of these, with its place.
+        faulty: Kind of fault -> rows skipped for it, with ``bad_rows: skip``.
+        first_faulty: Place and kind of the first of these.
         duplicates: Rows whose turns another row has already, word for word.
         dropped: How many of the duplicates are left out.
         unused: Rows beyond `skip` and `limit`.
@@ -42,19 +46,26 @@ class Tally:
 
     def skip(self, error: OneShotError) -> None:
         """Count a faulty row."""
-        self.first_faulty = self.first_faulty or str(error)
-        # An error opens with its place and ends with what to do; the fault stands between.
-        fault = str(error).split(": ", 1)[-1].split(";")[0].rstrip(".")
-        self.faulty[fault] = self.faulty.get(fault, 0) + 1
+        # The message itself may quote the row.
+        kind = getattr(error, "kind", "faulty")
+        place = getattr(error, "origin", "") or self.source
+        self.first_faulty = self.first_faulty or f"{place}: {kind}"
+        self.faulty[kind] = self.faulty.get(kind, 0) + 1
 
     @property
     def remarks(self) -> list[str]:
         """What somebody who trusts the source should know, in a few words each."""
         found = []
         if self.faulty:
-            faults = ", ".join(f"{count} x {fault}" for fault, count in self.faulty.items())
-            count = sum(self.faulty.values())
-            found.append(f"{count} of {self.read} rows skipped ({faults}); {self.first_faulty}")
+            count, kinds = (
+                sum(self.faulty.values()),
+                sorted(self.faulty, key=self.faulty.__getitem__),
+            )
+            faults = [f"{self.faulty[kind]} x {kind}" for kind in kinds[: -_KINDS - 1 : -1]]
+            if len(kinds) > _KINDS:
+                faults.append(f"{len(kinds) - _KINDS} more kinds")
+            where = f"the first is {self.first_faulty}"
+            found.append(f"{count} of {self.read} rows skipped ({', '.join(faults)}); {where}")
         if self.dropped:
             found.append(f"{self.dropped} duplicate rows left out")
         elif self.duplicates:
