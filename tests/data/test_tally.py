@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from oneshot_lit.data import ChatJsonl, Edited, Mixture, TableFile
+from oneshot_lit.data import ChatJsonl, TableFile
 from oneshot_lit.data.columns import PRESETS
 from oneshot_lit.errors import OneShotError
 
@@ -125,15 +125,6 @@ def test_nothing_but_faulty_rows_is_an_error_that_says_so(tmp_path: Path) -> Non
     path.write_text('prompt,category\n"",a\n"",b\n')
     with pytest.raises(OneShotError, match=r"no conversation \(2 of 2 rows skipped \(2 x column"):
         TableFile(str(path), bad_rows="skip").load()
-
-
-def test_a_mixture_answers_for_its_parts(tmp_path: Path) -> None:
-    path = write_csv(tmp_path / "rows.csv", "advbench")
-    inner = TableFile(str(path), bad_rows="skip", limit=2)
-    source = Mixture([Edited(inner, suffix=" now"), inner])
-    source.load()
-    assert [t.source for t in source.tallies()] == [str(path)] * 2
-    assert source.tallies()[0].unused == GOOD - 2
 
 
 @pytest.mark.slow

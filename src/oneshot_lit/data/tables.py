@@ -115,7 +115,7 @@ class TableFile(_MappedSource):
         bad_rows: ``error`` stops at the first faulty row; ``skip`` leaves faulty rows out, counts
             them and says so.
         duplicates: ``keep`` counts rows whose turns another row has already; ``drop`` also leaves
-            them out.
+            them out, all but the first.
     """
 
     def __init__(
@@ -186,7 +186,7 @@ class HuggingFaceDataset(_MappedSource):
         bad_rows: ``error`` stops at the first faulty row; ``skip`` leaves faulty rows out, counts
             them and says so.
         duplicates: ``keep`` counts rows whose turns another row has already; ``drop`` also leaves
-            them out.
+            them out, all but the first.
     """
 
     def __init__(

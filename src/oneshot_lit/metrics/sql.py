@@ -84,7 +84,8 @@ def _flatten_chains(statement: exp.Expression) -> None:
         # The top of a chain takes all of it along.
         if isinstance(node.parent, kind):
             continue
-        waiting, members = [node], []
+        waiting: list[Any] = [node]
+        members: list[Any] = []
         while waiting:
             each = waiting.pop()
             if isinstance(each, kind):
