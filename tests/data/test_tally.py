@@ -170,14 +170,15 @@ def test_a_run_over_every_shape_loses_nothing(command: Any, tmp_path: Path) -> N
     assert done.code == 0, done.err
     accounts = json.loads((root / "data.json").read_text())["predict"]
     answered = [json.loads(line)["set"] for line in (root / "predictions.jsonl").open()]
-    assert set(accounts) == set(sets)
+    assert set(accounts) == {f"predict/{name}" for name in sets}
     for name, found in accounts.items():
         (tally,) = found["sources"]
         assert tally["read"] == len(PROMPTS)
         assert sum(tally["faulty"].values()) == EMPTY
         assert tally["duplicates"] == DOUBLE
+        assert found["answered"] == found["rows"]
         assert found["too_long"] == TOO_LONG
-        assert found["rows"] == answered.count(name) == GOOD - TOO_LONG
+        assert found["rows"] == answered.count(name.removeprefix("predict/")) == GOOD - TOO_LONG
         assert "soup" not in json.dumps(found)
     said = " ".join(str(w.message) for w in warned)
     assert "2 of 8 rows skipped (2 x column 'goal' is empty)" in said

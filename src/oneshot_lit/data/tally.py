@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from oneshot_lit.errors import OneShotError
 
 if TYPE_CHECKING:
-    from oneshot_lit.data.chat import Encoded
     from oneshot_lit.data.conversation import Conversation
 
 
@@ -109,24 +107,3 @@ class Tally:
     def as_dict(self) -> dict[str, Any]:
         """Return plain values."""
         return asdict(self)
-
-
-def account(
-    rows: Sequence[Conversation], encoded: Sequence[Encoded], tallies: Sequence[Tally]
-) -> dict[str, Any]:
-    """Return what a run records of a data set, as plain values.
-
-    Args:
-        rows: The conversations used.
-        encoded: Their tokens.
-        tallies: What became of the rows of each source read.
-    """
-    digest = hashlib.sha256("".join(row.digest() for row in rows).encode())
-    lengths = [len(row.input_ids) for row in encoded]
-    return {
-        "rows": len(rows),
-        "tokens": sum(lengths),
-        "longest": max(lengths),
-        "digest": digest.hexdigest()[:16],
-        "sources": [tally.as_dict() for tally in tallies],
-    }
