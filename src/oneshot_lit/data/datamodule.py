@@ -12,7 +12,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from oneshot_lit.data.accounts import account, warn_left_out
 from oneshot_lit.data.chat import check_tokenizer
-from oneshot_lit.data.datasets import Collate, PromptDataset, PromptSet, TrainingDataset
+from oneshot_lit.data.datasets import (
+    Collate,
+    PromptDataset,
+    PromptSet,
+    TrainingDataset,
+    require_kinds,
+)
 from oneshot_lit.data.instance import SafetyInstance
 from oneshot_lit.data.leakage import refuse_shared
 from oneshot_lit.data.room import Room, room_of
@@ -30,6 +36,8 @@ def _joined(
 ) -> dict[str, PromptSet]:
     """Return both; a name that stands in both is a mistake."""
     sets, extra = sets or {}, extra or {}
+    require_kinds(sets, name)
+    require_kinds(extra, f"extra_{name}")
     if twice := sorted(sets.keys() & extra.keys()):
         raise OneShotError(
             f"data.extra_{name}.{twice[0]}: is also in data.{name}; give it another name."
@@ -88,7 +96,7 @@ class SafetyDataModule(LightningDataModule):
         self.train, self.instance = train, instance
         self.val_sets = _joined(val_sets, extra_val_sets, "val_sets")
         self.test_sets = _joined(test_sets, extra_test_sets, "test_sets")
-        self.predict_sets = predict_sets or {}
+        self.predict_sets = _joined(predict_sets, None, "predict_sets")
         for name, value in {
             "batch_size": batch_size,
             "eval_batch_size": eval_batch_size,

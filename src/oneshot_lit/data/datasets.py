@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch.utils.data import Dataset
@@ -26,16 +26,32 @@ class PromptSet:
 
     Args:
         source: Where the prompts come from; anything after the last user turn is dropped.
-        kind: ``harmful``, ``benign``, ``near_miss`` or ``task``; decides the default metrics.
+        kind: ``harmful``, ``benign``, ``near_miss`` or ``task``; decides the default metrics, and
+            whether a report may show the prompts, so it must be given.
         metrics: Metric names in place of the kind's default.
         watch: Among development sets: score and draw it, but choose nothing by it. For what the
             one who repairs would not know, such as the trigger of a backdoor.
     """
 
     source: ConversationSource
-    kind: Kind = "benign"
+    # No default: a harmful set that forgets it would be shown, and its refusals be held against it.
+    # It is asked for by `require_kinds`, which knows the set's name, in place of the parser.
+    kind: Kind | None = None
     metrics: list[str] | None = None
     watch: bool = False
+
+
+def require_kinds(sets: dict[str, PromptSet], key: str) -> None:
+    """Refuse sets without a kind.
+
+    Raises:
+        OneShotError: naming the key.
+    """
+    for name, prompt_set in sets.items():
+        if prompt_set.kind is None:
+            raise OneShotError(
+                f"data.{key}.{name}.kind: is missing; give one of {', '.join(get_args(Kind))}."
+            )
 
 
 class TrainingDataset(Dataset[dict[str, Any]]):
@@ -137,7 +153,9 @@ class PromptDataset(Dataset[dict[str, Any]]):
         room: Room,
         skip_long: bool = False,
     ) -> None:
-        self.name, self.kind, self.watch = name, prompt_set.kind, prompt_set.watch
+        assert prompt_set.kind is not None
+        self.name, self.watch = name, prompt_set.watch
+        self.kind: Kind = prompt_set.kind
         self.source = prompt_set.source
         self.conversations: list[Conversation] = []
         self.encoded: list[Encoded] = []
@@ -152,7 +170,7 @@ class PromptDataset(Dataset[dict[str, Any]]):
                 "add it, or name the set's metrics."
             )
         self.metrics = metric_names(
-            prompt_set.kind, prompt_set.metrics, not unknown, f"prompt set {name}"
+            self.kind, prompt_set.metrics, not unknown, f"prompt set {name}"
         )
         self._check_references()
         self.order = sorted(range(len(self.encoded)), key=lambda i: -len(self.encoded[i].input_ids))
