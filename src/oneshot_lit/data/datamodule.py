@@ -17,7 +17,7 @@ from oneshot_lit.data.datasets import (
     PromptDataset,
     PromptSet,
     TrainingDataset,
-    require_kinds,
+    joined,
 )
 from oneshot_lit.data.instance import SafetyInstance
 from oneshot_lit.data.leakage import refuse_shared
@@ -29,20 +29,6 @@ from oneshot_lit.data.samplers import (
 )
 from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.errors import OneShotError
-
-
-def _joined(
-    sets: dict[str, PromptSet] | None, extra: dict[str, PromptSet] | None, name: str
-) -> dict[str, PromptSet]:
-    """Return both; a name that stands in both is a mistake."""
-    sets, extra = sets or {}, extra or {}
-    require_kinds(sets, name)
-    require_kinds(extra, f"extra_{name}")
-    if twice := sorted(sets.keys() & extra.keys()):
-        raise OneShotError(
-            f"data.extra_{name}.{twice[0]}: is also in data.{name}; give it another name."
-        )
-    return {**sets, **extra}
 
 
 class SafetyDataModule(LightningDataModule):
@@ -94,9 +80,9 @@ class SafetyDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.train, self.instance = train, instance
-        self.val_sets = _joined(val_sets, extra_val_sets, "val_sets")
-        self.test_sets = _joined(test_sets, extra_test_sets, "test_sets")
-        self.predict_sets = _joined(predict_sets, None, "predict_sets")
+        self.val_sets = joined(val_sets, extra_val_sets, "val_sets")
+        self.test_sets = joined(test_sets, extra_test_sets, "test_sets")
+        self.predict_sets = joined(predict_sets, None, "predict_sets")
         for name, value in {
             "batch_size": batch_size,
             "eval_batch_size": eval_batch_size,
@@ -224,13 +210,8 @@ class SafetyDataModule(LightningDataModule):
         """Keep how many prompts of each set are answered in so many batches of each process."""
         world, size = self._world()[1], self.eval_batch_size
         for prompts, number in zip(self._prompts[split], batches, strict=True):
-            shards = (PromptShard(len(prompts), rank, world, size) for rank in range(world))
-            answered = sum(
-                position >= 0
-                for shard in shards
-                for place, position in enumerate(shard)
-                if place < number * size
-            )
+            shards = [PromptShard(len(prompts), rank, world, size) for rank in range(world)]
+            answered = sum(shard.prompts_in(number) for shard in shards)
             self.accounts[f"{split}/{prompts.name}"]["answered"] = answered
 
     def _refuse_shared_prompts(self, stage: str | None) -> None:

@@ -35,23 +35,37 @@ class PromptSet:
 
     source: ConversationSource
     # No default: a harmful set that forgets it would be shown, and its refusals be held against it.
-    # It is asked for by `require_kinds`, which knows the set's name, in place of the parser.
+    # It is asked for by `joined`, which knows the set's name, in place of the parser.
     kind: Kind | None = None
     metrics: list[str] | None = None
     watch: bool = False
 
 
-def require_kinds(sets: dict[str, PromptSet], key: str) -> None:
-    """Refuse sets without a kind.
-
-    Raises:
-        OneShotError: naming the key.
-    """
+def _require_kinds(sets: dict[str, PromptSet], key: str) -> None:
+    """Refuse sets without a kind, naming the key."""
     for name, prompt_set in sets.items():
         if prompt_set.kind is None:
             raise OneShotError(
                 f"data.{key}.{name}.kind: is missing; give one of {', '.join(get_args(Kind))}."
             )
+
+
+def joined(
+    sets: dict[str, PromptSet] | None, extra: dict[str, PromptSet] | None, name: str
+) -> dict[str, PromptSet]:
+    """Return the sets of `data.<name>` and `data.extra_<name>`.
+
+    Raises:
+        OneShotError: for a name that stands in both, or a set without a kind.
+    """
+    sets, extra = sets or {}, extra or {}
+    _require_kinds(sets, name)
+    _require_kinds(extra, f"extra_{name}")
+    if twice := sorted(sets.keys() & extra.keys()):
+        raise OneShotError(
+            f"data.extra_{name}.{twice[0]}: is also in data.{name}; give it another name."
+        )
+    return {**sets, **extra}
 
 
 class TrainingDataset(Dataset[dict[str, Any]]):
