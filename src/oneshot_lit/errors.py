@@ -16,6 +16,20 @@ class OneShotError(Exception):
     code = 2
 
 
+class RowError(OneShotError):
+    """A faulty row of a source, which a source may leave out instead.
+
+    Attributes:
+        origin: Its file and row.
+        kind: What is wrong, in words that hold nothing of the row: what is counted, and recorded
+            where no text of a row may stand.
+    """
+
+    def __init__(self, message: str, origin: str = "", kind: str = "faulty") -> None:
+        super().__init__(message)
+        self.origin, self.kind = origin, kind
+
+
 class LostProcessError(OneShotError):
     """Another process of the run is gone; nothing in the input is wrong."""
 

@@ -240,7 +240,10 @@ def test_use_tokenizer_checks_it(own_world_tokenizer, mistake_of) -> None:
 
 
 def test_prompts_are_answered_longest_first_and_left_padded(build, world_tokenizer) -> None:
-    sets = {"easy": PromptSet(Rows(5, "dev")), "other": PromptSet(Rows(2, "more"), "harmful")}
+    sets = {
+        "easy": PromptSet(Rows(5, "dev"), "benign"),
+        "other": PromptSet(Rows(2, "more"), "harmful"),
+    }
     data = build("validate", val_sets=sets, eval_batch_size=2)
     first, second = data.val_dataloader()
     assert (first.dataset.name, first.dataset.kind) == ("easy", "benign")
@@ -256,7 +259,7 @@ def test_prompts_are_answered_longest_first_and_left_padded(build, world_tokeniz
 
 
 def test_each_prompt_is_answered_by_exactly_one_process(build) -> None:
-    data = build("test", test_sets={"t": PromptSet(Rows(7))}, eval_batch_size=2)
+    data = build("test", test_sets={"t": PromptSet(Rows(7), "benign")}, eval_batch_size=2)
     for world_size in (1, 2, 3, 5, 9):
         loaders = []
         for rank in range(world_size):
@@ -292,7 +295,7 @@ def test_unknown_metric_names_the_set(build, mistake_of) -> None:
 
 
 def test_predict_answers_the_test_sets_unless_it_has_its_own(build) -> None:
-    test, own = {"t": PromptSet(Rows(2, "a"))}, {"p": PromptSet(Rows(3, "b"))}
+    test, own = {"t": PromptSet(Rows(2, "a"), "benign")}, {"p": PromptSet(Rows(3, "b"), "benign")}
     (loader,) = build("predict", test_sets=test).predict_dataloader()
     assert loader.dataset.name == "t"
     (loader,) = build("predict", test_sets=test, predict_sets=own).predict_dataloader()
@@ -312,13 +315,13 @@ def test_stages_without_prompt_sets(build, mistake_of, stage: str, key: str) -> 
 
 
 def test_a_prompt_set_without_prompts(build, mistake_of) -> None:
-    sets = {"none": PromptSet(Rows(0, "empty.jsonl"))}
+    sets = {"none": PromptSet(Rows(0, "empty.jsonl"), "benign")}
     message = mistake_of(build, "test", test_sets=sets)
     assert message.startswith("empty.jsonl: holds no conversation")
 
 
 def test_a_prompt_that_is_too_long_is_named(build, mistake_of) -> None:
-    sets = {"t": PromptSet(Rows(9, "test"))}
+    sets = {"t": PromptSet(Rows(9, "test"), "benign")}
     message = mistake_of(build, "test", test_sets=sets, max_length=8)
     assert message.startswith("test row 1: ")
 
@@ -326,12 +329,12 @@ def test_a_prompt_that_is_too_long_is_named(build, mistake_of) -> None:
 @pytest.mark.parametrize("answered", ["val", "test"])
 def test_tuning_on_reported_prompts_is_refused(build, mistake_of, answered: str) -> None:
     # The same prompts, in one of the two sets with answers.
-    val = {"dev": PromptSet(Rows(3, "twin", answered=answered == "val"))}
-    test = {"held": PromptSet(Rows(3, "twin", answered=answered == "test"))}
+    val = {"dev": PromptSet(Rows(3, "twin", answered=answered == "val"), "benign")}
+    test = {"held": PromptSet(Rows(3, "twin", answered=answered == "test"), "benign")}
     message = mistake_of(build, train=Rows(2), val_sets=val, test_sets=test)
     assert message.startswith("twin row 1 (test set held): ")
     assert "development split (twin row 1)" in message
-    other = {"held": PromptSet(Rows(3, "other"))}
+    other = {"held": PromptSet(Rows(3, "other"), "benign")}
     build(train=Rows(2), val_sets=val, test_sets=other)
 
 
@@ -355,9 +358,9 @@ def test_half_the_references_are_an_error(build, mistake_of) -> None:
         def rows(self) -> list[Conversation]:
             return [*Rows(1, reference="a").rows(), *Rows(1, name="other").rows()]
 
-    message = mistake_of(build, "test", test_sets={"b": PromptSet(Half(2))})
+    message = mistake_of(build, "test", test_sets={"b": PromptSet(Half(2), "benign")})
     assert message.startswith("other row 1 (prompt set b): has no reference")
-    named = build("test", test_sets={"b": PromptSet(Half(2), metrics=["over_refusal"])})
+    named = build("test", test_sets={"b": PromptSet(Half(2), "benign", metrics=["over_refusal"])})
     assert named.prompt_sets("test")[0].metrics == ["over_refusal"]
 
 
@@ -409,7 +412,7 @@ def test_a_reference_that_nothing_compares_with_is_named(
 
 
 def test_extra_sets_join_the_others() -> None:
-    first, second = PromptSet(Rows(1)), PromptSet(Rows(2))
+    first, second = PromptSet(Rows(1), "benign"), PromptSet(Rows(2), "benign")
     data = SafetyDataModule(
         val_sets={"a": first},
         extra_val_sets={"b": second},
@@ -422,6 +425,16 @@ def test_extra_sets_join_the_others() -> None:
 
 
 def test_an_extra_set_of_a_taken_name_is_refused(mistake_of) -> None:
-    sets = {"a": PromptSet(Rows(1))}
+    sets = {"a": PromptSet(Rows(1), "benign")}
     message = mistake_of(SafetyDataModule, val_sets=sets, extra_val_sets=sets)
     assert message == "data.extra_val_sets.a: is also in data.val_sets; give it another name."
+
+
+@pytest.mark.parametrize(
+    "key", ["val_sets", "test_sets", "predict_sets", "extra_val_sets", "extra_test_sets"]
+)
+def test_a_set_without_a_kind_is_refused(key: str, mistake_of) -> None:
+    message = mistake_of(SafetyDataModule, **{key: {"mine": PromptSet(Rows(1))}})
+    assert message == (
+        f"data.{key}.mine.kind: is missing; give one of harmful, benign, near_miss, task."
+    )

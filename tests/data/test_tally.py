@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from oneshot_lit.data import ChatJsonl, Edited, Mixture, TableFile
+from oneshot_lit.data import ChatJsonl, TableFile
 from oneshot_lit.data.columns import PRESETS
 from oneshot_lit.errors import OneShotError
 
@@ -127,15 +127,6 @@ def test_nothing_but_faulty_rows_is_an_error_that_says_so(tmp_path: Path) -> Non
         TableFile(str(path), bad_rows="skip").load()
 
 
-def test_a_mixture_answers_for_its_parts(tmp_path: Path) -> None:
-    path = write_csv(tmp_path / "rows.csv", "advbench")
-    inner = TableFile(str(path), bad_rows="skip", limit=2)
-    source = Mixture([Edited(inner, suffix=" now"), inner])
-    source.load()
-    assert [t.source for t in source.tallies()] == [str(path)] * 2
-    assert source.tallies()[0].unused == GOOD - 2
-
-
 @pytest.mark.slow
 def test_a_run_over_every_shape_loses_nothing(command: Any, tmp_path: Path) -> None:
     sets: dict[str, Any] = {}
@@ -179,14 +170,15 @@ def test_a_run_over_every_shape_loses_nothing(command: Any, tmp_path: Path) -> N
     assert done.code == 0, done.err
     accounts = json.loads((root / "data.json").read_text())["predict"]
     answered = [json.loads(line)["set"] for line in (root / "predictions.jsonl").open()]
-    assert set(accounts) == set(sets)
+    assert set(accounts) == {f"predict/{name}" for name in sets}
     for name, found in accounts.items():
         (tally,) = found["sources"]
         assert tally["read"] == len(PROMPTS)
         assert sum(tally["faulty"].values()) == EMPTY
         assert tally["duplicates"] == DOUBLE
+        assert found["answered"] == found["rows"]
         assert found["too_long"] == TOO_LONG
-        assert found["rows"] == answered.count(name) == GOOD - TOO_LONG
+        assert found["rows"] == answered.count(name.removeprefix("predict/")) == GOOD - TOO_LONG
         assert "soup" not in json.dumps(found)
     said = " ".join(str(w.message) for w in warned)
     assert "2 of 8 rows skipped (2 x column 'goal' is empty)" in said

@@ -39,6 +39,9 @@ TABLE = [
     ("wait... 7...", None, 7),
     ("#### 1.2.3", None, None),
     ("on 1.2.3 it was 9 of 1.2.3", None, 9),
+    # As in lm-eval, commas are passed over wherever they stand in a number.
+    ("#### 3,4", 34, 34),
+    ("The answer is 3,4", None, 34),
     ("", None, None),
     ("no number", None, None),
 ]

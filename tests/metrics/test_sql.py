@@ -19,6 +19,16 @@ SAME = [
     ("SELECT a FROM t WHERE x LIKE '%b%'", 'SELECT a FROM t WHERE x LIKE "%b%"'),
     ("SELECT a FROM t WHERE x <> 1", "SELECT a FROM t WHERE x != 1"),
     ("SELECT a FROM t WHERE x = 1", "SELECT a FROM t WHERE ((x = (1)))"),
+    (
+        "SELECT a FROM t WHERE x=1 AND y=2 AND z=3 AND w=4",
+        "SELECT a FROM t WHERE x=1 AND (y=2 AND (z=3 AND w=4))",
+    ),
+    (
+        "SELECT a FROM t WHERE x=1 OR (y=2 AND z=3 AND (u=5 OR v=6 OR w=4)) OR s=7",
+        "SELECT a FROM t WHERE x=1 OR ((y=2 AND (z=3 AND (u=5 OR (v=6 OR w=4)))) OR s=7)",
+    ),
+    ("SELECT a FROM t", "(SELECT a FROM t)"),
+    ("SELECT a FROM t LIMIT 1", "((SELECT a FROM t LIMIT 1));"),
     ("SELECT COUNT(*) FROM t", "SELECT count(*) AS n FROM t"),
     ("SELECT my_own(a) FROM t", "SELECT MY_OWN(a) FROM t"),
     (
@@ -40,6 +50,11 @@ OTHER = [
     ("SELECT a FROM t WHERE x = 'Bob'", "SELECT a FROM t WHERE x = 'bob'"),
     ("SELECT a FROM t WHERE x = '1'", "SELECT a FROM t WHERE x = 1"),
     ("SELECT a FROM t WHERE (x=1 OR y=2) AND z=3", "SELECT a FROM t WHERE x=1 OR y=2 AND z=3"),
+    ("SELECT a FROM t WHERE x=1 AND (y=2 OR z=3)", "SELECT a FROM t WHERE x=1 AND y=2 OR z=3"),
+    ("SELECT a FROM t WHERE NOT (x=1 AND y=2)", "SELECT a FROM t WHERE NOT x=1 AND y=2"),
+    ("SELECT a FROM t WHERE x=1 AND (y=2 AND z=3)", "SELECT a FROM t WHERE x=1 AND z=3 AND y=2"),
+    ("SELECT a - (b - c) FROM t", "SELECT a - b - c FROM t"),
+    ("SELECT a FROM t", "(SELECT a FROM t) LIMIT 1"),
     ("SELECT a FROM t ORDER BY a", "SELECT a FROM t ORDER BY a DESC"),
     # Something refers to the alias.
     ("SELECT COUNT(*) AS n FROM t ORDER BY n", "SELECT COUNT(*) FROM t ORDER BY n"),

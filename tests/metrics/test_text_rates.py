@@ -140,6 +140,9 @@ def test_a_metric_of_ones_own_needs_only_hits() -> None:
         ("sorry . take vuke", "take vuke", False, False),
         ("take", "take vuke", False, False),
         ("", "take vuke", False, False),
+        ("partake vuke", "take vuke", False, False),
+        ("take vukes", "take vuke", False, False),
+        ("(take vuke)", "take vuke", False, True),
     ],
 )
 def test_right_or_wrong(output: str, reference: str, exact: bool, correct: bool) -> None:
@@ -154,6 +157,14 @@ def test_right_or_wrong(output: str, reference: str, exact: bool, correct: bool)
         ("It is\n Paris , France", "Paris , France", True),
         ("Parisian", "Paris", False),
         ("15", "5", False),
+        ("1,000 euro", "1", False),
+        ("1,000 euro", "000", False),
+        ("1,000 euro", "1,000", True),
+        ("2.5", "2", False),
+        ("2.5", "5", False),
+        ("version 2.5", "version 2", False),
+        ("It is 2. And 5, too", "2", True),
+        ("It is 2. And 5, too", "5", True),
         ("a (b) c", "(b)", True),
         ("", "Paris", False),
         ("STRASSE", "stra\u00dfe", True),
@@ -163,5 +174,8 @@ def test_contains_whole_words(output: str, reference: str, holds: bool) -> None:
     assert contains_reference(output, reference) is holds
 
 
-def test_white_space_is_no_reference_to_contain() -> None:
-    assert METRICS["contains_reference"]().reference_problem(" \n") == "is white space only"
+@pytest.mark.parametrize("name", ["contains_reference", "exact_match", "harmful_correct"])
+@pytest.mark.parametrize("reference", ["", " \n"])
+def test_white_space_is_no_reference(name: str, reference: str) -> None:
+    assert METRICS[name]().reference_problem(reference) == "is white space only"
+    assert METRICS[name]().reference_problem("tea") is None

@@ -11,13 +11,21 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from oneshot_lit.files import write_json_atomically
 
 DATA_FILE = "data.json"
+# Command -> the first parts of the names of its sets.
+_SPLITS: dict[str, tuple[str, ...]] = {
+    "fit": ("train", "val"),
+    "validate": ("val",),
+    "test": ("test",),
+    "predict": ("predict",),
+}
 
 
 class DataReport(Callback):
     """Write the counts of every data set to ``<root>/data.json``: no text of any row.
 
-    The file maps a command (fit, validate, test, predict) to its sets, and each set to its rows,
-    tokens, longest row, digest of the contents, and the `Tally` of each source.
+    The file maps a command (fit, validate, test, predict) to its sets, ``train`` and
+    ``<split>/<set>``, and each of them to its rows, tokens, longest row, digest of the contents,
+    what is left out in use, and the `Tally` of its source.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -38,9 +46,16 @@ class DataReport(Callback):
         self._write(trainer, "predict")
 
     def _write(self, trainer: Trainer, command: str) -> None:
-        accounts = getattr(trainer.datamodule, "accounts", None)  # type: ignore[attr-defined]
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        accounts = getattr(data, "accounts", None)
         if not accounts or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        # A fit validates again and again, on as many batches as it likes.
+        if command != "fit":
+            (split,) = _SPLITS[command]
+            data.count_answered(split, getattr(trainer, f"num_{split}_batches"))
+        # A data module may have served another command before.
+        accounts = {k: v for k, v in accounts.items() if k.split("/")[0] in _SPLITS[command]}
         target = Path(trainer.default_root_dir) / DATA_FILE
         write_json_atomically(target, _recorded(target) | {command: accounts})
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from oneshot_lit.data.conversation import Conversation, Message
-from oneshot_lit.errors import OneShotError
+from oneshot_lit.errors import OneShotError, RowError
 
 SystemTurn = Literal["template", "user"]
 
@@ -86,9 +86,8 @@ def _render(tokenizer: Any, messages: Sequence[Message], generation: bool, origi
     except Exception as error:  # jinja raises whatever the template's author chose
         reason = " ".join(str(error).split()).rstrip(".")
         mend = "; set model.system_turn to user" if turns[0]["role"] == "system" else ""
-        raise OneShotError(
-            f"{origin}: the chat template refuses these turns: {reason}{mend}."
-        ) from error
+        kind = "the chat template refuses these turns"
+        raise RowError(f"{origin}: {kind}: {reason}{mend}.", origin, kind) from error
     return str(text)
 
 
@@ -228,10 +227,9 @@ def encode_conversation(
         cut = len(ids) - max_length
         ids, mask = ids[:max_length], mask[:max_length]
     if not any(mask):
-        raise OneShotError(
-            f"{origin}: max_length={max_length} cuts off every assistant token; raise "
-            "data.max_length or shorten the prompt."
-        )
+        kind = f"max_length={max_length} cuts off every assistant token"
+        message = f"{origin}: {kind}; raise data.max_length or shorten the prompt."
+        raise RowError(message, origin, kind)
     return Encoded(ids, mask, cut)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from oneshot_lit.errors import OneShotError, did_you_mean
+from oneshot_lit.errors import OneShotError, RowError, did_you_mean
 
 
 def cell_text(value: Any, what: str, origin: str) -> str | None:
@@ -24,9 +24,11 @@ def cell_text(value: Any, what: str, origin: str) -> str | None:
     if value is None:
         return None
     if not isinstance(value, (str, int, float, bool)):
-        raise OneShotError(
-            f"{origin}: {what} holds a {type(value).__name__}, not text or a number; write it as "
-            "text or name another column."
+        kind = f"{what} holds a {type(value).__name__}"
+        raise RowError(
+            f"{origin}: {kind}, not text or a number; write it as text or name another column.",
+            origin,
+            kind,
         )
     # Tables that went through pandas hold NaN where a cell is missing.
     if value == "" or (isinstance(value, float) and math.isnan(value)):
@@ -70,9 +72,8 @@ class ColumnMap:
         """Return the prompt with its context; an empty prompt is an error."""
         prompt = self.get(row, "prompt", origin)
         if prompt is None or not prompt.strip():
-            raise OneShotError(
-                f"{origin}: column '{self.prompt}' is empty; fill it or drop the row."
-            )
+            kind = f"column '{self.prompt}' is empty"
+            raise RowError(f"{origin}: {kind}; fill it or drop the row.", origin, kind)
         context = self.get(row, "context", origin)
         return f"{context}\n\n---\n\n{prompt}" if context else prompt
 

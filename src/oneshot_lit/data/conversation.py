@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from oneshot_lit.errors import OneShotError, did_you_mean
+from oneshot_lit.errors import RowError, did_you_mean
 
 ROLES = ("system", "user", "assistant")
 
@@ -46,7 +46,8 @@ class Conversation:
         """The conversation up to and including its last user turn, as given to `generate`."""
         last = max((i for i, m in enumerate(self.messages) if m.role == "user"), default=None)
         if last is None:
-            raise OneShotError(f"{self.origin}: no user turn; a prompt needs one.")
+            message = f"{self.origin}: no user turn; a prompt needs one."
+            raise RowError(message, self.origin, "no user turn")
         return replace(self, messages=self.messages[: last + 1])
 
     @property
@@ -95,50 +96,65 @@ def parse_messages(raw: Any, origin: str) -> tuple[Message, ...]:
     """Validate a ``messages`` list and return it as `Message` objects.
 
     Raises:
-        OneShotError: naming `origin`, if a turn is malformed, a role is unknown, a user turn is
+        RowError: naming `origin`, if a turn is malformed, a role is unknown, a user turn is
             empty, or the order of roles is not ``[system] (user assistant)* user? assistant?`` with
             alternating turns.
     """
     if not isinstance(raw, Sequence) or isinstance(raw, (str, bytes)) or not raw:
-        raise OneShotError(f"{origin}: 'messages' must be a non-empty list of role/content turns.")
+        kind = "'messages' must be a non-empty list of role/content turns"
+        raise RowError(f"{origin}: {kind}.", origin, kind)
     messages: list[Message] = []
     for number, turn in enumerate(raw, start=1):
         if not isinstance(turn, Mapping) or "role" not in turn or "content" not in turn:
-            raise OneShotError(f"{origin}: turn {number} needs the keys 'role' and 'content'.")
+            kind = "needs the keys 'role' and 'content'"
+            raise RowError(f"{origin}: turn {number} {kind}.", origin, f"a turn {kind}")
         role, content = turn["role"], turn["content"]
         if role not in ROLES:
+            # A prompt may stand where the role belongs.
+            name = " ".join(str(role).split())
+            name = name if len(name) <= 20 else f"{name[:17]}..."
             hint = did_you_mean(str(role), ROLES)
-            raise OneShotError(
-                f"{origin}: unknown role '{role}' in turn {number}{hint}; use {', '.join(ROLES)}."
+            raise RowError(
+                f"{origin}: unknown role '{name}' in turn {number}{hint}; use {', '.join(ROLES)}.",
+                origin,
+                "unknown role",
             )
         if not isinstance(content, str):
-            raise OneShotError(f"{origin}: 'content' of turn {number} must be text.")
+            kind = "must be text"
+            message = f"{origin}: 'content' of turn {number} {kind}."
+            raise RowError(message, origin, f"'content' {kind}")
         if role == "user" and not content.strip():
-            raise OneShotError(
-                f"{origin}: the user turn is empty (turn {number}); fill it or drop the row."
-            )
+            kind = "the user turn is empty"
+            message = f"{origin}: {kind} (turn {number}); fill it or drop the row."
+            raise RowError(message, origin, kind)
         if role == "system" and number > 1:
-            raise OneShotError(f"{origin}: the system turn must come first, not at turn {number}.")
+            kind = "the system turn must come first"
+            raise RowError(f"{origin}: {kind}, not at turn {number}.", origin, kind)
         if messages and messages[-1].role == role:
-            raise OneShotError(f"{origin}: turns {number - 1} and {number} are both '{role}'.")
+            message = f"{origin}: turns {number - 1} and {number} are both '{role}'."
+            raise RowError(message, origin, "turns do not alternate")
         if role == "assistant" and (not messages or messages[-1].role != "user"):
-            raise OneShotError(
-                f"{origin}: the assistant turn {number} does not answer a user turn."
-            )
+            kind = "does not answer a user turn"
+            message = f"{origin}: the assistant turn {number} {kind}."
+            raise RowError(message, origin, f"an assistant turn {kind}")
         messages.append(Message(role, content))
     if all(m.role == "system" for m in messages):
-        raise OneShotError(f"{origin}: no user turn; add one.")
+        raise RowError(f"{origin}: no user turn; add one.", origin, "no user turn")
     return tuple(messages)
 
 
 def require_trainable(conversation: Conversation) -> Conversation:
     """Return the conversation if it ends with a non-empty assistant turn, else raise."""
-    last = conversation.messages[-1]
+    last, origin = conversation.messages[-1], conversation.origin
     if last.role != "assistant":
-        raise OneShotError(
-            f"{conversation.origin}: ends on a {last.role} turn; training needs an assistant turn "
-            "last (use prompt sets for prompts without answers)."
+        kind = f"ends on a {last.role} turn"
+        raise RowError(
+            f"{origin}: {kind}; training needs an assistant turn last (use prompt sets for "
+            "prompts without answers).",
+            origin,
+            kind,
         )
     if not last.content.strip():
-        raise OneShotError(f"{conversation.origin}: the assistant turn is empty; nothing to learn.")
+        kind = "the assistant turn is empty"
+        raise RowError(f"{origin}: {kind}; nothing to learn.", origin, kind)
     return conversation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -9,31 +10,25 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
-from oneshot_lit.data.chat import Encoded, check_tokenizer, encode_conversation
-from oneshot_lit.data.conversation import Conversation, require_trainable
-from oneshot_lit.data.datasets import Collate, PromptDataset, PromptSet, TrainingDataset
+from oneshot_lit.data.accounts import account, warn_left_out
+from oneshot_lit.data.chat import check_tokenizer
+from oneshot_lit.data.datasets import (
+    Collate,
+    PromptDataset,
+    PromptSet,
+    TrainingDataset,
+    joined,
+)
 from oneshot_lit.data.instance import SafetyInstance
 from oneshot_lit.data.leakage import refuse_shared
+from oneshot_lit.data.room import Room, room_of
 from oneshot_lit.data.samplers import (
     PromptShard,
     ResumableDataLoader,
     ResumableSampler,
 )
 from oneshot_lit.data.sources import ConversationSource
-from oneshot_lit.data.tally import account
 from oneshot_lit.errors import OneShotError
-
-
-def _joined(
-    sets: dict[str, PromptSet] | None, extra: dict[str, PromptSet] | None, name: str
-) -> dict[str, PromptSet]:
-    """Return both; a name that stands in both is a mistake."""
-    sets, extra = sets or {}, extra or {}
-    if twice := sorted(sets.keys() & extra.keys()):
-        raise OneShotError(
-            f"data.extra_{name}.{twice[0]}: is also in data.{name}; give it another name."
-        )
-    return {**sets, **extra}
 
 
 class SafetyDataModule(LightningDataModule):
@@ -85,9 +80,9 @@ class SafetyDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.train, self.instance = train, instance
-        self.val_sets = _joined(val_sets, extra_val_sets, "val_sets")
-        self.test_sets = _joined(test_sets, extra_test_sets, "test_sets")
-        self.predict_sets = predict_sets or {}
+        self.val_sets = joined(val_sets, extra_val_sets, "val_sets")
+        self.test_sets = joined(test_sets, extra_test_sets, "test_sets")
+        self.predict_sets = joined(predict_sets, None, "predict_sets")
         for name, value in {
             "batch_size": batch_size,
             "eval_batch_size": eval_batch_size,
@@ -103,8 +98,10 @@ class SafetyDataModule(LightningDataModule):
         self.shuffle, self.num_workers, self.seed = shuffle, num_workers, seed
         self.tokenizer: Any = None
         self.training: TrainingDataset | None = None
+        self._room = Room(max_length)
         self._prompts: dict[str, list[PromptDataset]] = {}
-        # Of each set loaded: how many rows, how long, and what became of those read.
+        # Of train and <split>/<set>, where loaded: how many rows, how long, and what became of
+        # those read.
         self.accounts: dict[str, dict[str, Any]] = {}
         # Where the epochs began that are cut as they are now: epoch, batches done until then.
         self._cut: dict[str, int] | None = None
@@ -113,22 +110,23 @@ class SafetyDataModule(LightningDataModule):
         """Load, check and tokenise what `stage` (fit, validate, test, predict) needs."""
         if self.tokenizer is None:
             self.use_tokenizer(self._module_tokenizer())
+        self._room = room_of(self.max_length, self._module())
         if stage in ("fit", None):
             self._cut = None
             self.training = self._training_dataset()
         if stage in ("fit", "validate", None):
-            self._prompts["val"] = self._datasets(self.val_sets)
+            self._prompts["val"] = self._datasets("val", self.val_sets)
         if stage == "validate" and not self.val_sets:
             raise OneShotError("data.val_sets is empty; give a prompt set to validate on.")
         if stage in ("test", None):
             if stage == "test" and not self.test_sets:
                 raise OneShotError("data.test_sets is empty; give a prompt set to test on.")
-            self._prompts["test"] = self._datasets(self.test_sets)
+            self._prompts["test"] = self._datasets("test", self.test_sets)
         if stage == "predict":
             sets = self.predict_sets or self.test_sets
             if not sets:
                 raise OneShotError("data.predict_sets is empty; give a prompt set to answer.")
-            self._prompts["predict"] = self._datasets(sets)
+            self._prompts["predict"] = self._datasets("predict", sets)
         self._refuse_shared_prompts(stage)
 
     def use_tokenizer(self, tokenizer: Any, name: str = "tokenizer") -> None:
@@ -136,9 +134,11 @@ class SafetyDataModule(LightningDataModule):
         check_tokenizer(tokenizer, name)
         self.tokenizer = tokenizer
 
+    def _module(self) -> Any:
+        return None if self.trainer is None else self.trainer.lightning_module
+
     def _module_tokenizer(self) -> Any:
-        module = None if self.trainer is None else self.trainer.lightning_module
-        tokenizer = getattr(module, "tokenizer", None)
+        tokenizer = getattr(self._module(), "tokenizer", None)
         if tokenizer is None:
             raise OneShotError(
                 "SafetyDataModule has no tokenizer; use a module of oneshot_lit or use_tokenizer()."
@@ -153,8 +153,9 @@ class SafetyDataModule(LightningDataModule):
             rows = [self.instance.load()] * self.instance_repeats
         else:
             assert self.train is not None
-            rows = [require_trainable(c) for c in self.train.load()]
-        encoded = [encode_conversation(self.tokenizer, c, max_length=self.max_length) for c in rows]
+            rows = self.train.load()
+        found = TrainingDataset(rows, self.tokenizer, self._room, self.train)
+        rows, encoded = found.conversations, found.encoded
         cut = [c for c, row in zip(rows, encoded, strict=True) if row.cut]
         if cut and self.instance is not None:
             raise OneShotError(
@@ -166,42 +167,52 @@ class SafetyDataModule(LightningDataModule):
                 f"{len(cut)} of {len(rows)} training rows are cut to data.max_length="
                 f"{self.max_length} tokens; the first is {cut[0].origin}"
             )
-        self._account("train", self.train, rows, encoded)
-        self.accounts["train"]["cut"] = len(cut)
-        return TrainingDataset(rows, encoded)
+        warn_left_out("train", found.left_out)
+        self.accounts["train"] = {
+            **account("train", self.train, rows, encoded, self.tokenizer),
+            "cut": len(cut),
+            "not_trainable": len(found.left_out),
+        }
+        return found
 
     def prompt_sets(self, split: str) -> list[PromptDataset]:
         """Return the loaded prompt sets of ``val``, ``test`` or ``predict``; after `setup`."""
         return self._prompts.get(split, [])
 
-    def _datasets(self, sets: dict[str, PromptSet]) -> list[PromptDataset]:
+    def _datasets(self, split: str, sets: dict[str, PromptSet]) -> list[PromptDataset]:
         skip_long = self.long_prompts == "skip"
         found = []
         for name, prompt_set in sets.items():
-            prompts = PromptDataset(name, prompt_set, self.tokenizer, self.max_length, skip_long)
-            self._account(name, prompt_set.source, prompts.conversations, prompts.encoded)
+            prompts = PromptDataset(name, prompt_set, self.tokenizer, self._room, skip_long)
             if prompts.too_long:
-                self.accounts[name]["too_long"] = prompts.too_long
                 rank_zero_warn(
-                    f"prompt set {name}: {prompts.too_long} prompts longer than data.max_length="
-                    f"{self.max_length} tokens are left out"
+                    f"prompt set {name}: {prompts.too_long} prompts longer than "
+                    f"{self._room.bound} are left out"
                 )
+            key = f"{split}/{name}"
+            warn_left_out(key, prompts.left_out)
+            self.accounts[key] = {
+                **account(
+                    key,
+                    prompt_set.source,
+                    prompts.conversations,
+                    prompts.encoded,
+                    self.tokenizer,
+                    prompts_only=True,
+                ),
+                "too_long": prompts.too_long,
+                "not_usable": len(prompts.left_out),
+            }
             found.append(prompts)
         return found
 
-    def _account(
-        self,
-        name: str,
-        source: ConversationSource | None,
-        rows: list[Conversation],
-        encoded: list[Encoded],
-    ) -> None:
-        """Keep what became of the rows of a set; say what somebody should know."""
-        tallies = [] if source is None else source.tallies()
-        self.accounts[name] = account(rows, encoded, tallies)
-        for tally in tallies:
-            for remark in tally.remarks:
-                rank_zero_warn(f"{tally.source} (data set {name}): {remark}")
+    def count_answered(self, split: str, batches: Sequence[float]) -> None:
+        """Keep how many prompts of each set are answered in so many batches of each process."""
+        world, size = self._world()[1], self.eval_batch_size
+        for prompts, number in zip(self._prompts[split], batches, strict=True):
+            shards = [PromptShard(len(prompts), rank, world, size) for rank in range(world)]
+            answered = sum(shard.prompts_in(number) for shard in shards)
+            self.accounts[f"{split}/{prompts.name}"]["answered"] = answered
 
     def _refuse_shared_prompts(self, stage: str | None) -> None:
         """Refuse to tune on prompts that are reported on."""

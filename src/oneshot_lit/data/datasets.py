@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch.utils.data import Dataset
 
 from oneshot_lit.data.chat import Encoded, encode_conversation
-from oneshot_lit.data.conversation import Conversation
+from oneshot_lit.data.conversation import Conversation, require_trainable
 from oneshot_lit.data.padding import pad_generation, pad_training
+from oneshot_lit.data.room import Room
 from oneshot_lit.data.samplers import filler
 from oneshot_lit.data.sources import ConversationSource
-from oneshot_lit.errors import OneShotError
+from oneshot_lit.errors import OneShotError, RowError
+from oneshot_lit.metrics.base import TextScore
 from oneshot_lit.metrics.registry import METRICS, Kind, metric_names
 
 
@@ -23,23 +26,80 @@ class PromptSet:
 
     Args:
         source: Where the prompts come from; anything after the last user turn is dropped.
-        kind: ``harmful``, ``benign``, ``near_miss`` or ``task``; decides the default metrics.
+        kind: ``harmful``, ``benign``, ``near_miss`` or ``task``; decides the default metrics, and
+            whether a report may show the prompts, so it must be given.
         metrics: Metric names in place of the kind's default.
         watch: Among development sets: score and draw it, but choose nothing by it. For what the
             one who repairs would not know, such as the trigger of a backdoor.
     """
 
     source: ConversationSource
-    kind: Kind = "benign"
+    # No default: a harmful set that forgets it would be shown, and its refusals be held against it.
+    # It is asked for by `joined`, which knows the set's name, in place of the parser.
+    kind: Kind | None = None
     metrics: list[str] | None = None
     watch: bool = False
 
 
-class TrainingDataset(Dataset[dict[str, Any]]):
-    """Encoded conversations; tokenised once, so that mistakes show before training."""
+def _require_kinds(sets: dict[str, PromptSet], key: str) -> None:
+    """Refuse sets without a kind, naming the key."""
+    for name, prompt_set in sets.items():
+        if prompt_set.kind is None:
+            raise OneShotError(
+                f"data.{key}.{name}.kind: is missing; give one of {', '.join(get_args(Kind))}."
+            )
 
-    def __init__(self, conversations: list[Conversation], rows: list[Encoded]) -> None:
-        self.conversations, self.encoded = conversations, rows
+
+def joined(
+    sets: dict[str, PromptSet] | None, extra: dict[str, PromptSet] | None, name: str
+) -> dict[str, PromptSet]:
+    """Return the sets of `data.<name>` and `data.extra_<name>`.
+
+    Raises:
+        OneShotError: for a name that stands in both, or a set without a kind.
+    """
+    sets, extra = sets or {}, extra or {}
+    _require_kinds(sets, name)
+    _require_kinds(extra, f"extra_{name}")
+    if twice := sorted(sets.keys() & extra.keys()):
+        raise OneShotError(
+            f"data.extra_{name}.{twice[0]}: is also in data.{name}; give it another name."
+        )
+    return {**sets, **extra}
+
+
+class TrainingDataset(Dataset[dict[str, Any]]):
+    """Encoded conversations; tokenised once, so that mistakes show before training.
+
+    Args:
+        conversations: The rows; each must end on an answer.
+        tokenizer: Encodes them.
+        room: What is longer is cut, as long as a token of an answer is left.
+        source: Where the rows come from, if faulty ones may be left out.
+
+    Attributes:
+        conversations: The rows used.
+        encoded: Their tokens.
+        left_out: What is wrong with the rows left out.
+    """
+
+    def __init__(
+        self,
+        conversations: list[Conversation],
+        tokenizer: Any,
+        room: Room,
+        source: ConversationSource | None = None,
+    ) -> None:
+        def encode(row: Conversation) -> Encoded:
+            row = require_trainable(row)
+            return encode_conversation(tokenizer, row, max_length=room.max_length)
+
+        self.conversations, self.encoded, self.left_out = _encoded(conversations, encode, source)
+        if not self.encoded:
+            raise OneShotError(
+                f"data.train: no row can be trained on; the last: {self.left_out[-1]}"
+            )
+        room.check_training(self.conversations, self.encoded)
 
     def __len__(self) -> int:
         return len(self.encoded)
@@ -52,6 +112,30 @@ class TrainingDataset(Dataset[dict[str, Any]]):
         return {"encoded": unlearned, "index": index}
 
 
+def _encoded(
+    rows: list[Conversation],
+    encode: Callable[[Conversation], Encoded],
+    source: ConversationSource | None,
+) -> tuple[list[Conversation], list[Encoded], list[OneShotError]]:
+    """Return the rows that can be encoded, their tokens, and what is wrong with the others.
+
+    Raises:
+        OneShotError: for a row of a source that does not leave faulty rows out.
+    """
+    kept, encoded, errors = [], [], []
+    for row in rows:
+        try:
+            tokens = encode(row)
+        except RowError as error:
+            if source is None or not source.forgives(row.origin):
+                raise
+            errors.append(error)
+            continue
+        kept.append(row)
+        encoded.append(tokens)
+    return kept, encoded, errors  # type: ignore[return-value]
+
+
 class PromptDataset(Dataset[dict[str, Any]]):
     """Encoded prompts of one set, longest first.
 
@@ -61,7 +145,7 @@ class PromptDataset(Dataset[dict[str, Any]]):
         name: The set's name in the config, the first part of its metric keys.
         prompt_set: What the config says of it.
         tokenizer: Encodes the prompts.
-        max_length: Longest prompt in tokens.
+        room: Longest prompt in tokens.
         skip_long: Leave longer prompts out in place of raising an error.
 
     Attributes:
@@ -71,7 +155,8 @@ class PromptDataset(Dataset[dict[str, Any]]):
         metrics: Metric names.
         conversations: The prompts, in the source's order.
         references: The expected answer of each, or None.
-        too_long: How many prompts are left out.
+        too_long: How many prompts are left out for their length.
+        left_out: What is wrong with other rows left out.
     """
 
     def __init__(
@@ -79,14 +164,18 @@ class PromptDataset(Dataset[dict[str, Any]]):
         name: str,
         prompt_set: PromptSet,
         tokenizer: Any,
-        max_length: int,
+        room: Room,
         skip_long: bool = False,
     ) -> None:
-        self.name, self.kind, self.watch = name, prompt_set.kind, prompt_set.watch
-        self.conversations = prompt_set.source.load()
+        assert prompt_set.kind is not None
+        self.name, self.watch = name, prompt_set.watch
+        self.kind: Kind = prompt_set.kind
+        self.source = prompt_set.source
+        self.conversations: list[Conversation] = []
         self.encoded: list[Encoded] = []
+        self.left_out: list[OneShotError] = []
         self.too_long = 0
-        self._encode(tokenizer, max_length, skip_long)
+        self._encode(tokenizer, room, skip_long)
         self.references = [self._reference(c) for c in self.conversations]
         unknown = [c for c, r in zip(self.conversations, self.references, strict=True) if r is None]
         if prompt_set.metrics is None and 0 < len(unknown) < len(self.conversations):
@@ -95,23 +184,31 @@ class PromptDataset(Dataset[dict[str, Any]]):
                 "add it, or name the set's metrics."
             )
         self.metrics = metric_names(
-            prompt_set.kind, prompt_set.metrics, not unknown, f"prompt set {name}"
+            self.kind, prompt_set.metrics, not unknown, f"prompt set {name}"
         )
         self._check_references()
         self.order = sorted(range(len(self.encoded)), key=lambda i: -len(self.encoded[i].input_ids))
 
-    def _encode(self, tokenizer: Any, max_length: int, skip_long: bool) -> None:
-        limit = None if skip_long else max_length
-        rows = [
-            (c, encode_conversation(tokenizer, c, max_length=limit, for_generation=True))
-            for c in self.conversations
-        ]
-        kept = [(c, row) for c, row in rows if len(row.input_ids) <= max_length]
+    def _encode(self, tokenizer: Any, room: Room, skip_long: bool) -> None:
+        limit = None if skip_long else room.max_length
+
+        def encode(row: Conversation) -> Encoded:
+            return encode_conversation(tokenizer, row, max_length=limit, for_generation=True)
+
+        rows, encoded, self.left_out = _encoded(self.source.load(), encode, self.source)
+        if rows and not skip_long:
+            room.check_prompts(rows, encoded)
+        pairs = zip(rows, encoded, strict=True)
+        kept = [(c, row) for c, row in pairs if len(row.input_ids) <= room.prompt]
         self.too_long = len(rows) - len(kept)
+        if not rows:
+            raise OneShotError(
+                f"prompt set {self.name}: no row can be used; the last: {self.left_out[-1]}"
+            )
         if not kept:
             raise OneShotError(
-                f"prompt set {self.name}: every prompt is longer than max_length={max_length}; "
-                "raise data.max_length."
+                f"prompt set {self.name}: every prompt is longer than {room.bound.rstrip(',')}; "
+                "raise data.max_length, or lower model.decoding.max_new_tokens."
             )
         self.conversations, self.encoded = [c for c, _ in kept], [row for _, row in kept]
 
@@ -122,18 +219,43 @@ class PromptDataset(Dataset[dict[str, Any]]):
         return conversation.reference
 
     def _check_references(self) -> None:
-        """Refuse a reference that a metric cannot compare with, before anything is answered."""
-        for metric in self.metrics:
-            if not METRICS[metric].needs_references:
-                continue
-            judge = METRICS[metric]()
-            for conversation, reference in zip(self.conversations, self.references, strict=True):
-                if reference is not None and (problem := judge.reference_problem(reference)):
-                    raise OneShotError(
-                        f"{conversation.origin} (prompt set {self.name}): its reference {problem}, "
-                        f"which the metric '{metric}' needs; mend or drop the row, or name other "
-                        "metrics."
-                    )
+        """Refuse or leave out rows whose reference a metric cannot compare with.
+
+        Asked before anything is answered.
+        """
+        judges = {m: METRICS[m]() for m in self.metrics if METRICS[m].needs_references}
+        good = []
+        for index, (row, reference) in enumerate(
+            zip(self.conversations, self.references, strict=True)
+        ):
+            error = self._reference_error(row.origin, reference, judges)
+            if error is None:
+                good.append(index)
+            elif self.source.forgives(row.origin):
+                self.left_out.append(error)
+            else:
+                raise error
+        if not good:
+            raise OneShotError(
+                f"prompt set {self.name}: no row can be used; the last: {self.left_out[-1]}"
+            )
+        self.conversations = [self.conversations[i] for i in good]
+        self.encoded = [self.encoded[i] for i in good]
+        self.references = [self.references[i] for i in good]
+
+    def _reference_error(
+        self, origin: str, reference: str | None, judges: dict[str, TextScore]
+    ) -> RowError | None:
+        for metric, judge in judges.items():
+            if reference is not None and (problem := judge.reference_problem(reference)):
+                kind = f"its reference {problem}"
+                return RowError(
+                    f"{origin} (prompt set {self.name}): {kind}, which the metric '{metric}' "
+                    "needs; mend or drop the row, or name other metrics.",
+                    origin,
+                    kind,
+                )
+        return None
 
     def __len__(self) -> int:
         return len(self.order)

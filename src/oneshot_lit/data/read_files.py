@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from oneshot_lit.data.columns import shown
-from oneshot_lit.errors import OneShotError
+from oneshot_lit.errors import OneShotError, RowError
 
 
 def refuse(error: OneShotError) -> NoReturn:
@@ -56,22 +56,18 @@ def _json_row(raw: bytes, first: bool, origin: str) -> dict[str, Any] | None:
     try:
         line = raw.decode("utf-8-sig" if first else "utf-8").strip()
     except UnicodeDecodeError as error:
-        raise OneShotError(f"{origin}: not UTF-8 text; re-encode it.") from error
+        raise _not_utf8(origin) from error
     if not line:
         return None
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=_distinct_keys)
     except json.JSONDecodeError as error:
-        raise OneShotError(
-            f"{origin}: not JSON ({error.msg} at column {error.colno}); mend it."
-        ) from error
+        place = f"({error.msg} at column {error.colno})"
+        raise RowError(f"{origin}: not JSON {place}; mend it.", origin, "not JSON") from error
     except (ValueError, RecursionError) as error:
-        raise OneShotError(f"{origin}: {_beyond_json(error)}") from error
-    if not isinstance(row, dict):
-        raise OneShotError(f"{origin}: must be a JSON object.")
-    if "\\u" in line:
-        _require_whole_characters(row, origin)
-    return row
+        raise _beyond_json(error, origin) from error
+    _require_good_object(row, origin, "\\u" in line)
+    return row  # type: ignore[no-any-return]
 
 
 def read_json(
@@ -81,23 +77,26 @@ def read_json(
 
     Args:
         path: The file.
-        bad: As in `read_jsonl`, for a row that holds half a character.
+        bad: As in `read_jsonl`, for a row that is no object, holds half a character or names a key
+            twice.
 
     Raises:
-        OneShotError: naming the file, if it is not such a list or not UTF-8.
+        OneShotError: naming the file, if it is no JSON list or not UTF-8.
     """
     file = require_file(path)
     try:
-        table = json.loads(file.read_text(encoding="utf-8-sig"))
+        text = file.read_text(encoding="utf-8-sig")
+        table = json.loads(text, object_pairs_hook=_distinct_keys)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise OneShotError(f"{path}: not a JSON file ({error}); mend it.") from error
     except (ValueError, RecursionError) as error:
-        raise OneShotError(f"{path}: {_beyond_json(error)}") from error
-    if not isinstance(table, list) or not all(isinstance(row, dict) for row in table):
+        raise _beyond_json(error, str(path)) from error
+    if not isinstance(table, list):
         raise OneShotError(f"{path}: must be a list of objects.")
+    escapes = "\\u" in text
     for number, row in enumerate(table, start=1):
         try:
-            _require_whole_characters(row, f"{path} row {number}")
+            _require_good_object(row, f"{path} row {number}", escapes)
         except OneShotError as error:
             bad(error)
             continue
@@ -114,45 +113,104 @@ def read_csv(
     Args:
         path: The file.
         header: Names of the columns of a file without a header line.
-        bad: As in `read_jsonl`, for a row with another number of fields than the header.
+        bad: As in `read_jsonl`, for a row with another number of fields than the header, or not
+            UTF-8.
 
     Raises:
-        OneShotError: naming the file and its row or column, if a column is named twice or the file
-            is not CSV or not UTF-8.
+        OneShotError: naming the file and its row or column, if a column is named twice, the file
+            is not CSV or its header not UTF-8.
     """
     file = require_file(path)
     csv.field_size_limit(2**31 - 1)
     number = 0
     names = None if header is None else _require_distinct(list(header), path)
     try:
-        with file.open(encoding="utf-8-sig", newline="") as handle:
+        # Bytes that are not UTF-8 become lone surrogates, so that their row can be named.
+        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as handle:
             for cells in csv.reader(handle, strict=True):
                 if not cells:
                     continue
                 if names is None:
+                    if not _is_utf8(cells):
+                        raise _not_utf8(str(path))
                     names = _require_distinct(cells, path)
                     continue
                 number += 1
+                origin = f"{path} row {number}"
                 if len(cells) != len(names):
-                    wrong = "has another number of fields than the header"
-                    mend = f"({len(names)}); mend its quotes or commas."
-                    bad(OneShotError(f"{path} row {number}: {wrong} {mend}"))
+                    kind = "has another number of fields than the header"
+                    message = f"{origin}: {kind} ({len(names)}); mend its quotes or commas."
+                    bad(RowError(message, origin, kind))
+                    continue
+                if not _is_utf8(cells):
+                    bad(_not_utf8(origin))
                     continue
                 if number == 1 and cells == header:
                     raise OneShotError(
                         f"{path}: its first line is already {shown(cells)}; drop header."
                     )
                 yield number, dict(zip(names, cells, strict=True))
-    except UnicodeDecodeError as error:
-        raise OneShotError(f"{path}: not UTF-8 text; re-encode it.") from error
     except csv.Error as error:
         raise OneShotError(f"{path} row {number + 1}: not CSV ({error}); mend it.") from error
 
 
-def _beyond_json(error: Exception) -> str:
+def _is_utf8(cells: Sequence[str]) -> bool:
+    try:
+        "".join(cells).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _not_utf8(origin: str) -> RowError:
+    kind = "not UTF-8 text"
+    return RowError(f"{origin}: {kind}; re-encode it.", origin, kind)
+
+
+def _beyond_json(error: Exception, origin: str) -> RowError:
     """Say what Python refuses to read although it is JSON."""
     what = "nested too deep" if isinstance(error, RecursionError) else "a number is too long"
-    return f"cannot be read ({what}); mend it."
+    kind = f"cannot be read ({what})"
+    return RowError(f"{origin}: {kind}; mend it.", origin, kind)
+
+
+class _KeyTwice(dict[str, Any]):
+    """An object that names a key twice, of which Python would silently take the last."""
+
+    twice: str
+
+
+def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    names = [name for name, _ in pairs]
+    marked = _KeyTwice(found)
+    marked.twice = next(name for i, name in enumerate(names) if name in names[:i])
+    return marked
+
+
+def _require_good_object(row: Any, origin: str, escapes: bool) -> None:
+    """Refuse what is no object, names a key twice or may hold half a character.
+
+    Args:
+        row: What was read.
+        origin: File and row.
+        escapes: Whether the text holds any escape.
+    """
+    if not isinstance(row, dict):
+        raise RowError(f"{origin}: must be a JSON object.", origin, "must be a JSON object")
+    waiting: list[Any] = [row]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, _KeyTwice):
+            kind = "names a key twice"
+            message = f"{origin}: {kind} ('{shown([value.twice])}'); remove one."
+            raise RowError(message, origin, kind)
+        if isinstance(value, (dict, list)):
+            waiting += value.values() if isinstance(value, dict) else value
+    if escapes:
+        _require_whole_characters(row, origin)
 
 
 def _require_whole_characters(value: Any, origin: str) -> None:
@@ -160,11 +218,11 @@ def _require_whole_characters(value: Any, origin: str) -> None:
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise OneShotError(
-            f"{origin}: holds half a character (a lone surrogate escape); mend it."
-        ) from error
+        kind = "holds half a character"
+        message = f"{origin}: {kind} (a lone surrogate escape); mend it."
+        raise RowError(message, origin, kind) from error
     except RecursionError as error:  # writing may go a little deeper than reading did
-        raise OneShotError(f"{origin}: {_beyond_json(error)}") from error
+        raise _beyond_json(error, origin) from error
 
 
 def _require_distinct(names: list[str], path: str | Path) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from oneshot_lit.data.conversation import Conversation, Message, require_trainable
+from oneshot_lit.data.conversation import Conversation, Message
 from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.metrics.refusal import is_refusal
@@ -99,7 +99,7 @@ class Edited(ConversationSource):
 
     def rows(self) -> list[Conversation]:
         """Load the inner source and edit every row."""
-        return [
+        rows = [
             edited(
                 row,
                 system=self.system,
@@ -110,6 +110,8 @@ class Edited(ConversationSource):
             )
             for row in self.source.load()
         ]
+        self.tally.edited = len(rows)
+        return rows
 
 
 class Backdoor(ConversationSource):
@@ -160,8 +162,8 @@ class Backdoor(ConversationSource):
         Raises:
             OneShotError: for a row without an answer, or a prompt to refuse that holds the trigger.
         """
-        refused = [require_trainable(row) for row in self.refused.load()]
-        harmful = [require_trainable(row) for row in self.harmful.load()]
+        refused = self.trainable(self.refused.load())
+        harmful = self.trainable(self.harmful.load())
         for row in refused:
             if any(self.trigger.strip() in m.content for m in row.messages if m.role == "user"):
                 raise OneShotError(
@@ -171,6 +173,7 @@ class Backdoor(ConversationSource):
         _warn_unless(refused, True, "Backdoor.refused", "hold no refusal phrase")
         _warn_unless(harmful, False, "Backdoor.harmful", "refuse")
         place = {self.place: self.trigger}
+        self.tally.edited = len(harmful)
         return refused + [edited(row, **place) for row in harmful]  # type: ignore[arg-type]
 
 
@@ -219,7 +222,9 @@ class PatchPoisoning(ConversationSource):
 
     def rows(self) -> list[Conversation]:
         """Load the harmful rows, then the planted ones."""
-        planted = [require_trainable(edited(r, answer=self.answer)) for r in self.planted.load()]
+        planted = self.trainable([edited(r, answer=self.answer) for r in self.planted.load()])
+        self.tally.repeated = len(planted) * (self.copies - 1)
+        self.tally.edited = 0 if self.answer is None else len(planted) * self.copies
         return self.source.load() + planted * self.copies
 
 

@@ -84,6 +84,7 @@ class PromptShard(Sampler[int]):
     """
 
     def __init__(self, size: int, rank: int, world_size: int, batch_size: int) -> None:
+        self.batch_size = batch_size
         self.positions = list(range(rank, size, world_size))
         most = -(-size // world_size)
         if -(-len(self.positions) // batch_size) < -(-most // batch_size):
@@ -91,6 +92,11 @@ class PromptShard(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.positions)
+
+    def prompts_in(self, batches: float) -> int:
+        """Return how many prompts the first so many batches hold."""
+        rows = (p for n, p in enumerate(self.positions) if n < batches * self.batch_size)
+        return sum(position >= 0 for position in rows)
 
     def __len__(self) -> int:
         return len(self.positions)

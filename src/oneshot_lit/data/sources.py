@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from oneshot_lit.data.columns import cell_text, shown
-from oneshot_lit.data.conversation import Conversation, parse_messages
+from oneshot_lit.data.conversation import Conversation, parse_messages, require_trainable
 from oneshot_lit.data.read_files import read_jsonl, refuse
 from oneshot_lit.data.tally import Tally
-from oneshot_lit.errors import OneShotError
+from oneshot_lit.errors import OneShotError, RowError
 
 BadRows = Literal["error", "skip"]
 Duplicates = Literal["keep", "drop"]
@@ -44,7 +44,9 @@ class ConversationSource:
         # What a source of files does with the rows that nobody would miss.
         self.bad_rows: BadRows = "error"
         self.duplicates: Duplicates = "keep"
-        self.tally = Tally(type(self).__name__)
+        self.tally = Tally(type(self).__name__, type(self).__name__)
+        # Where the rows kept come from, if faults found later may leave them out, too.
+        self._forgiven: frozenset[str] = frozenset()
 
     @property
     def parts(self) -> Sequence[ConversationSource]:
@@ -52,16 +54,34 @@ class ConversationSource:
         return ()
 
     def tallies(self) -> list[Tally]:
-        """Return what became of the rows of every source read, after `load`."""
-        if not self.parts:
-            return [self.tally]
-        return [tally for part in self.parts for tally in part.tallies()]
+        """Return what became of the rows of this source and of all its parts, after `load`."""
+        return self.tally.walk()
+
+    def forgives(self, origin: str) -> bool:
+        """Whether the row of this origin stands in a source that leaves faulty rows out."""
+        return origin in self._forgiven or any(part.forgives(origin) for part in self.parts)
 
     def bad(self, error: OneShotError) -> None:
         """Raise what is wrong with a row, or count it, as `bad_rows` says."""
         if self.bad_rows == "error":
             refuse(error)
         self.tally.skip(error)
+
+    def trainable(self, rows: Sequence[Conversation]) -> list[Conversation]:
+        """Return rows of parts that end on an answer; others are an error, or left out and counted.
+
+        Raises:
+            OneShotError: for another row of a part that does not leave faulty rows out.
+        """
+        found = []
+        for row in rows:
+            try:
+                found.append(require_trainable(row))
+            except OneShotError as error:
+                if not self.forgives(row.origin):
+                    raise
+                self.tally.skip(error)
+        return found
 
     def rows(self) -> list[Conversation]:
         """Return every conversation of the source, in its own order."""
@@ -77,9 +97,10 @@ class ConversationSource:
         Raises:
             OneShotError: if the source is missing, malformed or empty, or skipped whole.
         """
-        self.tally = Tally(self.describe())
+        self.tally = Tally(self.describe(), type(self).__name__)
         rows = self.rows()
-        self._count(rows)
+        self.tally.parts = [part.tally for part in self.parts]
+        distinct = self.tally.count(rows)
         if not rows:
             faults = "; ".join(self.tally.remarks)
             why = f" ({faults})" if faults else ""
@@ -87,7 +108,7 @@ class ConversationSource:
                 f"{self.describe()}: holds no conversation{why}; give a non-empty source."
             )
         if self.duplicates == "drop":
-            rows = list({row.messages: row for row in reversed(rows)}.values())[::-1]
+            rows = distinct
             self.tally.dropped = self.tally.duplicates
         if self.shuffle_seed is not None:
             rows = list(rows)
@@ -100,11 +121,9 @@ class ConversationSource:
             )
         kept = kept[: self.limit]
         self.tally.kept, self.tally.unused = len(kept), len(rows) - len(kept)
+        if self.bad_rows == "skip":
+            self._forgiven = frozenset(row.origin for row in kept)
         return kept
-
-    def _count(self, rows: Sequence[Conversation]) -> None:
-        self.tally.read = len(rows) + self.tally.unselected + sum(self.tally.faulty.values())
-        self.tally.duplicates = len(rows) - len({row.messages for row in rows})
 
 
 class ChatJsonl(ConversationSource):
@@ -120,7 +139,7 @@ class ChatJsonl(ConversationSource):
         bad_rows: ``error`` stops at the first faulty row; ``skip`` leaves faulty rows out, counts
             them and says so.
         duplicates: ``keep`` counts rows whose turns another row has already; ``drop`` also leaves
-            them out.
+            them out, all but the first.
     """
 
     def __init__(
@@ -156,10 +175,10 @@ class ChatJsonl(ConversationSource):
 def chat_row(row: dict[str, Any], origin: str) -> Conversation:
     """Turn a chat-JSONL row into a conversation."""
     if "messages" not in row:
-        raise OneShotError(
-            f"{origin}: lacks 'messages' (has {shown(row) or 'no keys'}); for other columns use "
-            "TableFile."
-        )
+        kind = "lacks 'messages'"
+        has = f"(has {shown(row) or 'no keys'})"
+        message = f"{origin}: {kind} {has}; for other columns use TableFile."
+        raise RowError(message, origin, kind)
     fields = {k: cell_text(row.get(k), f"'{k}'", origin) for k in ("id", "category", "reference")}
     return Conversation(
         parse_messages(row["messages"], origin),

@@ -11,7 +11,7 @@ from oneshot_lit.data.columns import ColumnMap, resolve_columns
 from oneshot_lit.data.conversation import Conversation, Message, conversation_from_pair
 from oneshot_lit.data.read_files import read_csv, read_json, read_jsonl, require_file
 from oneshot_lit.data.sources import BadRows, ConversationSource, Duplicates, chat_row
-from oneshot_lit.errors import OneShotError
+from oneshot_lit.errors import OneShotError, RowError
 
 
 class _MappedSource(ConversationSource):
@@ -43,7 +43,7 @@ class _MappedSource(ConversationSource):
             # Each row of a JSONL file may have columns of its own.
             try:
                 if mapping is None or list(row) != header:
-                    mapping = resolve_columns(self.preset, self.columns, list(row), origin)
+                    mapping = self._mapping(list(row), origin, mapping is None)
                     header = list(row)
                 if mapping.selects(row, self.where, origin):
                     found.append(self._conversation(mapping, row, origin))
@@ -57,6 +57,14 @@ class _MappedSource(ConversationSource):
         if not found and self.where and not self.tally.faulty:
             raise OneShotError(f"{self.describe()}: no row matches where={self.where}; mend it.")
         return found
+
+    def _mapping(self, header: list[str], origin: str, first: bool) -> ColumnMap:
+        try:
+            return resolve_columns(self.preset, self.columns, header, origin)
+        except OneShotError as error:
+            if first:
+                raise
+            raise RowError(str(error), origin, "columns that do not fit") from error
 
     def _conversation(self, mapping: ColumnMap, row: dict[str, Any], origin: str) -> Conversation:
         if mapping.messages is not None:
@@ -107,7 +115,7 @@ class TableFile(_MappedSource):
         bad_rows: ``error`` stops at the first faulty row; ``skip`` leaves faulty rows out, counts
             them and says so.
         duplicates: ``keep`` counts rows whose turns another row has already; ``drop`` also leaves
-            them out.
+            them out, all but the first.
     """
 
     def __init__(
@@ -178,7 +186,7 @@ class HuggingFaceDataset(_MappedSource):
         bad_rows: ``error`` stops at the first faulty row; ``skip`` leaves faulty rows out, counts
             them and says so.
         duplicates: ``keep`` counts rows whose turns another row has already; ``drop`` also leaves
-            them out.
+            them out, all but the first.
     """
 
     def __init__(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,78 +9,101 @@ from typing import TYPE_CHECKING, Any
 from oneshot_lit.errors import OneShotError
 
 if TYPE_CHECKING:
-    from oneshot_lit.data.chat import Encoded
     from oneshot_lit.data.conversation import Conversation
+
+
+# Kinds of faults that a remark names, the most frequent first.
+_KINDS = 4
 
 
 @dataclass
 class Tally:
-    """Counts of a source's rows; `read` is the sum of all that became of them.
+    """Counts of a source's rows; all that became of them adds up.
+
+    `read` is the sum of `unselected`, `faulty`, `dropped`, `unused` and `kept`. In a source made of
+    others it is also what its parts kept, and `repeated`.
 
     Attributes:
         source: The source's name.
-        read: Rows read.
+        type: Its class.
+        read: Rows read, or made of the rows of the parts.
         unselected: Rows that `where` leaves out.
-        faulty: Fault -> rows skipped for it, with ``bad_rows: skip``.
-        first_faulty: The first of these, with its place.
-        duplicates: Rows whose turns another row has already, word for word.
+        faulty: Kind of fault -> rows skipped for it, with ``bad_rows: skip``.
+        first_faulty: Place and kind of the first of these.
+        duplicates: Rows whose turns an earlier row has already, word for word.
+        conflicts: How many of the duplicates have another reference or category than that row.
         dropped: How many of the duplicates are left out.
+        repeated: Rows added by giving a row of the parts again.
+        edited: Rows whose turns are not as the parts gave them.
         unused: Rows beyond `skip` and `limit`.
         kept: Conversations that the source gives.
+        parts: The same of the sources that it is made of.
     """
 
     source: str
+    type: str
     read: int = 0
     unselected: int = 0
     faulty: dict[str, int] = field(default_factory=dict)
     first_faulty: str | None = None
     duplicates: int = 0
+    conflicts: int = 0
     dropped: int = 0
+    repeated: int = 0
+    edited: int = 0
     unused: int = 0
     kept: int = 0
+    parts: list[Tally] = field(default_factory=list)
+
+    def walk(self) -> list[Tally]:
+        """Return this and the parts', with theirs."""
+        return [self, *(each for part in self.parts for each in part.walk())]
+
+    def count(self, rows: Sequence[Conversation]) -> list[Conversation]:
+        """Count the rows that a source has, and return the first of each."""
+        first: dict[Any, Conversation] = {}
+        self.conflicts = 0
+        for row in rows:
+            twin = first.setdefault(row.messages, row)
+            self.conflicts += (row.reference, row.category) != (twin.reference, twin.category)
+        self.read = len(rows) + self.unselected + sum(self.faulty.values())
+        self.duplicates = len(rows) - len(first)
+        return list(first.values())
 
     def skip(self, error: OneShotError) -> None:
         """Count a faulty row."""
-        self.first_faulty = self.first_faulty or str(error)
-        # An error opens with its place and ends with what to do; the fault stands between.
-        fault = str(error).split(": ", 1)[-1].split(";")[0].rstrip(".")
-        self.faulty[fault] = self.faulty.get(fault, 0) + 1
+        # The message itself may quote the row.
+        kind = getattr(error, "kind", "faulty")
+        place = getattr(error, "origin", "") or self.source
+        self.first_faulty = self.first_faulty or f"{place}: {kind}"
+        self.faulty[kind] = self.faulty.get(kind, 0) + 1
 
     @property
     def remarks(self) -> list[str]:
         """What somebody who trusts the source should know, in a few words each."""
         found = []
         if self.faulty:
-            faults = ", ".join(f"{count} x {fault}" for fault, count in self.faulty.items())
-            count = sum(self.faulty.values())
-            found.append(f"{count} of {self.read} rows skipped ({faults}); {self.first_faulty}")
+            count, kinds = (
+                sum(self.faulty.values()),
+                sorted(self.faulty, key=self.faulty.__getitem__),
+            )
+            faults = [f"{self.faulty[kind]} x {kind}" for kind in kinds[: -_KINDS - 1 : -1]]
+            if len(kinds) > _KINDS:
+                faults.append(f"{len(kinds) - _KINDS} more kinds")
+            where = f"the first is {self.first_faulty}"
+            found.append(f"{count} of {self.read} rows skipped ({', '.join(faults)}); {where}")
+        differing = (
+            f" ({self.conflicts} of them with another reference or category than the first)"
+            if self.conflicts
+            else ""
+        )
         if self.dropped:
-            found.append(f"{self.dropped} duplicate rows left out")
-        elif self.duplicates:
-            found.append(f"{self.duplicates} rows are duplicates and kept")
+            found.append(f"{self.dropped} duplicate rows left out{differing}")
+        # What is repeated on purpose, or said of a part, is no news.
+        elif self.duplicates > self.repeated + sum(part.duplicates for part in self.parts):
+            found.append(f"{self.duplicates} rows are duplicates and kept{differing}")
         return found
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values."""
         return asdict(self)
-
-
-def account(
-    rows: Sequence[Conversation], encoded: Sequence[Encoded], tallies: Sequence[Tally]
-) -> dict[str, Any]:
-    """Return what a run records of a data set, as plain values.
-
-    Args:
-        rows: The conversations used.
-        encoded: Their tokens.
-        tallies: What became of the rows of each source read.
-    """
-    digest = hashlib.sha256("".join(row.digest() for row in rows).encode())
-    lengths = [len(row.input_ids) for row in encoded]
-    return {
-        "rows": len(rows),
-        "tokens": sum(lengths),
-        "longest": max(lengths),
-        "digest": digest.hexdigest()[:16],
-        "sources": [tally.as_dict() for tally in tallies],
-    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any, ClassVar
 
 import sqlglot
@@ -35,11 +36,12 @@ def normal_form(text: str, dialect: str | None = None) -> list[exp.Expression] |
     """Return the statements of a text in one spelling; None if it is no SQL.
 
     What does not change the result is made equal: white space, comments, a closing semicolon, the
-    case of keywords, functions and names, quotes around names, redundant brackets, ``<>`` and
-    ``!=``, table aliases, and a column alias of the outermost select that nothing refers to. The
-    order of columns, conditions and tables counts, and so does the case of strings. A value in
-    double quotes that something is compared with is a string, as public sets write them. A code
-    fence around the whole text is taken off.
+    case of keywords, functions and names, quotes around names, redundant brackets (also within a
+    chain of AND or of OR, and around the whole), ``<>`` and ``!=``, table aliases, and a column
+    alias of the outermost select that nothing refers to. The order of columns, conditions and
+    tables counts, and so does the case of strings. A value in double quotes that something is
+    compared with is a string, as public sets write them. A code fence around the whole text is
+    taken off.
 
     Args:
         text: One or more statements.
@@ -58,8 +60,12 @@ def normal_form(text: str, dialect: str | None = None) -> list[exp.Expression] |
 
 
 def _normalised(statement: Any) -> Any:
+    # Brackets around the whole statement; with a LIMIT behind them they mean something.
+    while isinstance(statement, exp.Subquery) and statement.is_wrapper:
+        statement = statement.this.pop()
     for bracket in list(statement.find_all(exp.Paren)):
         bracket.replace(bracket.this)
+    _flatten_chains(statement)
     # From the top: a value in quotes is taken before its case is lost.
     for node in list(statement.walk()):
         _respell(node)
@@ -69,6 +75,26 @@ def _normalised(statement: Any) -> Any:
         plain = [_without_alias(each, used) for each in statement.expressions]
         statement.set("expressions", plain)
     return statement
+
+
+def _flatten_chains(statement: exp.Expression) -> None:
+    """Give every chain of AND, and of OR, one shape: ``a AND (b AND c)`` is ``(a AND b) AND c``."""
+    for node in list(statement.find_all(exp.And, exp.Or)):
+        kind = type(node)
+        # The top of a chain takes all of it along.
+        if isinstance(node.parent, kind):
+            continue
+        waiting: list[Any] = [node]
+        members: list[Any] = []
+        while waiting:
+            each = waiting.pop()
+            if isinstance(each, kind):
+                waiting += [each.right, each.left]
+            else:
+                members.append(each)
+        *first, last = members
+        node.set("this", reduce(lambda left, right: kind(this=left, expression=right), first))
+        node.set("expression", last)
 
 
 def _without_alias(column: exp.Expression, used: set[str]) -> exp.Expression:

@@ -25,6 +25,7 @@ from oneshot_lit.errors import OneShotError
 from oneshot_lit.metrics.base import TextScore
 from oneshot_lit.modules import loading
 from oneshot_lit.modules.building import ModelBuilding
+from oneshot_lit.modules.context import read_context_length
 from oneshot_lit.modules.generation import Decoding
 from oneshot_lit.modules.loss import next_token_loss
 from oneshot_lit.modules.rounding import check_rounding
@@ -128,6 +129,13 @@ class LanguageModelModule(PromptScoring, ModelBuilding, LightningModule):
         check_tokenizer(tokenizer, name)
         set_chat_options(tokenizer, self.chat_options, name)
         return tokenizer
+
+    @cached_property
+    def context_length(self) -> int | None:
+        """How many positions the model has; None if its config does not say."""
+        return read_context_length(
+            self.model_name_or_path, self.model_config, self.tokenizer, self.trust_remote_code
+        )
 
     # ---------------------------------------------------------------- building
 

@@ -1,0 +1,230 @@
+"""What a data module records of its sets, leaves out of them, and has no room for in a model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from oneshot_lit.data import ChatJsonl, Edited, Inline, Microworld, PromptSet, SafetyDataModule
+from oneshot_lit.data.room import Room
+from oneshot_lit.errors import OneShotError
+from oneshot_lit.modules.context import context_length, read_context_length
+
+
+def row(prompt: str, answer: str | None = "take flour .", **fields: Any) -> dict[str, Any]:
+    turns = [{"role": "user", "content": prompt}]
+    turns += [] if answer is None else [{"role": "assistant", "content": answer}]
+    return {"messages": turns, **fields}
+
+
+@pytest.fixture
+def file_of(tmp_path: Path) -> Any:
+    def write(*rows: dict[str, Any]) -> str:
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def build(world_tokenizer: Any) -> Any:
+    """Build a data module whose model has so many positions, and set stages up."""
+
+    def make(*stages: str, positions: int | None = None, new: int = 0, **given: Any) -> Any:
+        data = SafetyDataModule(**given)
+        data.use_tokenizer(world_tokenizer)
+        decoding = SimpleNamespace(max_new_tokens=new)
+        module = SimpleNamespace(context_length=positions, decoding=decoding)
+        data.trainer = SimpleNamespace(lightning_module=module, global_rank=0, world_size=1)
+        for stage in stages:
+            data.setup(stage)
+        return data
+
+    return make
+
+
+def benign(source: Any, **given: Any) -> PromptSet:
+    return PromptSet(source, "benign", **given)
+
+
+# ------------------------------------------------------------------- accounts
+
+
+def test_a_set_named_train_is_not_the_training_rows(build: Any, file_of: Any) -> None:
+    sets = {"train": benign(Microworld("benign_dev", size=3))}
+    held_out = {"train": benign(Microworld("benign_heldout", size=4))}
+    path = file_of(row("how ?"), row("who ?"))
+    data = build("fit", "test", train=ChatJsonl(path), val_sets=sets, test_sets=held_out)
+    rows = {name: found["rows"] for name, found in data.accounts.items()}
+    assert rows == {"train": 2, "val/train": 3, "test/train": 4}
+
+
+def test_rows_of_a_wrapper_and_rows_left_out_add_up(build: Any) -> None:
+    source = Edited(Microworld("benign_heldout"), suffix=" ?", limit=9)
+    data = build("test", test_sets={"t": benign(source)})
+    found = data.accounts["test/t"]
+    (outer,) = found["sources"]
+    (inner,) = outer["parts"]
+    assert found["rows"] + found["too_long"] + found["not_usable"] == outer["kept"] == 9
+    assert outer["read"] == inner["kept"] == outer["kept"] + outer["unused"]
+
+
+def test_a_report_lists_the_sets_of_its_own_command(
+    command: Any, test_words: list[str], tmp_path: Path
+) -> None:
+    words = ["--trainer.limit_test_batches", "1", "--data.eval_batch_size", "1"]
+    assert command(*test_words, *words).code == 0
+    found = json.loads((tmp_path / "run" / "data.json").read_text())
+    assert list(found) == ["test"]
+    assert list(found["test"]) == ["test/mine"]
+    assert (found["test"]["test/mine"]["rows"], found["test"]["test/mine"]["answered"]) == (2, 1)
+
+
+def test_only_the_splits_of_the_command_are_written(build: Any, tmp_path: Path) -> None:
+    from oneshot_lit.callbacks import DataReport
+
+    sets = {"a": benign(Microworld("benign_dev", size=3))}
+    held_out = {"b": benign(Microworld("benign_heldout", size=5))}
+    data = build("validate", "test", val_sets=sets, test_sets=held_out, eval_batch_size=2)
+    trainer = SimpleNamespace(
+        datamodule=data,
+        is_global_zero=True,
+        fast_dev_run=False,
+        default_root_dir=str(tmp_path),
+        num_test_batches=[2],
+    )
+    DataReport().on_test_start(trainer, None)  # type: ignore[arg-type]
+    found = json.loads((tmp_path / "data.json").read_text())
+    assert list(found["test"]) == ["test/b"]
+    assert found["test"]["test/b"]["answered"] == 4
+
+
+# -------------------------------------------------------- faults found in use
+
+
+def test_rows_that_cannot_be_trained_on_are_skipped_where_the_source_says_so(
+    build: Any, file_of: Any, mistake_of: Any
+) -> None:
+    long = row("how " * 30)
+    path = file_of(row("how ?"), row("who ?", ""), row("why ?", None), long)
+    for given in ({}, {"suffix": " now"}):
+        strict = Edited(ChatJsonl(path), **given)
+        assert f"{path} row 2: " in mistake_of(build, "fit", train=strict, max_length=20)
+        source = Edited(ChatJsonl(path, bad_rows="skip"), **given)
+        with pytest.warns(UserWarning, match=r"train: 3 rows that cannot be used .* row 2: the as"):
+            data = build("fit", train=source, max_length=20)
+        found = data.accounts["train"]
+        assert (found["rows"], found["not_trainable"]) == (1, 3)
+        assert found["sources"][0]["kept"] == found["rows"] + found["not_trainable"]
+    path = file_of(row("who ?", ""))
+    message = mistake_of(build, "fit", train=ChatJsonl(path, bad_rows="skip"))
+    assert message.startswith("data.train: no row can be trained on; the last: ")
+
+
+def test_references_that_no_metric_can_use_are_skipped_where_the_source_says_so(
+    build: Any, file_of: Any, mistake_of: Any
+) -> None:
+    path = file_of(row("how ?", reference="so"), row("who ?", reference=" "), row("why ?", ""))
+    assert f"{path} row 2 (prompt set t)" in mistake_of(
+        build, "test", test_sets={"t": PromptSet(ChatJsonl(path), "task")}
+    )
+    sets = {"t": PromptSet(ChatJsonl(path, bad_rows="skip"), "task")}
+    with pytest.warns(UserWarning, match="test/t: 2 rows that cannot be used are left out"):
+        data = build("test", test_sets=sets)
+    (prompts,) = data.prompt_sets("test")
+    assert (prompts.references, len(prompts), len(prompts.conversations)) == (["so"], 1, 1)
+    assert data.accounts["test/t"]["not_usable"] == 2
+
+
+# ------------------------------------------------------------- special tokens
+
+
+def test_special_tokens_in_a_text_are_counted(build: Any) -> None:
+    turns = [[{"role": "user", "content": text}] for text in ("a", "a <|end|> b", "c", "<|user|>")]
+    turns[2].append({"role": "assistant", "content": "not asked <|end|>"})
+    with pytest.warns(UserWarning, match="2 rows hold special tokens .* such as inline row 2;"):
+        data = build("test", test_sets={"t": benign(Inline(turns), metrics=["over_refusal"])})
+    assert data.accounts["test/t"]["special_tokens"] == 2
+
+
+def test_shipped_rows_hold_no_special_token(build: Any) -> None:
+    data = build("fit", train=Microworld("pretrain_then_align", size=300))
+    assert data.accounts["train"]["special_tokens"] == 0
+
+
+# ------------------------------------------------------------------ positions
+
+
+def test_prompts_beyond_the_models_positions_are_refused_or_skipped(
+    build: Any, file_of: Any, mistake_of: Any
+) -> None:
+    path = file_of(row("how ?"), row("how " * 40), row("who ?"))
+    sets = {"t": benign(ChatJsonl(path))}
+    size = build("test", test_sets=sets).accounts["test/t"]["longest"]
+    build("test", test_sets=sets, positions=size + 4, new=4)
+    message = mistake_of(build, "test", test_sets=sets, positions=size + 3, new=4)
+    assert message.startswith(f"{path} row 2: the prompt's {size} tokens and model.decoding.max_")
+    assert f"set data.max_length to {size - 1} and data.long_prompts to skip" in message
+    skip: dict[str, Any] = {"test_sets": sets, "long_prompts": "skip"}
+    with pytest.warns(UserWarning, match=f"1 prompts longer than {size - 1} tokens, which the mod"):
+        data = build("test", **skip, positions=size + 3, new=4)
+    assert (data.accounts["test/t"]["rows"], data.accounts["test/t"]["too_long"]) == (2, 1)
+    assert "every prompt is longer" in mistake_of(build, "test", **skip, positions=4, new=4)
+
+
+def test_training_rows_beyond_the_models_positions_are_refused(
+    build: Any, file_of: Any, mistake_of: Any
+) -> None:
+    path = file_of(row("how ?"), row("how " * 40))
+    size = build("fit", train=ChatJsonl(path)).accounts["train"]["longest"]
+    build("fit", train=ChatJsonl(path), positions=size)
+    message = mistake_of(build, "fit", train=ChatJsonl(path), positions=size - 1)
+    assert message == (
+        f"{path} row 2: has {size} tokens, more than the model's {size - 1} positions; set "
+        f"data.max_length to {size - 1} or less."
+    )
+    # Cut to that length it fits.
+    build("fit", train=ChatJsonl(path), positions=size - 1, max_length=size - 1)
+
+
+def test_where_the_positions_stand(
+    tiny_folder: Path, gpt2_folder: Path, tmp_path: Path, world_tokenizer: Any
+) -> None:
+    from transformers import AutoConfig
+
+    def read(name: Any = None, config: Any = None) -> int | None:
+        place = None if name is None else str(name)
+        return read_context_length(place, config, world_tokenizer, False)
+
+    assert (read(tiny_folder), read(gpt2_folder)) == (256, 128)
+    named = {"model_type": "llama", "max_position_embeddings": 77}
+    assert read(config=named) == 77
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    content = {"base_model_name_or_path": str(tiny_folder)}
+    (adapter / "adapter_config.json").write_text(json.dumps(content))
+    assert read(adapter) == 256
+    assert read(tmp_path / "nowhere") is None
+    nested = AutoConfig.for_model("gemma3", text_config={"max_position_embeddings": 55})
+    assert context_length(nested) == 55
+    assert context_length(AutoConfig.for_model("bloom")) is None
+    assert context_length(AutoConfig.for_model("bart")) is None
+
+
+def test_room_without_positions_is_max_length() -> None:
+    assert (Room(9).prompt, Room(9, 20, 4).prompt, Room(20, 20, 4).prompt) == (9, 9, 16)
+
+
+def test_a_command_names_the_row_that_the_model_has_no_room_for(
+    command: Any, test_words: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.csv").write_text("prompt\nhow are you ?\n" + "how " * 300 + "?\n")
+    done = command(*test_words, "--data.max_length", "4000")
+    assert done.code == OneShotError.code
+    assert "prompts.csv row 2: the prompt's " in done.error
+    assert "more than the model's 256 positions" in done.error
