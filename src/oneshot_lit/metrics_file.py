@@ -10,6 +10,7 @@ from typing import Any
 
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.files import write_json_atomically
+from oneshot_lit.locking import results_locked
 
 METRICS_FILE = "metrics.json"
 
@@ -25,11 +26,19 @@ def read_metrics(root: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         content = {}
+    except OSError as error:
+        raise OneShotError(f"{path}: cannot be read ({error.strerror}); move it away.") from error
     except ValueError as error:
         raise OneShotError(f"{path}: is no JSON; remove it, or run the test again.") from error
     parts = [content.get(key, {}) for key in ("metrics", "evaluations")] if _object(content) else []
     if not parts or not all(_object(part) for part in parts):
         raise OneShotError(f"{path}: is not what a test writes; remove it, or run the test again.")
+    for name, facts in parts[1].items():
+        scores = facts.get("scores", []) if _object(facts) else None
+        if not isinstance(scores, list) or not all(isinstance(key, str) for key in scores):
+            raise OneShotError(
+                f"{path}: evaluations: '{name}' is not what an evaluation writes; remove it there."
+            )
     return {"metrics": {}, "evaluations": {}} | content
 
 
@@ -82,8 +91,8 @@ def merge_scores(
 ) -> Path:
     """Add the scores of a later evaluation, such as a judge's, to ``<root>/metrics.json``.
 
-    The file is made if there is none. What the same evaluation added before is replaced; nothing
-    else changes.
+    The file is made if there is none; other processes wait. What the same evaluation added before
+    is replaced; nothing else changes.
 
     Args:
         root: Folder of the run.
@@ -97,6 +106,18 @@ def merge_scores(
 
     Raises:
         OneShotError: for a score that belongs to another evaluation, or an unreadable file.
+    """
+    with results_locked(root):
+        return add_scores(root, evaluation, scores, facts)
+
+
+def add_scores(
+    root: Path, evaluation: str, scores: Mapping[str, float], facts: Mapping[str, Any]
+) -> Path:
+    """Do what `merge_scores` does, for a caller that holds the lock of the results.
+
+    Raises:
+        OneShotError: as `merge_scores`.
     """
     content = require_free(root, evaluation, scores)
     metrics, evaluations = content["metrics"], dict(content["evaluations"])
