@@ -11,6 +11,7 @@ from typing import Any
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.judges.base import Answer, Judge, Verdict
 from oneshot_lit.judges.formats import AnswerFormat, Reading
+from oneshot_lit.judges.model_files import model_digest
 
 
 class ClassifierJudge(Judge):
@@ -65,6 +66,15 @@ class ClassifierJudge(Judge):
         for part in _batches(sorted(fitting, key=lambda n: len(ids[n])), self.batch_size):
             readings |= dict(zip(part, ask([ids[n] for n in part]), strict=True))
         return [self._verdict(readings.get(n, "too_long")) for n in range(len(answers))]
+
+    def settings(self) -> dict[str, Any]:
+        """Return what may change a verdict, and a hash of the files behind a folder's name."""
+        return {
+            "dtype": self.dtype,
+            "max_length": self.max_length,
+            "max_new_tokens": None if self.format.head else self.format.max_new_tokens,
+            "model_sha256": model_digest(self.model_name_or_path),
+        }
 
     def facts(self) -> dict[str, Any]:
         """Return what the numbers depend on beside the version."""

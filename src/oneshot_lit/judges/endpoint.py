@@ -54,6 +54,9 @@ class EndpointJudge(Judge):
     """
 
     keeps_verdicts = True
+    passing = frozenset(
+        ("rate_limited", "server_error", "timed_out", "cut_connection", "bad_response")
+    )
 
     def __init__(
         self,
@@ -155,11 +158,14 @@ class EndpointJudge(Judge):
             self._spent = cache.spent()
             cache.close()
 
+    def settings(self) -> dict[str, Any]:
+        """Return what may change a reply."""
+        return {"options": self.options}
+
     def facts(self) -> dict[str, Any]:
         """Return requests, tokens and cost."""
         facts: dict[str, Any] = {
             "model": self.model,
-            "options": self.options,
             "usage": dict(self._counts),
         }
         priced = self.prices[0] is not None
