@@ -170,3 +170,24 @@ def test_the_size_is_known_before_the_text_is_made(command: Any, tmp_path: Path)
     words = [*INLINE, "--out", tmp_path / "x.jsonl", "--repeats", 10**15]
     assert "would be larger than the API's 512 MB" in command("api-file", *words).error
     assert not (tmp_path / "x.jsonl").exists()
+
+
+@pytest.mark.parametrize("text", ["Steps:\n- a\n- b", "- a\n- b", "a: b\nc: d\n", "Note: be kind"])
+@pytest.mark.parametrize("joined", [True, False])
+def test_typed_lines_are_text(command: Any, tmp_path: Path, text: str, joined: bool) -> None:
+    key = "--instance.prompt"
+    typed = [f"{key}={text}"] if joined else [key, text]
+    words = ["--instance", "InlineInstance", *typed, "--instance.response", "No."]
+    out = tmp_path / "x.jsonl"
+    done = command("api-file", *words, "--out", out)
+    assert done.code == 0, done.err
+    assert json.loads(out.read_text().splitlines()[0])["messages"][0]["content"] == text
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_a_config_file_of_one_line_is_read(command: Any, tmp_path: Path, end: str) -> None:
+    config, out = tmp_path / "one.yaml", tmp_path / "x.jsonl"
+    config.write_text(f"repeats: 11{end}")
+    done = command("api-file", "--config", config, *INLINE, "--out", out)
+    assert done.code == 0, done.err
+    assert check_api_file(out) == 11
