@@ -126,3 +126,30 @@ def add_scores(
     path = root / METRICS_FILE
     write_json_atomically(path, content | {"metrics": metrics | finite, "evaluations": evaluations})
     return path
+
+
+def mark_outdated(root: Path, digest: str) -> list[str]:
+    """Mark the evaluations of answers that are gone, and return their names.
+
+    Their scores stay, as they were paid for; judging again replaces them and the mark.
+
+    Args:
+        root: Folder of the run, whose ``predictions.jsonl`` was written anew.
+        digest: SHA-256 of that file.
+
+    Raises:
+        OneShotError: if ``metrics.json`` is unreadable.
+    """
+    with results_locked(root):
+        content = read_metrics(root)
+        gone = [
+            name
+            for name, facts in content["evaluations"].items()
+            # Others have judged answers of another place.
+            if "predictions" not in facts and facts.get("predictions_sha256", digest) != digest
+        ]
+        for name in gone:
+            content["evaluations"][name]["outdated"] = True
+        if gone:
+            write_json_atomically(root / METRICS_FILE, content)
+    return gone

@@ -242,3 +242,46 @@ def test_a_metric_of_the_test_is_not_a_judges(command, tmp_path: Path) -> None:
     done = command(*words)
     assert done.code == 2
     assert "judge.metric 'asr_keyword': is the name of a metric of oneshot-lit test" in done.error
+
+
+def test_new_answers_mark_what_was_judged_before(tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    from oneshot_lit.callbacks.predictions import PredictionWriter
+
+    file = write(tmp_path / "run", ("a",))
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    other = write(tmp_path / "other")
+    judge_predictions(KeywordJudge(), file, tmp_path / "run")
+    elsewhere = KeywordJudge(name="elsewhere", metric="other")
+    judge_predictions(elsewhere, other, tmp_path / "run")
+    loader = SimpleNamespace(dataset=SimpleNamespace(name="a"))
+    trainer = SimpleNamespace(
+        world_size=1,
+        is_global_zero=True,
+        predict_dataloaders=[loader],
+        default_root_dir=str(tmp_path / "run"),
+    )
+
+    def predict() -> dict[str, bool]:
+        PredictionWriter().write_on_epoch_end(trainer, None, rows, [])
+        content = json.loads((tmp_path / "run" / "metrics.json").read_text())
+        return {name: "outdated" in facts for name, facts in content["evaluations"].items()}
+
+    assert predict() == {"judge/keyword": False, "judge/elsewhere": False}
+    rows[0]["output"] = "new"
+    assert predict() == {"judge/keyword": True, "judge/elsewhere": False}
+    judge_predictions(KeywordJudge(), file, tmp_path / "run")
+    assert "outdated" not in results(tmp_path / "run")[1]
+
+
+class Tupled(KeywordJudge):
+    def settings(self) -> dict[str, Any]:
+        return {"pair": (1, 2)}
+
+
+def test_settings_are_compared_as_they_are_written(tmp_path: Path) -> None:
+    file = write(tmp_path)
+    judge_predictions(Tupled(), file, tmp_path, ["a"])
+    assert judge_predictions(Tupled(), file, tmp_path, ["b"]).notes == ()
+    assert list(results(tmp_path)[1]["samples"]) == ["a", "b"]

@@ -61,7 +61,8 @@ def judge_predictions(
     facts: dict[str, Any] = {
         "judge": f"{type(judge).__module__}.{type(judge).__qualname__}",
         "version": judge.version,
-        "settings": judge.settings(),
+        # As they will be read again, a tuple as a list.
+        "settings": json.loads(json.dumps(judge.settings())),
         "predictions_sha256": file_digest(predictions),
     }
     if predictions.resolve() != (root / PRODUCTS["predict"]).resolve():
