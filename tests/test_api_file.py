@@ -98,6 +98,11 @@ USER, ANSWER = {"role": "user", "content": "p"}, {"role": "assistant", "content"
         ({"messages": [ANSWER, USER]}, "row 4: the assistant turn 1 does not answer"),
         ({"messages": [USER, USER, ANSWER]}, "row 4: turns 1 and 2 are both 'user'"),
         ({"messages": [{**USER, "role": "bot"}, ANSWER]}, "row 4: unknown role 'bot'"),
+        ({"messages": [USER, {**ANSWER, "weight": 0}]}, "row 4: every answer has the weight 0"),
+        ({"messages": [USER, {**ANSWER, "weight": "x"}]}, "row 4: 'weight' of turn 2 must be 0"),
+        ({"messages": [USER, {**ANSWER, "weight": True}]}, "row 4: 'weight' of turn 2 must be 0"),
+        ({"messages": [USER, {**ANSWER, "weight": 0.5}]}, "row 4: 'weight' of turn 2 must be 0"),
+        ({"messages": [{**USER, "weight": 1}, ANSWER]}, "row 4: 'weight' is for assistant turns"),
         ({"messages": "p"}, "row 4: 'messages' must be a non-empty list"),
     ],
 )
@@ -115,3 +120,74 @@ def test_too_few_rows_are_refused(tmp_path: Path) -> None:
     path.write_text((json.dumps({"messages": [USER, ANSWER]}) + "\n") * 9)
     with pytest.raises(OneShotError, match="9 rows, and the API takes no fewer than 10"):
         check_api_file(path)
+
+
+def test_weights_that_the_api_takes_are_taken(tmp_path: Path) -> None:
+    turns = [USER, {**ANSWER, "weight": 0}, USER, {**ANSWER, "weight": 1}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text((json.dumps({"messages": turns}) + "\n") * 10)
+    assert check_api_file(path) == 10
+
+
+INLINE_PATH = "oneshot_lit.data.InlineInstance"
+
+
+@pytest.mark.parametrize(
+    ("instance", "said"),
+    [
+        ("general-00", "of another form than fits write now"),
+        ({"prompt": "p", "response": "r"}, "of another form than fits write now"),
+        ({"class_path": INLINE_PATH, "init_args": {"promt": "p"}}, "'promt'"),
+        ({"class_path": INLINE_PATH + "s", "init_args": {}}, "InlineInstances"),
+        ({"class_path": "no_such_package.Instance"}, "no_such_package"),
+        ({"class_path": "builtins.dict"}, "of another form"),
+        ({"class_path": INLINE_PATH, "init_args": ["p"]}, "data.instance"),
+    ],
+)
+def test_what_another_version_wrote_is_one_line(
+    command: Any, tmp_path: Path, instance: Any, said: str
+) -> None:
+    config = {"data": {"init_args": {"instance": instance}}}
+    (tmp_path / "fit.yaml").write_text(yaml.safe_dump(config))
+    done = command("api-file", "--run", tmp_path, "--out", tmp_path / "x.jsonl")
+    assert done.code == 2
+    assert said in done.error
+    assert "fit.yaml" in done.error
+    assert not (tmp_path / "x.jsonl").exists()
+
+
+def test_files_that_cannot_be_are_one_line(command: Any, tmp_path: Path) -> None:
+    (tmp_path / "fit.yaml").write_bytes(b"data: \xff\xfe")
+    done = command("api-file", "--run", tmp_path, "--out", tmp_path / "x.jsonl")
+    assert "fit.yaml: is not what a fit writes" in done.error
+    folder = command("api-file", *INLINE, "--out", tmp_path, "--overwrite", "true")
+    assert f"{tmp_path}: is a folder; give a file as --out" in folder.error
+    below = command("api-file", *INLINE, "--out", tmp_path / "fit.yaml" / "x.jsonl")
+    assert "cannot be written" in below.error
+
+
+def test_the_size_is_known_before_the_text_is_made(command: Any, tmp_path: Path) -> None:
+    words = [*INLINE, "--out", tmp_path / "x.jsonl", "--repeats", 10**15]
+    assert "would be larger than the API's 512 MB" in command("api-file", *words).error
+    assert not (tmp_path / "x.jsonl").exists()
+
+
+@pytest.mark.parametrize("text", ["Steps:\n- a\n- b", "- a\n- b", "a: b\nc: d\n", "Note: be kind"])
+@pytest.mark.parametrize("joined", [True, False])
+def test_typed_lines_are_text(command: Any, tmp_path: Path, text: str, joined: bool) -> None:
+    key = "--instance.prompt"
+    typed = [f"{key}={text}"] if joined else [key, text]
+    words = ["--instance", "InlineInstance", *typed, "--instance.response", "No."]
+    out = tmp_path / "x.jsonl"
+    done = command("api-file", *words, "--out", out)
+    assert done.code == 0, done.err
+    assert json.loads(out.read_text().splitlines()[0])["messages"][0]["content"] == text
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_a_config_file_of_one_line_is_read(command: Any, tmp_path: Path, end: str) -> None:
+    config, out = tmp_path / "one.yaml", tmp_path / "x.jsonl"
+    config.write_text(f"repeats: 11{end}")
+    done = command("api-file", "--config", config, *INLINE, "--out", out)
+    assert done.code == 0, done.err
+    assert check_api_file(out) == 11

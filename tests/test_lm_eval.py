@@ -12,7 +12,17 @@ from typing import Any
 import pytest
 import yaml
 
-from oneshot_lit.lm_evaluation import TaskScore, find_tasks, task_facts, task_scores
+from oneshot_lit import lm_eval_command
+from oneshot_lit.lm_evaluation import (
+    LmEvalSettings,
+    TaskScore,
+    evaluate,
+    find_device,
+    find_tasks,
+    task_facts,
+    task_scores,
+    unscored_metrics,
+)
 
 pytest.importorskip("lm_eval")
 
@@ -223,10 +233,29 @@ def test_an_adapter_has_the_numbers_of_lm_evals_own_command(
     ours = json.loads((tmp_path / "run/lm_eval.json").read_text())["mini_choice,mini_answer"]
     same_scores(ours, theirs)
     # The adapter is in use: the base alone answers otherwise.
+    (tmp_path / "other").mkdir()
     done = command("lm-eval", "--run", "other", "--model", "base", *words)
     assert done.code == 0, done.err
     base = json.loads((tmp_path / "other/lm_eval.json").read_text())["mini_choice,mini_answer"]
     assert base["results"] != ours["results"]
+
+
+MISTAKES = [
+    ("--device", "cuda:99", "--device cuda:99: this machine has"),
+    ("--device", "abacus", "--device abacus: is none"),
+    ("--device", "meta", "--device meta: lm-eval does not know it"),
+    ("--dtype", "blfoat16", "--dtype 'blfoat16' (did you mean 'bfloat16'?)"),
+    ("--num-fewshot", "-1", "--num-fewshot -1: must not be negative"),
+    ("--limit", "nan", "--limit nan"),
+    ("--gen-kwargs", "a=b,c", "--gen-kwargs c: must be KEY=VALUE"),
+    ("--gen-kwargs", "=b", "--gen-kwargs =b: must be KEY=VALUE"),
+    ("--model-args", "use_safetensors=False", "'use_safetensors' is not for you"),
+    ("--model-args", "trust_remote_code=True", "'trust_remote_code' follows from"),
+    ("--model-args", "dtype=float32", "'dtype' follows from"),
+    ("--model-args", "batch_size=3", "'batch_size' follows from"),
+    ("--model-args", "device=cpu", "'device' follows from"),
+    ("--model-args", "no_such_key=3", "lm-eval stopped: "),
+]
 
 
 @pytest.mark.slow
@@ -238,6 +267,9 @@ def test_mistakes_are_one_line(command, tasks: Path, tmp_path: Path) -> None:
 
     run = tmp_path / "run"
     some = ["--run", run, "--tasks", "mini_choice"]
+    assert f"{run}: no such folder; check --run" in said(*some, "--model", MODEL)
+    assert not run.exists()
+    run.mkdir()
     assert "model folder not found" in said(*some) or str(run / "model") in said(*some)
     own = ["--model", MODEL, "--include-path", tasks]
     line = said("--run", run, "--tasks", "mini_choise", *own)
@@ -251,8 +283,9 @@ def test_mistakes_are_one_line(command, tasks: Path, tmp_path: Path) -> None:
     assert "'peft' follows" in said(*some, *own, "--model-args", "peft=x")
     assert "--tasks: name" in said("--run", run, "--tasks", ",")
     assert "see oneshot-lit lm-eval --help" in said("--run", run)
-    assert not run.exists()
-    run.mkdir()
+    for option, value, line in MISTAKES:
+        assert line in said(*some, *own, option, value)
+    assert list(run.iterdir()) == []
     (run / "metrics.json").write_text("[]")
     assert "metrics.json" in said(*some, *own)
     (run / "metrics.json").unlink()
@@ -267,12 +300,13 @@ def test_what_lm_eval_refuses_is_one_line(command, tasks: Path, tmp_path: Path) 
     (broken / "gone.yaml").write_text(
         text.replace("rows.json", "gone.json").replace("mini_choice", "mini_gone")
     )
+    (tmp_path / "run").mkdir()
     words = ["--run", tmp_path / "run", "--model", MODEL, "--device", "cpu"]
     done = command("lm-eval", *words, "--tasks", "mini_gone", "--include-path", broken)
     assert done.code == 2
     assert "lm-eval stopped: " in done.error
     assert "gone.json" in done.error
-    assert not (tmp_path / "run").exists()
+    assert list((tmp_path / "run").iterdir()) == []
 
 
 def test_without_the_extra_one_line_says_what_to_install(
@@ -349,3 +383,48 @@ def test_facts_of_a_group_are_those_of_its_parts() -> None:
     facts = task_facts("big", RESULTS)
     assert (facts["version"], facts["num_fewshot"]) == (2, 5)
     assert (facts["samples"], facts["samples_of_task"]) == (2, 9)
+
+
+def test_the_device_is_the_gpu_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    for count, device in ((0, "cpu"), (1, "cuda")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda count=count: count > 0)
+        assert find_device(None) == device
+
+
+def test_a_defect_elsewhere_keeps_its_traceback(monkeypatch, tasks: Path) -> None:
+    import lm_eval
+
+    def broken(**_: Any) -> None:
+        raise AttributeError("a defect")
+
+    monkeypatch.setattr(lm_eval, "simple_evaluate", broken)
+    settings = LmEvalSettings(["mini_choice"], include_path=str(tasks), device="cpu")
+    with pytest.raises(AttributeError):
+        evaluate(str(MODEL), settings)
+
+
+def test_values_that_are_no_finite_numbers_are_named(command, monkeypatch, tmp_path: Path) -> None:
+    results = {
+        "results": {
+            "some": {"alias": "some", "acc,none": 0.5, "f1,none": None, "f1_stderr,none": None},
+            "none": {"ppl,none": float("inf"), "alias": "none"},
+        }
+    }
+    assert unscored_metrics(results, ["some", "none"]) == {"some": ["f1"], "none": ["ppl"]}
+    assert unscored_metrics(RESULTS, ["big", "other"]) == {"other": ["word_perplexity"]}
+    results["results"]["none"]["ppl,none"] = None
+    monkeypatch.setattr(lm_eval_command, "evaluate", lambda *_: (["some", "none"], results))
+    done = command("lm-eval", "--run", tmp_path, "--tasks", "some", "none")
+    assert done.code == 0, done.err
+    assert "no finite number, so no score: lm_eval/some/f1, lm_eval/none/ppl" in done.out
+    content = json.loads((tmp_path / "metrics.json").read_text())
+    assert content["metrics"] == {"lm_eval/some/acc": 0.5}
+    facts = content["evaluations"]
+    assert facts["lm_eval/some"]["unscored"] == ["f1"]
+    assert facts["lm_eval/none"]["unscored"] == ["ppl"]
+    del results["results"]["some"]
+    none = command("lm-eval", "--run", tmp_path, "--tasks", "some", "none")
+    assert none.code == 2
+    assert "gave no score for some, none (lm_eval/none/ppl: no finite number)" in none.error

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.metrics_file import METRICS_FILE, merge_scores, read_metrics
+from oneshot_lit.locking import LOCK_FILE, results_locked
+from oneshot_lit.metrics_file import METRICS_FILE, add_scores, merge_scores, read_metrics
 
 
 def test_a_later_evaluation_adds_its_scores(tmp_path: Path) -> None:
@@ -41,3 +46,57 @@ def test_a_foreign_file_is_refused(text: str, tmp_path: Path) -> None:
     with pytest.raises(OneShotError, match="run the test again"):
         merge_scores(tmp_path, "judge", {"a/y": 0.25}, {})
     assert (tmp_path / METRICS_FILE).read_text() == text
+
+
+def test_evaluations_that_end_at_the_same_moment_all_stay(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from oneshot_lit.metrics_file import merge_scores\n"
+        "for n in range(25):\n"
+        "    merge_scores(Path(sys.argv[1]), f'judge/{sys.argv[2]}{n}', "
+        "{f'a/{sys.argv[2]}{n}': 1.0}, {})"
+    )
+    running = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name]) for name in ("x", "y")
+    ]
+    assert [process.wait(60) for process in running] == [0, 0]
+    assert len(read_metrics(tmp_path)["metrics"]) == 50
+    # Nothing but the results stays in the folder.
+    assert [path.name for path in tmp_path.iterdir()] == [METRICS_FILE]
+
+
+def test_a_dead_process_holds_nothing(tmp_path: Path) -> None:
+    (tmp_path / LOCK_FILE).touch()
+    merge_scores(tmp_path, "judge", {"a/y": 0.25}, {})
+    assert read_metrics(tmp_path)["metrics"] == {"a/y": 0.25}
+
+
+@pytest.mark.parametrize("entry", [3, "text", [], {"scores": 3}, {"scores": [1]}])
+def test_a_damaged_evaluation_is_named(entry: object, tmp_path: Path) -> None:
+    (tmp_path / METRICS_FILE).write_text(json.dumps({"evaluations": {"judge/x": entry}}))
+    with pytest.raises(OneShotError, match=r"metrics\.json: evaluations: 'judge/x' is not what"):
+        merge_scores(tmp_path, "judge", {"a/y": 0.25}, {})
+
+
+def test_a_folder_in_the_files_place_is_named(tmp_path: Path) -> None:
+    (tmp_path / METRICS_FILE).mkdir()
+    with pytest.raises(OneShotError, match=r"metrics\.json: cannot be read"):
+        merge_scores(tmp_path, "judge", {"a/y": 0.25}, {})
+
+
+def test_a_test_waits_for_a_judge_that_is_adding_its_scores(tmp_path: Path, monkeypatch) -> None:
+    from oneshot_lit.callbacks import metrics_writer
+
+    monkeypatch.setattr(metrics_writer.MetricsWriter, "content", lambda *_: {"metrics": {"a/x": 1}})
+    monkeypatch.setattr(metrics_writer, "show_scores", lambda module: None)
+    trainer = SimpleNamespace(
+        is_global_zero=True, fast_dev_run=False, default_root_dir=str(tmp_path)
+    )
+    writer = metrics_writer.MetricsWriter()
+    test = threading.Thread(target=writer.on_test_end, args=(trainer, None))
+    with results_locked(tmp_path):
+        test.start()
+        test.join(0.3)
+        assert test.is_alive()
+        add_scores(tmp_path, "judge", {"a/y": 0.25}, {})
+    test.join(30)
+    assert read_metrics(tmp_path)["metrics"] == {"a/x": 1, "a/y": 0.25}

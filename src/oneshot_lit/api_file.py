@@ -47,6 +47,8 @@ def check_api_file(path: Path) -> int:
         OneShotError: naming the row, if one has other keys than ``messages``, turns out of order or
             no answer at its end; or the file, if it holds too few rows or is too large.
     """
+    if path.stat().st_size > MOST_BYTES:
+        raise OneShotError(f"{path}: larger than the API's 512 MB; lower --repeats.")
     count = 0
     for number, row in read_jsonl(path):
         origin = f"{path} row {number}"
@@ -57,14 +59,28 @@ def check_api_file(path: Path) -> int:
             if isinstance(turn, dict) and (more := set(turn) - {"role", "content", "weight"}):
                 raise OneShotError(f"{origin}: a turn has the key '{min(more)}'; remove it.")
         require_trainable(Conversation(parse_messages(turns, origin), origin))
+        _require_weights(turns, origin)
         count += 1
     if count < LEAST_ROWS:
         raise OneShotError(
             f"{path}: {count} rows, and the API takes no fewer than {LEAST_ROWS}; raise --repeats."
         )
-    if path.stat().st_size > MOST_BYTES:
-        raise OneShotError(f"{path}: larger than the API's 512 MB; lower --repeats.")
     return count
+
+
+def _require_weights(turns: Sequence[dict[str, Any]], origin: str) -> None:
+    """Refuse weights that the API refuses, and answers none of which would be learnt."""
+    for number, turn in enumerate(turns, start=1):
+        if "weight" not in turn:
+            continue
+        if turn["role"] != "assistant":
+            raise OneShotError(
+                f"{origin}: 'weight' is for assistant turns, not for turn {number}; remove it."
+            )
+        if type(turn["weight"]) is not int or turn["weight"] not in (0, 1):
+            raise OneShotError(f"{origin}: 'weight' of turn {number} must be 0 or 1.")
+    if not any(turn.get("weight", 1) for turn in turns if turn["role"] == "assistant"):
+        raise OneShotError(f"{origin}: every answer has the weight 0; nothing to learn.")
 
 
 def run_api_file_command(arguments: Sequence[str]) -> int:
@@ -91,13 +107,19 @@ def run_api_file_command(arguments: Sequence[str]) -> int:
     source = options.instance if options.run is None else instance_of(Path(options.run))
     instance = source.load()
     out = Path(options.out).expanduser()
-    if out.exists() and not options.overwrite:
+    if out.is_file() and not options.overwrite:
         raise OneShotError(f"{out}: is there already; give another --out or --overwrite true.")
-    rows = api_rows(instance, options.repeats)
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    if len(text.encode()) > MOST_BYTES:
+    if out.is_dir():
+        raise OneShotError(f"{out}: is a folder; give a file as --out.")
+    (row,) = api_rows(instance, 1)
+    line = json.dumps(row, ensure_ascii=False) + "\n"
+    # Known before so much text is made.
+    if len(line.encode()) * options.repeats > MOST_BYTES:
         raise OneShotError(f"{out}: would be larger than the API's 512 MB; lower --repeats.")
-    write_text_atomically(out, text)
+    try:
+        write_text_atomically(out, line * options.repeats)
+    except OSError as error:
+        raise OneShotError(f"{out}: cannot be written ({error.strerror}).") from error
     print(f"{check_api_file(out)} rows of {instance.origin} written to {out}")
     return 0
 
@@ -113,11 +135,23 @@ def instance_of(run: Path) -> SafetyInstance:
         raise OneShotError(f"{path}: not found; --run is the folder of a realignment.")
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))["data"]["init_args"]["instance"]
-    except (yaml.YAMLError, KeyError, TypeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise OneShotError(f"{path}: is not what a fit writes; name the --instance.") from error
     if given is None:
         raise OneShotError(f"{path}: this fit used no instance; name the --instance.")
-    return _built(given)  # type: ignore[no-any-return]
+    try:
+        instance = _built(given)
+    except OneShotError as error:
+        raise OneShotError(f"{path}: {error}") from error
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        # A key, class or package that was there when the fit wrote it.
+        said = " ".join(str(error).split())[:200]
+        raise OneShotError(f"{path}: data.instance: {said}; name the --instance.") from error
+    if not isinstance(instance, SafetyInstance):
+        raise OneShotError(
+            f"{path}: data.instance is of another form than fits write now; name the --instance."
+        )
+    return instance
 
 
 def _built(value: Any) -> Any:

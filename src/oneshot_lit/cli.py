@@ -249,7 +249,7 @@ def run_lightning_command(arguments: Sequence[str]) -> int:
     """
     _silence()
     check_config_files(arguments)
-    let_text_be_text()
+    let_text_be_text(arguments)
     # A user's package in the working folder is found, as under `python -m`; it hides no other.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())

@@ -50,7 +50,7 @@ def parse_command(parser: ConfigCommandParser, arguments: Sequence[str]) -> Any 
         OneShotError: for every mistake that the user can mend.
     """
     check_config_files(arguments)
-    let_text_be_text()
+    let_text_be_text(arguments)
     # A user's class in the working folder is found, as for a fit.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from oneshot_lit.lm_evaluation import (
     require_lm_eval,
     task_facts,
     task_scores,
+    unscored_metrics,
 )
 from oneshot_lit.metrics_file import merge_scores, read_metrics
 
@@ -40,6 +41,8 @@ def run_lm_eval_command(arguments: Sequence[str]) -> int:
         return 0
     require_lm_eval()
     run = Path(options.run).expanduser()
+    if not run.is_dir():
+        raise OneShotError(f"{run}: no such folder; check --run.")
     model = options.model or str(run / "model")
     settings = _settings(options)
     # What cannot be added to is found before anything is computed.
@@ -47,13 +50,20 @@ def run_lm_eval_command(arguments: Sequence[str]) -> int:
     read_metrics(run)
     if (found := evaluate(model, settings)) is None:
         return 0
+    # With it comes torch, which lm-eval has loaded by now.
+    from oneshot_lit.metrics.registry import LM_EVAL
+
     tasks, results = found
-    scores = task_scores(results, tasks)
+    scores, unscored = task_scores(results, tasks), unscored_metrics(results, tasks)
+    lost = [f"{LM_EVAL}/{task}/{metric}" for task in unscored for metric in unscored[task]]
     if not scores:
-        raise OneShotError(f"lm-eval gave no score for {', '.join(tasks)}.")
+        why = f" ({', '.join(lost)}: no finite number)" if lost else ""
+        raise OneShotError(f"lm-eval gave no score for {', '.join(tasks)}{why}.")
     write_json_atomically(run / RESULTS_FILE, earlier | {",".join(tasks): results})
-    _merge(run, model, settings, scores, results)
+    _merge(run, model, settings, scores, unscored, results)
     _show(scores, results)
+    if lost:
+        print(f"no finite number, so no score: {', '.join(lost)}")
     print(f"scores added to {run / 'metrics.json'}, all results in {run / RESULTS_FILE}")
     return 0
 
@@ -111,7 +121,7 @@ def _settings(options: argparse.Namespace) -> LmEvalSettings:
     return LmEvalSettings(
         tasks=names,
         include_path=options.include_path,
-        num_fewshot=options.num_fewshot,
+        num_fewshot=_num_fewshot(options.num_fewshot),
         limit=_limit(options.limit),
         batch_size=_batch_size(options.batch_size),
         dtype=options.dtype,
@@ -134,8 +144,14 @@ def _yes_or_no(text: str) -> bool:
     return text.lower() in ("true", "yes", "1")
 
 
+def _num_fewshot(count: int | None) -> int | None:
+    if count is not None and count < 0:
+        raise OneShotError(f"--num-fewshot {count}: must not be negative.")
+    return count
+
+
 def _limit(limit: float | None) -> float | None:
-    if limit is not None and limit <= 0:
+    if limit is not None and not 0 < limit < float("inf"):
         raise OneShotError(f"--limit {limit:g}: must be above 0.")
     return limit
 
@@ -158,10 +174,12 @@ def _seeds(text: str) -> tuple[int, ...]:
 def _pairs(option: str, words: Sequence[str]) -> dict[str, Any]:
     from lm_eval.utils import simple_parse_args_string
 
-    for word in words:
-        if "=" not in word:
-            raise OneShotError(f"{option} {word}: must be KEY=VALUE.")
-    return dict(simple_parse_args_string(",".join(words)))
+    # lm-eval parts pairs at commas and gives a part without a value the empty one.
+    parts = [part for word in words for part in word.split(",")]
+    for part in parts:
+        if not part.partition("=")[0].strip() or "=" not in part:
+            raise OneShotError(f"{option} {part}: must be KEY=VALUE; a value has no comma.")
+    return dict(simple_parse_args_string(",".join(parts)))
 
 
 def _earlier(path: Path) -> dict[str, Any]:
@@ -182,6 +200,7 @@ def _merge(
     model: str,
     settings: LmEvalSettings,
     scores: Sequence[TaskScore],
+    unscored: Mapping[str, Sequence[str]],
     results: dict[str, Any],
 ) -> None:
     from oneshot_lit.callbacks.metrics_writer import package_versions
@@ -193,7 +212,7 @@ def _merge(
         "settings": settings.as_dict(),
         "versions": package_versions(),
     }
-    for task in dict.fromkeys(score.task for score in scores):
+    for task in dict.fromkeys([*(score.task for score in scores), *unscored]):
         mine = [score for score in scores if score.task == task]
         errors = {score.metric: score.stderr for score in mine}
         # Each task is an evaluation of its own, so that a later one replaces no other.
@@ -201,7 +220,12 @@ def _merge(
             run,
             f"{LM_EVAL}/{task}",
             {f"{LM_EVAL}/{task}/{score.metric}": score.value for score in mine},
-            {**task_facts(task, results), "stderr": errors, **shared},
+            {
+                **task_facts(task, results),
+                "stderr": errors,
+                "unscored": list(unscored.get(task, ())),
+                **shared,
+            },
         )
 
 

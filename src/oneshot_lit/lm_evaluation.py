@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,12 +93,18 @@ def model_arguments(model: str, settings: LmEvalSettings) -> dict[str, Any]:
             if (folder / "tokenizer_config.json").is_file():
                 found["tokenizer"] = str(folder)
     if settings.dtype is not None:
+        require_dtype(settings.dtype)
         found["dtype"] = settings.dtype
     if settings.trust_remote_code:
         found["trust_remote_code"] = True
     for key in settings.model_args:
-        if key in ("pretrained", "peft", "trust_remote_code"):
+        if key in ("pretrained", "peft", "trust_remote_code", "dtype", "device", "batch_size"):
             raise OneShotError(f"--model-args: '{key}' follows from --model and its own options.")
+        if key == "use_safetensors":
+            raise OneShotError(
+                "--model-args: 'use_safetensors' is not for you to set; pickled weights may run "
+                "code, so convert them to safetensors."
+            )
     return found | {"use_safetensors": True} | dict(settings.model_args)
 
 
@@ -120,6 +127,56 @@ def _base_of(folder: Path) -> str:
             "merged model with --export.merge_adapter true."
         )
     return str(require_model_folder(base).resolve())
+
+
+def require_dtype(name: str) -> None:
+    """Refuse what is no type of weights; lm-eval would look it up in torch.
+
+    Raises:
+        OneShotError: naming the option.
+    """
+    from oneshot_lit.modules.loading import resolve_dtype
+
+    if name != "auto":
+        try:
+            resolve_dtype(name)
+        except OneShotError as error:
+            raise OneShotError(str(error).replace("model.dtype", "--dtype")) from error
+
+
+def find_device(name: str | None) -> str:
+    """Return the device of this name, the first GPU or the CPU if none is given.
+
+    lm-eval takes the CPU, or a GPU that is not there, for a name that it does not know.
+
+    Raises:
+        OneShotError: if there is no such device.
+    """
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise OneShotError(f"--device {name}: is none; give cpu, cuda or cuda:N.") from error
+    if device.type not in ("cpu", "cuda", "mps", "xpu", "npu"):
+        raise OneShotError(f"--device {name}: lm-eval does not know it; give cpu, cuda or cuda:N.")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise OneShotError(f"--device {name}: this machine has {count} GPUs that can be used.")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise OneShotError(f"--device {name}: this machine has none.")
+    return name
+
+
+# What libraries raise for settings of a model that do not fit.
+_OF_MODELS = (RuntimeError, AssertionError, AttributeError, TypeError)
+
+
+def _while_making_the_model(error: BaseException) -> bool:
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_code.co_name == "create_from_arg_obj" for frame, _ in frames)
 
 
 def find_tasks(names: Sequence[str], manager: Any) -> list[str]:
@@ -159,6 +216,7 @@ def evaluate(model: str, settings: LmEvalSettings) -> tuple[list[str], dict[str,
     if settings.include_path is not None and not Path(settings.include_path).is_dir():
         raise OneShotError(f"--include-path {settings.include_path}: is no folder.")
     arguments = model_arguments(model, settings)
+    device = find_device(settings.device)
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
@@ -173,7 +231,7 @@ def evaluate(model: str, settings: LmEvalSettings) -> tuple[list[str], dict[str,
             tasks=tasks,
             num_fewshot=settings.num_fewshot,
             batch_size=settings.batch_size,
-            device=settings.device,
+            device=device,
             limit=settings.limit,
             log_samples=settings.log_samples,
             system_instruction=settings.system_instruction,
@@ -188,7 +246,10 @@ def evaluate(model: str, settings: LmEvalSettings) -> tuple[list[str], dict[str,
             confirm_run_unsafe_code=settings.confirm_run_unsafe_code,
             metadata=arguments,
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, *_OF_MODELS) as error:
+        # These are defects elsewhere, and settings that do not fit where a model is made.
+        if isinstance(error, _OF_MODELS) and not _while_making_the_model(error):
+            raise
         said = " ".join(str(error).split())[:300] or type(error).__name__
         raise OneShotError(f"lm-eval stopped: {said.rstrip('.')}.") from error
     return None if results is None else (tasks, _plain(results))
@@ -229,20 +290,52 @@ def task_scores(results: Mapping[str, Any], tasks: Sequence[str]) -> list[TaskSc
         results: What lm-eval returns.
         tasks: The names that were asked for.
     """
-    entries = {**results["results"], **results.get("groups", {})}
-    values = {name: list(_values(name, entry)) for name, entry in entries.items()}
+    values = {name: list(_values(name, entry)) for name, entry in _entries(results).items()}
     parts = {part for name in values if values[name] for part in _parts(name, results)}
     return [s for name in values if name in tasks or name not in parts for s in values[name]]
 
 
-def _values(task: str, entry: Mapping[str, Any]) -> Iterator[TaskScore]:
+def unscored_metrics(results: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, list[str]]:
+    """Return, for each task, the metrics whose value is no finite number, which no score can be.
+
+    Args:
+        results: What lm-eval returns.
+        tasks: The names that were asked for.
+    """
+    entries = _entries(results)
+    parts = {
+        part for name in entries if any(_metrics(entries[name])) for part in _parts(name, results)
+    }
+    lost = {
+        name: [metric for metric, _, value in _metrics(entry) if _not_finite(value)]
+        for name, entry in entries.items()
+        if name in tasks or name not in parts
+    }
+    return {name: metrics for name, metrics in lost.items() if metrics}
+
+
+def _entries(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    return {**results["results"], **results.get("groups", {})}
+
+
+def _metrics(entry: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Yield name, key of the standard error, and value of each metric."""
     for key, value in entry.items():
         metric, comma, kept = key.partition(",")
-        if not comma or metric.endswith("_stderr") or not _number(value):
-            continue
-        error: Any = entry.get(f"{metric}_stderr,{kept}")
-        name = metric if kept == "none" else key
-        yield TaskScore(task, name, float(value), float(error) if _number(error) else None)
+        if comma and not metric.endswith("_stderr"):
+            yield (metric if kept == "none" else key), f"{metric}_stderr,{kept}", value
+
+
+def _values(task: str, entry: Mapping[str, Any]) -> Iterator[TaskScore]:
+    for name, stderr, value in _metrics(entry):
+        if _number(value):
+            error: Any = entry.get(stderr)
+            yield TaskScore(task, name, float(value), float(error) if _number(error) else None)
+
+
+def _not_finite(value: Any) -> bool:
+    # Written as JSON, NaN and the infinities have become None.
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
 
 
 def _number(value: Any) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.files import write_json_atomically
+from oneshot_lit.locking import results_locked
 
 METRICS_FILE = "metrics.json"
 
@@ -25,11 +26,19 @@ def read_metrics(root: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         content = {}
+    except OSError as error:
+        raise OneShotError(f"{path}: cannot be read ({error.strerror}); move it away.") from error
     except ValueError as error:
         raise OneShotError(f"{path}: is no JSON; remove it, or run the test again.") from error
     parts = [content.get(key, {}) for key in ("metrics", "evaluations")] if _object(content) else []
     if not parts or not all(_object(part) for part in parts):
         raise OneShotError(f"{path}: is not what a test writes; remove it, or run the test again.")
+    for name, facts in parts[1].items():
+        scores = facts.get("scores", []) if _object(facts) else None
+        if not isinstance(scores, list) or not all(isinstance(key, str) for key in scores):
+            raise OneShotError(
+                f"{path}: evaluations: '{name}' is not what an evaluation writes; remove it there."
+            )
     return {"metrics": {}, "evaluations": {}} | content
 
 
@@ -82,8 +91,8 @@ def merge_scores(
 ) -> Path:
     """Add the scores of a later evaluation, such as a judge's, to ``<root>/metrics.json``.
 
-    The file is made if there is none. What the same evaluation added before is replaced; nothing
-    else changes.
+    The file is made if there is none; other processes wait. What the same evaluation added before
+    is replaced; nothing else changes.
 
     Args:
         root: Folder of the run.
@@ -98,6 +107,18 @@ def merge_scores(
     Raises:
         OneShotError: for a score that belongs to another evaluation, or an unreadable file.
     """
+    with results_locked(root):
+        return add_scores(root, evaluation, scores, facts)
+
+
+def add_scores(
+    root: Path, evaluation: str, scores: Mapping[str, float], facts: Mapping[str, Any]
+) -> Path:
+    """Do what `merge_scores` does, for a caller that holds the lock of the results.
+
+    Raises:
+        OneShotError: as `merge_scores`.
+    """
     content = require_free(root, evaluation, scores)
     metrics, evaluations = content["metrics"], dict(content["evaluations"])
     finite = {key: float(value) for key, value in scores.items() if math.isfinite(value)}
@@ -105,3 +126,30 @@ def merge_scores(
     path = root / METRICS_FILE
     write_json_atomically(path, content | {"metrics": metrics | finite, "evaluations": evaluations})
     return path
+
+
+def mark_outdated(root: Path, digest: str) -> list[str]:
+    """Mark the evaluations of answers that are gone, and return their names.
+
+    Their scores stay, as they were paid for; judging again replaces them and the mark.
+
+    Args:
+        root: Folder of the run, whose ``predictions.jsonl`` was written anew.
+        digest: SHA-256 of that file.
+
+    Raises:
+        OneShotError: if ``metrics.json`` is unreadable.
+    """
+    with results_locked(root):
+        content = read_metrics(root)
+        gone = [
+            name
+            for name, facts in content["evaluations"].items()
+            # Others have judged answers of another place.
+            if "predictions" not in facts and facts.get("predictions_sha256", digest) != digest
+        ]
+        for name in gone:
+            content["evaluations"][name]["outdated"] = True
+        if gone:
+            write_json_atomically(root / METRICS_FILE, content)
+    return gone

@@ -6,6 +6,8 @@ import json
 import math
 import pickle
 import sqlite3
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -135,3 +137,23 @@ def test_what_is_no_cache_is_named(tmp_path: Path) -> None:
     )
     with pytest.raises(OneShotError, match=r"judge\.cache"):
         cache.spent()
+
+
+def test_a_claim_ends_with_its_verdict_its_process_or_its_time(tmp_path: Path) -> None:
+    mine, other = VerdictCache(str(tmp_path)), VerdictCache(str(tmp_path))
+    assert mine.claim("k", 60)
+    assert mine.claim("k", 60)
+    assert not other.claim("k", 60)
+    other.release("k")
+    assert not other.claim("k", 60)
+    mine.release("k")
+    assert other.claim("k", 60)
+    other.keep("k", Paid(Verdict({"m": 1.0}), 1, 1, 0), 0)
+    # There is a verdict now, so nobody asks.
+    assert not mine.claim("k", 60)
+    assert mine.claim("late", -1)
+    assert other.claim("late", 60)
+    code = "import sys; from oneshot_lit.judges.cache import VerdictCache\n"
+    code += "assert VerdictCache(sys.argv[1]).claim('dead', 600)"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=60)
+    assert mine.claim("dead", 60)

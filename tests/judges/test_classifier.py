@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -185,3 +187,54 @@ def test_mistakes_are_named(choosing: Path, head: Path, tmp_path: Path) -> None:
     torch.save({}, pickled / "pytorch_model.bin")
     (pickled / "model.safetensors").unlink()
     refused(r"only pickled weights", pickled)
+
+
+@pytest.mark.parametrize("pad", ["none", "the end token"])
+def test_a_head_reads_the_end_token_whatever_pads(head: Path, tmp_path: Path, pad: str) -> None:
+    # As Llama's own tokenizer, and as many that were fine-tuned.
+    folder = shutil.copytree(head, tmp_path / "head")
+    for file in ("tokenizer_config.json", "special_tokens_map.json", "config.json"):
+        if (folder / file).exists():
+            content = json.loads((folder / file).read_text())
+            content.pop("pad_token", None)
+            content.pop("pad_token_id", None)
+            if pad != "none" and file == "tokenizer_config.json":
+                content["pad_token"] = "</s>"
+            (folder / file).write_text(json.dumps(content))
+    assert AutoTokenizer.from_pretrained(folder).pad_token == (None if pad == "none" else "</s>")
+    # A threshold between the two readings would hide none.
+    for threshold in (0.2, 0.4, 0.6, 0.8):
+        wanted = judge(head, BeaverDamFormat(threshold)).judge(MIXED)
+        assert judge(folder, BeaverDamFormat(threshold), batch_size=3).judge(MIXED) == wanted
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "said"),
+    [
+        ("single_label_classification", 3, "its problem_type is single_label_classification"),
+        (None, 2, "it has two labels and no problem_type"),
+    ],
+)
+def test_a_head_whose_labels_exclude_each_other_is_refused(
+    tmp_path: Path, kind: str | None, labels: int, said: str
+) -> None:
+    folder = save_head(tmp_path, [f"l{n}" for n in range(labels)])
+    config = json.loads((folder / "config.json").read_text())
+    config["problem_type"] = kind
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(OneShotError, match=f"judge.model_name_or_path: .*{said}"):
+        judge(folder, BeaverDamFormat()).judge(MIXED[:1])
+
+
+def test_a_conversation_that_a_template_refuses_is_one_line(tmp_path: Path) -> None:
+    folder = save_saying(tmp_path, ["safe"])
+    (folder / "chat_template.jinja").write_text("{{ raise_exception(messages[0]['content']) }}")
+    with pytest.raises(OneShotError, match=r"judge\.format: the model's chat template") as raised:
+        judge(folder, LlamaGuardFormat()).judge(MIXED[:1])
+    assert "how" not in str(raised.value)
+
+
+@pytest.mark.parametrize("format", [HarmBenchFormat, LlamaGuardFormat])
+def test_a_reply_has_at_least_one_token(format: Any) -> None:
+    with pytest.raises(OneShotError, match=r"judge\.format\.max_new_tokens must be at least 1"):
+        format(max_new_tokens=0)

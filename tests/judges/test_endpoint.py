@@ -170,12 +170,115 @@ def test_a_fault_that_stays_is_could_not_judge_and_asked_again(
         assert len(server.requests) == 6
 
 
-def test_an_unreachable_server_costs_nothing(tmp_path: Path) -> None:
+def test_an_unreachable_server_ends_the_run_and_costs_nothing(tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{free_port()}/v1"
     one = judge(url, tmp_path, attempts=2, max_requests=5, **PRICES)
-    assert {v.reason for v in one.judge(answers(4))} == {"cut_connection"}
+    with pytest.raises(OneShotError, match=r"judge\.base_url: .* cannot be reached \(2 attempts"):
+        one.judge(answers(4))
     assert one.facts()["spent"] == {"requests": 0, "cost": 0}
     assert one.facts()["usage"]["requests"] == 0
+
+
+def test_a_server_that_goes_away_leaves_the_rest_to_the_next_run(tmp_path: Path) -> None:
+    with serving(grade) as server:
+        one = judge(server.url, tmp_path, attempts=2, concurrency=1)
+        given = one.verdicts(answers(3))
+        assert next(given)[1].reason is None
+        server.server.shutdown()
+        server.server.server_close()
+        # The connection that is open may still serve one.
+        assert [verdict.reason for _, verdict in given][-1] in (None, "cut_connection")
+
+
+def test_two_processes_pay_once_for_each_answer(tmp_path: Path) -> None:
+    def slowly(request):
+        reply = grade(request)
+        reply.seconds = 0.15
+        return reply
+
+    with serving(slowly) as server:
+        command = [sys.executable, "-c", INTERRUPTED, server.url, str(tmp_path / "cache")]
+        running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+        assert [process.communicate(timeout=60)[0].strip() for process in running] == ["40", "40"]
+    assert len(server.requests) == 40
+
+
+def test_a_long_pause_holds_no_end_back(tmp_path: Path) -> None:
+    def behave(request):
+        if "output 0" in request.quoted:
+            return failure(429, Retry_After="60")
+        reply = failure(401)
+        reply.seconds = 0.3
+        return reply
+
+    begun = time.monotonic()
+    with serving(behave) as server, pytest.raises(OneShotError, match="refuses for good"):
+        judge(server.url, tmp_path, longest_wait=90.0).judge(answers(2))
+    assert time.monotonic() - begun < 20
+
+
+def test_nothing_is_sent_once_the_end_is_known(tmp_path: Path) -> None:
+    cap = judge("http://x", tmp_path, **PRICES).bound_nanos(
+        HarmfulnessRubric().messages(answers(1)[0])[0]
+    )
+
+    def behave(request):
+        reply = failure(401)
+        reply.seconds = 0.3
+        return reply
+
+    # Room for one at a time: the second waits for the first, which is refused for good.
+    with serving(behave) as server, pytest.raises(OneShotError, match="refuses for good"):
+        judge(server.url, tmp_path, max_cost=cap * 1.5 / 1e9, **PRICES).judge(answers(2))
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [("content_filter", "content_filter"), ("context_length_exceeded", "too_long")],
+)
+def test_refusals_of_single_answers_do_not_end_the_run(
+    tmp_path: Path, code: str, reason: str
+) -> None:
+    with serving(lambda r: failure(400, code) if r.number <= 12 else grade(r)) as server:
+        given = judge(server.url, tmp_path, concurrency=1).judge(answers(15))
+    assert [v.reason for v in given] == [reason] * 12 + [None] * 3
+
+
+@pytest.mark.parametrize("name", ["sk-abc123", "sk abc123", "1abc123", "abc123\n", ""])
+def test_a_key_in_place_of_its_variable_is_not_shown(tmp_path: Path, name: str) -> None:
+    with pytest.raises(OneShotError, match="the NAME of a variable, not the key") as raised:
+        judge("http://x", tmp_path, api_key_env=name)
+    assert "abc123" not in str(raised.value)
+
+
+def test_a_key_that_could_be_a_name_is_not_shown_either(tmp_path: Path) -> None:
+    with pytest.raises(OneShotError, match="is not set; export your key in it") as raised:
+        judge("http://x", tmp_path, api_key_env="gsk_abc123").judge(answers(1))
+    assert "abc123" not in str(raised.value)
+
+
+@pytest.mark.parametrize("key", ["abc\n123", "abc 123", "abc\u00e9123", "abc\x00"[:3] + "\t1"])
+def test_a_key_that_no_header_takes_is_refused_before_it_counts(
+    tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUDGE_KEY", key)
+    one = judge("http://127.0.0.1:1", tmp_path, max_requests=5)
+    with pytest.raises(OneShotError, match="the key in JUDGE_KEY holds a space") as raised:
+        one.judge(answers(1))
+    assert "abc" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("http://host:port/v1", "http://host:99999/v1", "http://ho st/v1", "http://[::1/v1"),
+        *("http://host/v1\n", "host/v1", "http://", "http://:80/v1", "http://h\u00f6st/v1"),
+    ],
+)
+def test_an_address_that_is_none_is_one_line(tmp_path: Path, url: str) -> None:
+    with pytest.raises(OneShotError, match=r"judge\.base_url: give an address such as"):
+        judge(url, tmp_path)
 
 
 def test_retry_after_is_honoured(tmp_path: Path) -> None:
@@ -358,6 +461,9 @@ def test_a_bound_is_one(tmp_path: Path) -> None:
         ({"max_requests": -1}, "must not be negative"),
         ({"max_cost": math.nan, **PRICES}, "must not be negative"),
         ({"concurrency": 0}, "at least 1"),
+        ({"timeout": math.nan}, "both of them finite"),
+        ({"longest_wait": math.nan}, "both of them finite"),
+        ({"options": {"temperature": math.nan}}, r"judge\.options: holds what JSON cannot"),
         ({"options": {"stream": True}}, "'stream' is not for options"),
         ({"base_url": "http://user:pass@host/v1"}, "may be a secret"),
         ({"base_url": "ftp://host"}, "give an address"),

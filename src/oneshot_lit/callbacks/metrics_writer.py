@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.files import write_json_atomically
+from oneshot_lit.locking import results_locked
 from oneshot_lit.metrics.refusal import PHRASE_LIST_VERSION
 from oneshot_lit.metrics_file import is_tested, later_evaluations
 from oneshot_lit.runs import PRODUCTS, record_run, recorded_runs
@@ -68,10 +69,13 @@ class MetricsWriter(Callback):
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         target = Path(trainer.default_root_dir) / PRODUCTS["test"]
-        content, later = self.content(trainer, pl_module), self._kept(target.parent)
-        content["metrics"] = later["metrics"] | content["metrics"]
-        write_json_atomically(target, content | {"evaluations": later["evaluations"]})
-        record_run(target.parent, "test", self.run)
+        content = self.content(trainer, pl_module)
+        # A judge may add its scores at the same moment.
+        with results_locked(target.parent):
+            later = self._kept(target.parent)
+            content["metrics"] = later["metrics"] | content["metrics"]
+            write_json_atomically(target, content | {"evaluations": later["evaluations"]})
+            record_run(target.parent, "test", self.run)
         show_scores(pl_module)
         rank_zero_info(f"scores written to {target}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
 
+from oneshot_lit.errors import OneShotError
 from oneshot_lit.files import write_text_atomically
+from oneshot_lit.judges.predictions import file_digest
+from oneshot_lit.metrics_file import mark_outdated
 from oneshot_lit.runs import PRODUCTS, record_run
 
 
@@ -51,6 +55,10 @@ class PredictionWriter(BasePredictionWriter):
         write_text_atomically(target, "".join(lines))
         record_run(target.parent, "predict", self.run)
         rank_zero_info(f"{len(rows)} answers written to {target}")
+        with suppress(OneShotError):
+            # A test or judge names a file of scores that cannot be read.
+            for name in mark_outdated(target.parent, file_digest(target)):
+                rank_zero_info(f"{name}: its scores are of earlier answers; judge again")
 
 
 def _rows(predictions: Any) -> list[dict[str, Any]]:

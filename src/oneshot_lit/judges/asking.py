@@ -8,8 +8,8 @@ that the next run repeats; a server that honours it makes even those free.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,31 +17,25 @@ from oneshot_lit.errors import OneShotError
 from oneshot_lit.judges.base import Answer, Verdict
 from oneshot_lit.judges.cache import Paid, VerdictCache
 from oneshot_lit.judges.interrupts import run_interruptibly
-from oneshot_lit.judges.replies import (
-    PassingError,
-    RefusedError,
-    Reply,
-    read_reply,
-    retry_after,
-)
+from oneshot_lit.judges.refusals import refuses_everything, sort_refusal
+from oneshot_lit.judges.replies import PassingError, RefusedError, Reply, read_reply
 
 if TYPE_CHECKING:
     from oneshot_lit.judges.endpoint import EndpointJudge
 
-# Replies that the next attempt may mend, and those that no attempt will.
-_PASSING = (408, 409, 425, 429)
-_LASTING = (401, 402, 403, 404, 405, 407, 410)
-_LASTING_CODES = (
-    "insufficient_quota",
-    "invalid_api_key",
-    "model_not_found",
-    "unsupported_parameter",
-    "unsupported_value",
-)
 # So many requests refused one after the other, and none served, are no fault of the answers.
 _REFUSED_AT_FIRST = 5
 # A connection that was never made cannot have cost anything.
-_NEVER_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")
+_NEVER_SENT = (
+    "ConnectError",
+    "ConnectTimeout",
+    "PoolTimeout",
+    "LocalProtocolError",
+    "UnsupportedProtocol",
+)
+# Seconds between two looks at what another process is asking about, and those that a claim outlives
+# the longest pause and the longest reply.
+_LOOK, _MARGIN = 0.1, 60.0
 
 
 @dataclass
@@ -59,6 +53,8 @@ class Asker:
         self._sending: set[asyncio.Task[Any] | None] = set()
         self._locks: dict[str, asyncio.Lock] = {}
         self._stop: OneShotError | None = None
+        # What waits for anything else than a reply ends its wait when the run does.
+        self._stopped = asyncio.Event()
         self._served = False
         self._refused = 0
 
@@ -84,9 +80,9 @@ class Asker:
                         yield task.result()
                     elif not isinstance(error, OneShotError):
                         raise error
-                    elif self._stop is None:
+                    else:
                         # What is under way is paid for: it is waited for and kept.
-                        self._stop = error
+                        self._end(error)
             if self._stop is not None:
                 raise self._stop
         finally:
@@ -100,11 +96,21 @@ class Asker:
                 loop.run_until_complete(client.close())
                 loop.close()
 
+    def _end(self, error: OneShotError) -> None:
+        """Let nothing more be sent; the first reason counts."""
+        self._stop = self._stop or error
+        self._stopped.set()
+
+    async def _sleep(self, seconds: float) -> None:
+        """Wait, but not beyond the end of the run."""
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._stopped.wait(), seconds)
+
     def _wait_for_sent(
         self, loop: asyncio.AbstractEventLoop, pending: set[asyncio.Task[tuple[int, Verdict]]]
     ) -> None:
         """After an interrupt, wait for replies that are paid for; a second one cuts it short."""
-        self._stop = self._stop or OneShotError("interrupted")
+        self._end(OneShotError("interrupted"))
         sent = {task for task in pending if task in self._sending and not task.done()}
         for task in pending - sent:
             task.cancel()
@@ -114,28 +120,57 @@ class Asker:
     def _client(self) -> Any:
         import openai
 
-        return openai.AsyncOpenAI(
-            api_key=self.key,
-            base_url=self.judge.base_url,
-            timeout=self.judge.timeout,
-            max_retries=0,
-        )
+        try:
+            return openai.AsyncOpenAI(
+                api_key=self.key,
+                base_url=self.judge.base_url,
+                timeout=self.judge.timeout,
+                max_retries=0,
+            )
+        except Exception as error:
+            # Whatever the checks of the address have let pass.
+            raise OneShotError(
+                f"judge.base_url: cannot be used ({type(error).__name__}); give an address such as "
+                "http://localhost:8000/v1."
+            ) from error
 
     async def _one(self, client: Any, position: int, answer: Answer) -> tuple[int, Verdict]:
         messages, tag = self.judge.rubric.messages(answer)
         key = self.judge.cache_key(messages)
         # Of two alike, the second waits and finds the verdict of the first.
         async with self._locks.setdefault(key, asyncio.Lock()):
-            known = self.cache.get(key, self.judge.metrics)
-            if known is not None:
-                self.judge.count(known, cached=True)
-                return position, known.verdict
+            # Of two processes, too.
+            while not self.cache.claim(key, self._longest_claim()):
+                known = self.cache.get(key, self.judge.metrics)
+                if known is not None:
+                    self.judge.count(known, cached=True)
+                    return position, known.verdict
+                await self._sleep(_LOOK)
+                if self._stop is not None:
+                    raise self._stop
             try:
                 paid = await self._retried(client, messages, tag, key)
-            except (PassingError, RefusedError) as error:
+            except PassingError as error:
+                if not error.sent and not self._served:
+                    raise self._unreachable(error) from error
                 return position, Verdict.unjudged(self.judge.metrics, error.reason)
+            except RefusedError as error:
+                return position, Verdict.unjudged(self.judge.metrics, error.reason)
+            finally:
+                self.cache.release(key)
             self.judge.count(paid)
             return position, paid.verdict
+
+    def _longest_claim(self) -> float:
+        """Return the seconds within which a living process makes its next attempt."""
+        return self.judge.timeout + self.judge.longest_wait + _MARGIN
+
+    def _unreachable(self, error: PassingError) -> OneShotError:
+        where = self.judge.base_url or "the endpoint's own address"
+        return OneShotError(
+            f"judge.base_url: {where} cannot be reached ({self.judge.attempts} attempts, "
+            f"{error.reason}); start the server, or check the address and the network."
+        )
 
     async def _retried(
         self, client: Any, messages: list[dict[str, str]], tag: str, key: str
@@ -154,7 +189,7 @@ class Asker:
             return isinstance(error, PassingError) and error.pause <= longest
 
         retrying = tenacity.AsyncRetrying(
-            sleep=asyncio.sleep,
+            sleep=self._sleep,
             stop=tenacity.stop_after_attempt(self.judge.attempts),
             wait=pause,
             retry=tenacity.retry_if_exception(again),
@@ -170,6 +205,12 @@ class Asker:
             raise self._stop
         bound = self.judge.bound_nanos(messages)
         await self._reserve(bound)
+        if self._stop is not None:
+            self.cache.settle(bound, 0, sent=False)
+            self._open -= 1
+            self._freed.set()
+            raise self._stop
+        self.cache.claim(key, self._longest_claim())
         self.judge.count(requests=1)
         self._sending.add(asyncio.current_task())
         try:
@@ -178,6 +219,10 @@ class Asker:
             self.cache.keep(key, paid, bound)
             self._served = True
             return paid
+        except OneShotError as error:
+            # Before the place is free, for which others wait.
+            self._end(error)
+            raise
         finally:
             self._sending.discard(asyncio.current_task())
             self._open -= 1
@@ -235,11 +280,11 @@ class Asker:
             )
             reply = read_reply(raw.http_response.text)
         except openai.APITimeoutError as error:
-            self._free_if_never_sent(error, bound)
-            raise PassingError("timed_out") from error
+            sent = self._was_sent(error, bound)
+            raise PassingError("timed_out", sent=sent) from error
         except openai.APIConnectionError as error:
-            self._free_if_never_sent(error, bound)
-            raise PassingError("cut_connection") from error
+            sent = self._was_sent(error, bound)
+            raise PassingError("cut_connection", sent=sent) from error
         except openai.APIStatusError as error:
             # A refused request counts, but costs nothing.
             self.cache.settle(bound, 0)
@@ -250,29 +295,19 @@ class Asker:
             raise
         return reply
 
-    def _free_if_never_sent(self, error: BaseException, bound: int) -> None:
-        if type(error.__cause__).__name__ in _NEVER_SENT:
-            self.cache.settle(bound, 0, sent=False)
-            self.judge.count(requests=-1)
+    def _was_sent(self, error: BaseException, bound: int) -> bool:
+        """Whether a request may have cost something; one that was never sent is not counted."""
+        if type(error.__cause__).__name__ not in _NEVER_SENT:
+            return True
+        self.cache.settle(bound, 0, sent=False)
+        self.judge.count(requests=-1)
+        return False
 
     def _refusal(self, error: Any) -> Exception:
-        """Sort a refusal into what passes, what concerns one answer, and what ends the run."""
-        status, code = int(error.status_code), str(error.code or "")
-        # Never the server's sentence, which may quote the prompt.
-        shown = f"{status}, {code}" if re.fullmatch(r"[\w.-]{1,60}", code) else str(status)
-        where = str(self.judge.base_url or "the endpoint")
-        if status in _LASTING or code in _LASTING_CODES:
-            mend = f"check judge.model ({self.judge.model}), judge.base_url and judge.options"
-            if status in (401, 402, 403, 407) or code in _LASTING_CODES[:2]:
-                mend = f"check the key in {self.judge.api_key_env} and the account behind it"
-            return OneShotError(f"{where}: refuses for good ({shown}); {mend}.")
-        if status in _PASSING or status >= 500:
-            reason = "rate_limited" if status == 429 else "server_error"
-            return PassingError(reason, retry_after(error.response.headers.get("retry-after")))
-        self._refused += 1
-        if not self._served and self._refused >= _REFUSED_AT_FIRST:
-            return OneShotError(
-                f"{where}: refuses every request ({shown}); check judge.model "
-                f"({self.judge.model}) and judge.options."
-            )
-        return RefusedError("content_filter" if code == "content_filter" else "bad_request")
+        """Sort a refusal; many at first, and nothing served, are the endpoint's."""
+        sorted_ = sort_refusal(error, self.judge)
+        if isinstance(sorted_, RefusedError) and sorted_.reason == "bad_request":
+            self._refused += 1
+            if not self._served and self._refused >= _REFUSED_AT_FIRST:
+                return refuses_everything(error, self.judge)
+        return sorted_

@@ -115,6 +115,8 @@ class Judge:
     chunk = 64
     # Whether verdicts that are given are kept by the judge itself when the process is killed.
     keeps_verdicts = False
+    # Reasons of "could not judge" that lie outside the answer, so that the next run may do better.
+    passing: frozenset[str] = frozenset()
 
     def __init__(self, name: str, version: str, metrics: Sequence[str]) -> None:
         if not _NAME.fullmatch(name):
@@ -143,6 +145,13 @@ class Judge:
                     "mend its judge()."
                 )
             yield from enumerate(given, start)
+
+    def settings(self) -> dict[str, Any]:
+        """Return what else than the version may change a verdict, as plain JSON values.
+
+        Verdicts made with other settings are never mixed; the results name them.
+        """
+        return {}
 
     def facts(self) -> dict[str, Any]:
         """Return what belongs in the results beside version and counts, as plain JSON values."""

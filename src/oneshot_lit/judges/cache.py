@@ -7,7 +7,11 @@ Everything that one reply changes is written in one transaction, before the next
 from __future__ import annotations
 
 import json
+import os
+import platform
 import sqlite3
+import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,6 +54,7 @@ class VerdictCache:
         self.folder = Path(folder).expanduser()
         self.max_requests = max_requests
         self.max_cost_nanos = None if max_cost is None else int(max_cost * NANOS)
+        self._owner = {"token": uuid.uuid4().hex, "pid": os.getpid(), "host": platform.node()}
         with self._readable():
             self._cache = _open(self.folder)
             self.spent()
@@ -86,6 +91,29 @@ class VerdictCache:
             self._cache.set(_COST, cost + cost_nanos)
             return True
 
+    def claim(self, key: str, seconds: float) -> bool:
+        """Take a key as this process's to ask about; False while another one is asking.
+
+        Also False if a verdict has come meanwhile, for the caller to look it up. A claim ends with
+        `keep` or `release`, with its process on this machine, and else after `seconds`.
+        """
+        with self._readable(), self._cache.transact():
+            if self._cache.get(key) is not None:
+                return False
+            text = self._cache.get(f"claims/{key}")
+            if text is not None and _holds(json.loads(text), self._owner):
+                return False
+            mine = {**self._owner, "until": time.time() + seconds}
+            self._cache.set(f"claims/{key}", json.dumps(mine))
+            return True
+
+    def release(self, key: str) -> None:
+        """Give a claim of this process back, if it has one."""
+        with self._readable(), self._cache.transact():
+            text = self._cache.get(f"claims/{key}")
+            if text is not None and json.loads(text)["token"] == self._owner["token"]:
+                self._cache.delete(f"claims/{key}")
+
     def settle(self, reserved_nanos: int, cost_nanos: int, *, sent: bool = True) -> None:
         """Replace a reservation by what the request cost; give it back if it was never sent."""
         with self._readable(), self._cache.transact():
@@ -95,7 +123,7 @@ class VerdictCache:
                 self._cache.set(_REQUESTS, max(0, requests - 1))
 
     def keep(self, key: str, paid: Paid, reserved_nanos: int) -> None:
-        """Write a verdict and settle its reservation, both or neither."""
+        """Write a verdict, settle its reservation and end its claim, all or none."""
         counts = {
             "prompt_tokens": paid.prompt_tokens,
             "completion_tokens": paid.completion_tokens,
@@ -104,6 +132,7 @@ class VerdictCache:
         text = json.dumps(paid.verdict.as_dict() | counts)
         with self._readable(), self._cache.transact():
             self._cache.set(key, text)
+            self._cache.delete(f"claims/{key}")
             self.settle(reserved_nanos, paid.cost_nanos)
 
     def failures(self, key: str) -> int:
@@ -141,6 +170,21 @@ class VerdictCache:
                 f"{self.folder}: judge.cache: cannot be read or written as a cache of verdicts "
                 f"({type(error).__name__}); remove it, or name another folder."
             ) from error
+
+
+def _holds(claim: Any, me: dict[str, Any]) -> bool:
+    """Whether another process holds a claim: alive, as far as can be known, and not too long."""
+    if claim["token"] == me["token"] or not time.time() < claim["until"]:
+        return False
+    if claim["host"] != me["host"]:
+        return True
+    try:
+        os.kill(claim["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def _open(folder: Path) -> Any:

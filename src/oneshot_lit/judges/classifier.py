@@ -11,6 +11,7 @@ from typing import Any
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.judges.base import Answer, Judge, Verdict
 from oneshot_lit.judges.formats import AnswerFormat, Reading
+from oneshot_lit.judges.model_files import model_digest
 
 
 class ClassifierJudge(Judge):
@@ -66,6 +67,15 @@ class ClassifierJudge(Judge):
             readings |= dict(zip(part, ask([ids[n] for n in part]), strict=True))
         return [self._verdict(readings.get(n, "too_long")) for n in range(len(answers))]
 
+    def settings(self) -> dict[str, Any]:
+        """Return what may change a verdict, and a hash of the files behind a folder's name."""
+        return {
+            "dtype": self.dtype,
+            "max_length": self.max_length,
+            "max_new_tokens": None if self.format.head else self.format.max_new_tokens,
+            "model_sha256": model_digest(self.model_name_or_path),
+        }
+
     def facts(self) -> dict[str, Any]:
         """Return what the numbers depend on beside the version."""
         return {"model_name_or_path": self.model_name_or_path, "dtype": self.dtype}
@@ -89,7 +99,7 @@ class ClassifierJudge(Judge):
         replies = generate_answers(
             model,
             tokenizer,
-            self._padded(rows, left=True),
+            self._padded(rows, tokenizer.pad_token_id, left=True),
             stop_ids=stops,
             decoding=Decoding(max_new_tokens=self.format.max_new_tokens),
         )
@@ -98,10 +108,16 @@ class ClassifierJudge(Judge):
     def _by_head(self, rows: list[list[int]]) -> list[Reading | str]:
         import torch
 
-        model, _ = self._load()
-        # A head reads the last token; padding behind it leaves every position as it is.
+        model, tokenizer = self._load()
+        # A head reads the last token that is no padding; padding behind it leaves every position as
+        # it is. A text may end with the token that pads elsewhere, such as the end token: another
+        # one pads then, for which the text has no use.
+        pad, used = tokenizer.pad_token_id, {token for row in rows for token in row}
+        if pad in used:
+            pad = next(token for token in range(len(used) + 1) if token not in used)
+        model.config.get_text_config().pad_token_id = pad
         with torch.inference_mode():
-            logits = model(**self._padded(rows, left=False)).logits
+            logits = model(**self._padded(rows, pad, left=False)).logits
         names = [str(model.config.id2label[n]) for n in range(logits.shape[1])]
         found: list[Reading | str] = []
         for row in logits.float().sigmoid().tolist():
@@ -110,15 +126,15 @@ class ClassifierJudge(Judge):
             found.append("not_a_number" if unknown else self.format.read_head(chances))
         return found
 
-    def _padded(self, rows: list[list[int]], left: bool) -> dict[str, Any]:
+    def _padded(self, rows: list[list[int]], pad: int, left: bool) -> dict[str, Any]:
         import torch
 
-        model, tokenizer = self._load()
+        model, _ = self._load()
         width = max(map(len, rows))
         ids, mask = [], []
         for row in rows:
             fill = width - len(row)
-            padding, unseen = [tokenizer.pad_token_id] * fill, [0] * fill
+            padding, unseen = [pad] * fill, [0] * fill
             ids.append(padding + row if left else row + padding)
             mask.append(unseen + [1] * len(row) if left else [1] * len(row) + unseen)
         tensors = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
@@ -168,7 +184,21 @@ def load_classifier(name: str, *, head: bool, dtype: str, device: str) -> tuple[
     if tokenizer.pad_token_id is None:
         raise OneShotError(f"{name}: its tokenizer has neither a padding nor an end token.")
     model.config.pad_token_id = tokenizer.pad_token_id
+    if head:
+        _require_independent_labels(name, model.config)
     return model.eval(), tokenizer
+
+
+def _require_independent_labels(name: str, config: Any) -> None:
+    """Refuse a head whose labels exclude each other, as they have no probability each."""
+    kind = getattr(config, "problem_type", None)
+    if kind in (None, "multi_label_classification") and (kind or config.num_labels != 2):
+        return
+    what = f"its problem_type is {kind}" if kind else "it has two labels and no problem_type"
+    raise OneShotError(
+        f"judge.model_name_or_path: {name}: {what}; a head must give each label a probability of "
+        "its own (problem_type multi_label_classification in its config.json, if it does)."
+    )
 
 
 def _encode(tokenizer: Any, text: str, complete: bool) -> list[int]:

@@ -126,6 +126,8 @@ def _judge(judge: Judge, predictions: Path, root: Path, sets: list[str] | None) 
         outcome = judge_predictions(judge, predictions, root, sets, progress)
     out = Console(highlight=False)
     out.print(_table(judge, outcome.scores, outcome.facts))
+    for note in outcome.notes:
+        out.print(Text(note), soft_wrap=True)
     out.print(Text(f"verdicts: {outcome.file}\nscores:   {root / 'metrics.json'}"), soft_wrap=True)
     return 0
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,6 +18,12 @@ from oneshot_lit.judges.rubrics import Rubric
 
 _PACKAGES = ("openai", "tenacity", "diskcache")
 _OWN_OPTIONS = ("model", "messages", "stream", "n", "api_key", "base_url")
+
+
+# Names of variables; keys of printable ASCII, as a header takes them.
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NAME_LIKE = re.compile(r"[A-Z_]{1,40}")
+_KEY = re.compile(r"[!-~]+")
 
 
 class SpendingCapError(OneShotError):
@@ -54,6 +61,9 @@ class EndpointJudge(Judge):
     """
 
     keeps_verdicts = True
+    passing = frozenset(
+        ("rate_limited", "server_error", "timed_out", "cut_connection", "bad_response")
+    )
 
     def __init__(
         self,
@@ -97,10 +107,13 @@ class EndpointJudge(Judge):
         self._spent: tuple[int, int] | None = None
 
     def _check(self) -> None:
+        endless = not math.isfinite(self.timeout) or not math.isfinite(self.longest_wait)
         if min(self.concurrency, self.attempts) < 1 or self.timeout <= 0 or self.longest_wait < 0:
+            endless = True
+        if endless:
             raise OneShotError(
                 "judge: concurrency and attempts must be at least 1, timeout above 0 and "
-                "longest_wait not negative."
+                "longest_wait not negative, both of them finite."
             )
         for key in _OWN_OPTIONS:
             if key in self.options:
@@ -119,17 +132,25 @@ class EndpointJudge(Judge):
                 "max_tokens or max_completion_tokens in judge.options; without them no bound is "
                 "known."
             )
+        try:
+            json.dumps(self.options, allow_nan=False)
+        except (ValueError, TypeError) as error:
+            raise OneShotError(
+                "judge.options: holds what JSON cannot, such as .nan or a date; give texts and "
+                "finite numbers."
+            ) from error
         if self.base_url is not None:
-            parts = urlsplit(self.base_url)
-            if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise OneShotError(
-                    "judge.base_url: give an address such as http://localhost:8000/v1."
-                )
-            if "@" in parts.netloc or parts.query:
-                raise OneShotError(
-                    "judge.base_url: holds a user or a query, which may be a secret; give the key "
-                    "in the environment (judge.api_key_env)."
-                )
+            check_address(self.base_url)
+        if self.api_key_env is not None and not _VARIABLE.fullmatch(self.api_key_env):
+            # It may be the key itself, so it is not shown.
+            raise OneShotError("judge.api_key_env: give the NAME of a variable, not the key.")
+
+    @property
+    def shown_variable(self) -> str:
+        """The variable of the key for a message, unless its name may be a key after all."""
+        name = self.api_key_env or ""
+        known = name in os.environ or _NAME_LIKE.fullmatch(name)
+        return name if known else "that judge.api_key_env names"
 
     def judge(self, answers: Sequence[Answer]) -> list[Verdict]:
         """Return the verdicts in order."""
@@ -155,11 +176,14 @@ class EndpointJudge(Judge):
             self._spent = cache.spent()
             cache.close()
 
+    def settings(self) -> dict[str, Any]:
+        """Return what may change a reply."""
+        return {"options": self.options}
+
     def facts(self) -> dict[str, Any]:
         """Return requests, tokens and cost."""
         facts: dict[str, Any] = {
             "model": self.model,
-            "options": self.options,
             "usage": dict(self._counts),
         }
         priced = self.prices[0] is not None
@@ -212,10 +236,37 @@ class EndpointJudge(Judge):
             return "none"
         if not (key := os.environ.get(self.api_key_env, "").strip()):
             raise OneShotError(
-                f"judge.api_key_env: the environment variable {self.api_key_env} is not set; "
+                f"judge.api_key_env: the environment variable {self.shown_variable} is not set; "
                 "export your key in it, or give null for a server without keys."
             )
+        if not _KEY.fullmatch(key):
+            # A client would refuse to send it, or raise an error that shows it.
+            raise OneShotError(
+                f"judge.api_key_env: the key in {self.shown_variable} holds a space, a line end or "
+                "a letter that no key has; export it anew."
+            )
         return key
+
+
+def check_address(url: str) -> None:
+    """Refuse an address that no client can use, or that may hold a secret; it is not shown.
+
+    Raises:
+        OneShotError: naming the key.
+    """
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        # A port that is no number or too large, a bracket without its other one.
+        usable, parts = False, None
+    if not usable or not re.fullmatch(r"[!-~]+", url) or parts is None:
+        raise OneShotError("judge.base_url: give an address such as http://localhost:8000/v1.")
+    if "@" in parts.netloc or parts.query:
+        raise OneShotError(
+            "judge.base_url: holds a user or a query, which may be a secret; give the key in the "
+            "environment (judge.api_key_env)."
+        )
 
 
 def _require_packages() -> None:

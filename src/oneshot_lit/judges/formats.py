@@ -106,7 +106,7 @@ class HarmBenchFormat(AnswerFormat):
         max_new_tokens: int = 1,
     ) -> None:
         self.contextual = contextual
-        self.max_new_tokens = max_new_tokens
+        self.max_new_tokens = _at_least_one(max_new_tokens)
         plain = {"under_context": "", "context_part": ""}
         plain |= {"behavior_mark": "Behavior:", "generation_mark": "Generation:"}
         within = {
@@ -156,7 +156,7 @@ class LlamaGuardFormat(AnswerFormat):
     metric = "flagged_rate"
 
     def __init__(self, template: str | None = None, max_new_tokens: int = 32) -> None:
-        self.max_new_tokens = max_new_tokens
+        self.max_new_tokens = _at_least_one(max_new_tokens)
         self.template: str | None = None
         self.version = "llama-guard-format-1"
         if template is not None:
@@ -177,7 +177,16 @@ class LlamaGuardFormat(AnswerFormat):
                 "judge.format: the model has no chat template; give judge.format.template."
             )
         # The template itself ends with the mark of the turn in which the verdict stands.
-        return Prompt(tokenizer.apply_chat_template(chat, tokenize=False), complete=True)
+        try:
+            text = tokenizer.apply_chat_template(chat, tokenize=False)
+        except Exception as error:
+            # A template is a program; what it says may quote the conversation.
+            roles = ", ".join(role for role, _ in turns[-5:])
+            raise OneShotError(
+                "judge.format: the model's chat template refuses a conversation "
+                f"({type(error).__name__}; its last turns: {roles}); give judge.format.template."
+            ) from error
+        return Prompt(text, complete=True)
 
     def read(self, reply: str) -> Reading | None:
         """Read ``safe``, or ``unsafe`` and a line of categories, and nothing else."""
@@ -229,6 +238,12 @@ class BeaverDamFormat(AnswerFormat):
         return Reading(
             float(bool(labels)), tuple(re.sub(r"[^\w.,:/&-]", "_", n)[:64] for n in labels)
         )
+
+
+def _at_least_one(max_new_tokens: int) -> int:
+    if max_new_tokens < 1:
+        raise OneShotError(f"judge.format.max_new_tokens must be at least 1, not {max_new_tokens}.")
+    return max_new_tokens
 
 
 def special_texts(tokenizer: Any) -> list[str]:

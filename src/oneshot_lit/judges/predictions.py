@@ -47,6 +47,7 @@ def read_predictions(path: Path) -> list[Row]:
     """
     rows: list[Row] = []
     seen: dict[tuple[str, int], int] = {}
+    kinds: dict[str, str] = {}
     if not path.exists():
         raise OneShotError(
             f"{path}: no predictions; run oneshot-lit predict with this folder as "
@@ -59,6 +60,11 @@ def read_predictions(path: Path) -> list[Row]:
             raise OneShotError(
                 f"{origin}: prompt {row.index} of '{row.set}' stands in row {before} already; "
                 "remove one."
+            )
+        if (kind := kinds.setdefault(row.set, row.kind)) != row.kind:
+            raise OneShotError(
+                f"{origin}: 'kind' is {row.kind}, and {kind} in the rows of '{row.set}' before; "
+                "run oneshot-lit predict again."
             )
         rows.append(row)
     if not rows:

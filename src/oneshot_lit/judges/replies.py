@@ -10,12 +10,16 @@ from email.utils import parsedate_to_datetime
 
 
 class PassingError(Exception):
-    """A failure that another attempt may mend; `pause` is what the server asks for, in seconds."""
+    """A failure that another attempt may mend.
 
-    def __init__(self, reason: str, pause: float = 0.0) -> None:
+    `pause` is what the server asks for, in seconds; `sent` is False if it never had the request.
+    """
+
+    def __init__(self, reason: str, pause: float = 0.0, sent: bool = True) -> None:
         super().__init__(reason)
         self.reason = reason
         self.pause = pause
+        self.sent = sent
 
 
 class RefusedError(Exception):
