@@ -31,7 +31,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfil
 test: $(STAMP)  ## Run the tests but the long ones of several processes
 	$(PYTEST) -m 'not long' $(PYTEST_ARGS)
 
-test-long: $(STAMP)  ## Run those: every strategy trains, resumes, repairs and writes the same
+test-long: $(STAMP)  ## Run those: every strategy trains, resumes, repairs and writes the same; a shipped model is rebuilt
 	$(PYTEST) -m long $(PYTEST_ARGS)
 
 test-fast: $(STAMP)  ## Run the quick tests only

@@ -73,7 +73,7 @@ def test_a_dead_process_holds_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("entry", [3, "text", [], {"scores": 3}, {"scores": [1]}])
 def test_a_damaged_evaluation_is_named(entry: object, tmp_path: Path) -> None:
     (tmp_path / METRICS_FILE).write_text(json.dumps({"evaluations": {"judge/x": entry}}))
-    with pytest.raises(OneShotError, match=r"metrics\.json: evaluations: 'judge/x' is not what"):
+    with pytest.raises(OneShotError, match=r"metrics\.json: evaluations\.judge/x"):
         merge_scores(tmp_path, "judge", {"a/y": 0.25}, {})
 
 

@@ -34,11 +34,12 @@ def read_metrics(root: Path) -> dict[str, Any]:
     if not parts or not all(_object(part) for part in parts):
         raise OneShotError(f"{path}: is not what a test writes; remove it, or run the test again.")
     for name, facts in parts[1].items():
-        scores = facts.get("scores", []) if _object(facts) else None
+        origin, mend = f"{path}: evaluations.{name}", "remove it there, or run the test again"
+        if not _object(facts):
+            raise OneShotError(f"{origin} must be an object; {mend}.")
+        scores = facts.get("scores", [])
         if not isinstance(scores, list) or not all(isinstance(key, str) for key in scores):
-            raise OneShotError(
-                f"{path}: evaluations: '{name}' is not what an evaluation writes; remove it there."
-            )
+            raise OneShotError(f"{origin}.scores must be a list of keys; {mend}.")
     return {"metrics": {}, "evaluations": {}} | content
 
 

@@ -131,6 +131,7 @@ def test_own_rows_and_own_instance(command, tmp_path: Path) -> None:
     assert patched["benign/over_refusal"] <= 0.2
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_smallest_shipped_model_is_rebuilt_from_nothing(command, tmp_path: Path) -> None:
     done = command(

@@ -224,7 +224,7 @@ def test_a_damaged_folder_is_one_line_before_anything_is_judged(command, tmp_pat
     refused("metrics.json: cannot be read")
     (tmp_path / "metrics.json").rmdir()
     (tmp_path / "metrics.json").write_text('{"evaluations": {"judge/keyword": 3}}')
-    refused("'judge/keyword' is not what an evaluation writes")
+    refused("evaluations.judge/keyword must be an object")
     assert not (tmp_path / "judgments").exists()
 
 

@@ -64,14 +64,12 @@ def require_readable(content: Mapping[str, Any], folder: Path) -> None:
         raise OneShotError(f"{path}: {visible(key)} is NaN or infinite; {_MEND}.")
 
 
-def _require_evaluation(name: str, facts: Any, metrics: Mapping[str, Any], path: Path) -> None:
+def _require_evaluation(
+    name: str, facts: Mapping[str, Any], metrics: Mapping[str, Any], path: Path
+) -> None:
     """Refuse an entry of ``evaluations`` that is not what a judge or lm-eval writes."""
     origin = f"{path}: evaluations.{visible(name)}"
-    if not isinstance(facts, dict):
-        raise OneShotError(f"{origin} must be an object; {_MEND}.")
     scores = facts.get("scores", [])
-    if not isinstance(scores, list) or not all(isinstance(key, str) for key in scores):
-        raise OneShotError(f"{origin}.scores must be a list of keys; {_MEND}.")
     of_lm_eval = name.startswith(f"{LM_EVAL}/")
     for key in scores:
         if key.startswith(f"{LM_EVAL}/") != of_lm_eval:
