@@ -21,6 +21,7 @@ from oneshot_lit.data.datasets import (
 )
 from oneshot_lit.data.instance import SafetyInstance
 from oneshot_lit.data.leakage import refuse_shared
+from oneshot_lit.data.position import EpochPosition, batches_let_through
 from oneshot_lit.data.room import Room, room_of
 from oneshot_lit.data.samplers import (
     PromptShard,
@@ -103,8 +104,7 @@ class SafetyDataModule(LightningDataModule):
         # Of train and <split>/<set>, where loaded: how many rows, how long, and what became of
         # those read.
         self.accounts: dict[str, dict[str, Any]] = {}
-        # Where the epochs began that are cut as they are now: epoch, batches done until then.
-        self._cut: dict[str, int] | None = None
+        self._epochs = EpochPosition()
 
     def setup(self, stage: str | None = None) -> None:
         """Load, check and tokenise what `stage` (fit, validate, test, predict) needs."""
@@ -112,7 +112,7 @@ class SafetyDataModule(LightningDataModule):
             self.use_tokenizer(self._module_tokenizer())
         self._room = room_of(self.max_length, self._module())
         if stage in ("fit", None):
-            self._cut = None
+            self._epochs = EpochPosition()
             self.training = self._training_dataset()
         if stage in ("fit", "validate", None):
             self._prompts["val"] = self._datasets("val", self.val_sets)
@@ -227,34 +227,13 @@ class SafetyDataModule(LightningDataModule):
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
 
-    def _limited(self, batches: int) -> int:
-        """Return how many batches of an epoch `trainer.limit_train_batches` lets through."""
-        limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches
-        return min(batches, limit) if isinstance(limit, int) else max(1, int(batches * limit))
-
-    def _position(self, batches_per_epoch: int) -> tuple[int, int]:
+    def _position(self, batches: int) -> tuple[int, int]:
         """Return the epoch and the batches done in it, from the progress a checkpoint restored."""
         if self.trainer is None:
             return 0, 0
         total: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
-        done = int(total.processed)
-        now = {"batches_per_epoch": batches_per_epoch, "rows_per_batch": self._rows_of_all()}
-        cut = {"epoch": 0, "batches": 0, **now} if self._cut is None else self._cut
-        passed, batches = divmod(done - cut["batches"], cut["batches_per_epoch"])
-        epoch = cut["epoch"] + passed
-        if any(cut[key] != value for key, value in now.items()):
-            if batches > 0:
-                raise OneShotError(
-                    f"--ckpt_path: the checkpoint is of batch {batches} in an epoch of "
-                    f"{cut['batches_per_epoch']} with {cut['rows_per_batch']} rows each, and now "
-                    f"there are {now['batches_per_epoch']} with {now['rows_per_batch']}; resume "
-                    "with the same number of processes (trainer.devices), or set "
-                    "data.share_batch from the start."
-                )
-            # From here on epochs are cut in another way.
-            cut = {"epoch": epoch, "batches": done, **now}
-        self._cut = cut
-        return epoch, batches
+        per_epoch = batches_let_through(batches, self.trainer.limit_train_batches)
+        return self._epochs.resume(int(total.processed), per_epoch, self._rows_of_all())
 
     def _rows_of_all(self) -> int:
         """Return how many different rows a batch of all processes holds."""
@@ -263,11 +242,11 @@ class SafetyDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Return how epochs are cut, which a checkpoint's position refers to."""
-        return {"cut": self._cut}
+        return {"cut": self._epochs.cut}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember how the interrupted run cut its epochs."""
-        self._cut = state_dict["cut"]
+        self._epochs.cut = state_dict["cut"]
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Return right-padded batches: ``input_ids``, ``attention_mask``, ``labels``, ``index``."""
@@ -276,7 +255,7 @@ class SafetyDataModule(LightningDataModule):
         rank, world_size = self._world() if self.instance is None else (0, 1)
         share = -(-len(self.training) // world_size)
         batch_size = self._batch_of_process()
-        epoch, batches = self._position(self._limited(-(-share // batch_size)))
+        epoch, batches = self._position(-(-share // batch_size))
         sampler = ResumableSampler(
             len(self.training),
             shuffle=self.shuffle,
