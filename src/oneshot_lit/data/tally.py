@@ -83,10 +83,8 @@ class Tally:
         """What somebody who trusts the source should know, in a few words each."""
         found = []
         if self.faulty:
-            count, kinds = (
-                sum(self.faulty.values()),
-                sorted(self.faulty, key=self.faulty.__getitem__),
-            )
+            count = sum(self.faulty.values())
+            kinds = sorted(self.faulty, key=lambda kind: self.faulty[kind])
             faults = [f"{self.faulty[kind]} x {kind}" for kind in kinds[: -_KINDS - 1 : -1]]
             if len(kinds) > _KINDS:
                 faults.append(f"{len(kinds) - _KINDS} more kinds")
