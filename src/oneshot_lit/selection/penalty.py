@@ -1,0 +1,164 @@
+"""The bilevel selection of instances in its penalty form: pure steps, whatever the model.
+
+The problem (arXiv 2601.01887, section on instance selection): weights w of N candidates are chosen
+so that a model trained on them, theta(w) = argmin g(w, .) with g(w, theta) = sum_i w_i l_i(theta),
+has a low f(theta(w)) + lambda ||w||^2. The paper calls its algorithm first-order and penalty-based
+and gives no more; this is V-PBGD (Shen & Chen 2023, "On Penalty-based Bilevel Gradient Descent"):
+
+    min over w, theta of  f(theta) + lambda ||w||^2 + gamma (g(w, theta) - v(w)),
+
+with v(w) = min over omega of g(w, omega), kept up to date by a second copy omega. By the envelope
+theorem its gradient is d/dw_i = 2 lambda w_i + gamma (l_i(theta) - l_i(omega)), which needs no
+second derivative. w = softmax(x) stays on the simplex.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Problem(Protocol):
+    """What a bilevel problem offers: two copies of a model, and the candidates' losses."""
+
+    def lower_step(self, weights: Tensor) -> None:
+        """Take one step of omega down g(w, omega)."""
+
+    def upper_step(self, weights: Tensor, gamma: float) -> float:
+        """Take one step of theta down f(theta) + gamma g(w, theta); return f before it."""
+
+    def candidate_losses(self) -> tuple[Tensor, Tensor]:
+        """Return l_i(theta) and l_i(omega), each (candidates,), as the copies are now."""
+
+
+@dataclass(frozen=True)
+class PenaltySettings:
+    """How the penalty problem is stepped through.
+
+    Args:
+        steps: Outer steps.
+        lower_steps: Steps of omega before each step of theta.
+        rate: Step size of the logits x of the weights.
+        decay: lambda, the factor of ||w||^2. On the simplex a positive one favours equal weights.
+        gamma: The penalty's factor at the first step.
+        last_gamma: The same at the last step; between them it grows by a constant factor.
+    """
+
+    steps: int = 50
+    lower_steps: int = 2
+    rate: float = 1.0
+    decay: float = 0.0
+    gamma: float = 0.1
+    last_gamma: float = 10.0
+
+    def gamma_at(self, step: int) -> float:
+        """Return gamma of an outer step, counted from 0."""
+        if self.steps < 2:
+            return self.last_gamma
+        part = min(step, self.steps - 1) / (self.steps - 1)
+        return self.gamma * (self.last_gamma / self.gamma) ** part
+
+
+@dataclass(frozen=True)
+class PenaltyRecord:
+    """What one outer step saw.
+
+    Attributes:
+        step: The step, counted from 0.
+        gamma: Its penalty factor.
+        f: The upper objective at theta, before the step.
+        g: sum_i w_i l_i(theta).
+        v: sum_i w_i l_i(omega), the estimate of the lower level's optimum.
+        gap: g - v; not below 0 once omega has converged.
+        entropy: Of the weights, in nats; ln N for equal ones.
+        best: Position of the candidate with the largest weight.
+        weight: That weight.
+    """
+
+    step: int
+    gamma: float
+    f: float
+    g: float
+    v: float
+    gap: float
+    entropy: float
+    best: int
+    weight: float
+
+
+def penalty_gradient(
+    weights: Tensor, upper_losses: Tensor, lower_losses: Tensor, gamma: float, decay: float
+) -> Tensor:
+    """Return the gradient of the penalty objective with respect to the weights.
+
+    Args:
+        weights: w, (candidates,).
+        upper_losses: l_i(theta), (candidates,).
+        lower_losses: l_i(omega), (candidates,).
+        gamma: The penalty's factor.
+        decay: lambda.
+
+    Returns:
+        2 lambda w_i + gamma (l_i(theta) - l_i(omega)), (candidates,).
+    """
+    return 2 * decay * weights + gamma * (upper_losses - lower_losses)
+
+
+def through_softmax(weights: Tensor, gradient: Tensor) -> Tensor:
+    """Return (diag(w) - w w^T) d: a gradient with respect to w as one of the logits."""
+    return weights * (gradient - (weights * gradient).sum())
+
+
+def entropy(weights: Tensor) -> float:
+    """Return the entropy of weights on the simplex, in nats."""
+    return float(-torch.xlogy(weights, weights).sum())
+
+
+def top_m(weights: Tensor, m: int) -> list[int]:
+    """Return the positions of the `m` largest weights, largest first; of equal ones the earlier.
+
+    Raises:
+        ValueError: for an `m` below 1 or above the number of candidates.
+    """
+    if not 1 <= m <= len(weights):
+        raise ValueError(f"m must be between 1 and {len(weights)}, not {m}")
+    order = torch.sort(weights, descending=True, stable=True).indices
+    return [int(i) for i in order[:m]]
+
+
+def outer_step(
+    problem: Problem, logits: Tensor, step: int, settings: PenaltySettings
+) -> tuple[Tensor, PenaltyRecord]:
+    """Take one outer step: omega, then theta, then the weights.
+
+    Args:
+        problem: The two copies, which are stepped in place.
+        logits: x, (candidates,).
+        step: Which step, counted from 0; decides gamma.
+        settings: The step sizes.
+
+    Returns:
+        The new logits, (candidates,), and what the step saw.
+
+    Raises:
+        FloatingPointError: if a loss or the objective is not finite; the logits given are intact.
+    """
+    weights, gamma = torch.softmax(logits, 0), settings.gamma_at(step)
+    for _ in range(settings.lower_steps):
+        problem.lower_step(weights)
+    f = problem.upper_step(weights, gamma)
+    upper, lower = (each.to(logits) for each in problem.candidate_losses())
+    g, v = float(weights @ upper), float(weights @ lower)
+    gradient = penalty_gradient(weights, upper, lower, gamma, settings.decay)
+    if not (math.isfinite(f) and bool(torch.isfinite(gradient).all())):
+        raise FloatingPointError(f"step {step} is not finite (f {f}, g {g}, v {v})")
+    found = logits - settings.rate * through_softmax(weights, gradient)
+    best = top_m(weights, 1)[0]
+    record = PenaltyRecord(
+        step, gamma, f, g, v, g - v, entropy(weights), best, float(weights[best])
+    )
+    return found, record
