@@ -1,0 +1,111 @@
+"""Inner products of many examples' weight gradients, from token factors of one backward pass.
+
+For one example the gradient of a linear layer's weight is ``g_i = D_i^T X_i``, with the inputs X_i
+and output gradients D_i of its own tokens. So ``<g_i, G> = sum over tokens of d^T G x`` and
+``<g_i, g_j> = sum of (D_i D_j^T) * (X_i X_j^T)``: a batch gives those of all its examples at once,
+and no example's gradient is ever formed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from oneshot_lit.spectral.precision import full_precision
+from oneshot_lit.spectral.recorder import layers_of
+
+# Left and right factor of each layer that uses a weight, (examples, tokens, features): the gradient
+# is left^T @ right. A left factor of token ids, (examples, tokens) int64, is one-hot rows.
+Factors = dict[str, list[tuple[Tensor, Tensor]]]
+
+
+@contextmanager
+def example_factors(root: nn.Module, weights: Mapping[str, nn.Parameter]) -> Iterator[Factors]:
+    """Collect the factors of each weight in one backward pass, example by example.
+
+    The loss must be a sum over the examples, so that none changes another's gradient.
+
+    Args:
+        root: The model.
+        weights: Name -> two-dimensional weight of a linear, embedding or Conv1D layer.
+    """
+    found: Factors = {}
+    handles = []
+    for name, layer, pair in layers_of(root, weights):
+        handles.append(layer.register_forward_hook(_hook(found.setdefault(name, []), pair)))
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(
+    parts: list[tuple[Tensor, Tensor]],
+    pair: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+) -> Callable[..., None]:
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        x = inputs[0].detach()
+        if output.requires_grad:
+            output.register_hook(lambda d: parts.append(pair(x, d.detach())))
+
+    return hook
+
+
+@full_precision
+def inner_products(factors: Factors, gradients: Mapping[str, Tensor]) -> Tensor:
+    """Return <g_i, G> of every example i, summed over the weights.
+
+    Args:
+        factors: Of `example_factors`, after the backward pass.
+        gradients: Name -> G, (out, in), of every name in `factors`.
+
+    Returns:
+        (examples,), float64.
+    """
+    total: Tensor | None = None
+    for name, parts in factors.items():
+        matrix = gradients[name]
+        for left, right in parts:
+            projected = matrix[left] if left.dtype == torch.long else left @ matrix.to(left.dtype)
+            # Terms of either sign: the sum over tokens and features loses too much in float32.
+            found = torch.linalg.vecdot(projected, right.to(projected.dtype)).double().sum(-1)
+            total = found if total is None else total + found
+    assert total is not None
+    return total
+
+
+@full_precision
+def squared_norms(factors: Factors) -> Tensor:
+    """Return <g_i, g_i> of every example i, summed over the weights.
+
+    Weights that several layers share, such as tied embeddings, have the parts of each in one
+    gradient, so that products between the parts count as well.
+
+    Returns:
+        (examples,), float64.
+    """
+    total: Tensor | None = None
+    for parts in factors.values():
+        for a, (left, right) in enumerate(parts):
+            for b, (other_left, other_right) in enumerate(parts[a:], a):
+                grams = _gram(left, other_left) * (right @ other_right.mT)
+                found = grams.double().sum((-1, -2)) * (1 if a == b else 2)
+                total = found if total is None else total + found
+    assert total is not None
+    return total
+
+
+def _gram(left: Tensor, other: Tensor) -> Tensor:
+    """Return ``left @ other^T``, (examples, tokens, tokens), of dense rows or token ids."""
+    if left.dtype == torch.long and other.dtype == torch.long:
+        return left[:, :, None].eq(other[:, None, :]).to(torch.get_default_dtype())
+    if left.dtype == torch.long:
+        # Column `id` of the dense rows.
+        return other.mT.gather(1, left[:, :, None].expand(-1, -1, other.shape[1]))
+    if other.dtype == torch.long:
+        return _gram(other, left).mT
+    return left @ other.mT
