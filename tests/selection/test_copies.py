@@ -1,0 +1,147 @@
+"""The problem of a language model: its losses, its steps, and a choice whose answer is known."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from oneshot_lit.data.chat import Encoded
+from oneshot_lit.selection.copies import OMEGA, THETA, SharedBase, TwoCopies, WholeModels
+from oneshot_lit.selection.penalty import PenaltySettings, outer_step, top_m
+from oneshot_lit.selection.reference import (
+    ReferenceRows,
+    batches_of,
+    example_losses,
+    labelled_logits,
+)
+
+CPU = torch.device("cpu")
+
+
+def tiny(seed: int = 0) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=24,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        tie_word_embeddings=False,
+    )
+    return LlamaForCausalLM(config)
+
+
+def row(prompt: list[int], answer: list[int]) -> Encoded:
+    return Encoded(prompt + answer, [False] * len(prompt) + [True] * len(answer))
+
+
+def adapters(model: LlamaForCausalLM) -> SharedBase:
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    shared = get_peft_model(model, config, adapter_name=THETA)
+    shared.add_adapter(OMEGA, config)
+    return SharedBase(shared)
+
+
+POOL = [row([1, 2, 3], [10, 4]), row([1, 5], [11, 6, 4]), row([7, 2, 2, 1], [12, 4])]
+
+
+def problem(kind, reference: LlamaForCausalLM, rows: list[Encoded]) -> TwoCopies:
+    model = tiny()
+
+    def logits(batch):
+        found = reference(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        return labelled_logits(found.logits, batch["labels"])
+
+    upper = ReferenceRows(batches_of(rows, 0, 2, CPU), logits)
+    return TwoCopies(
+        kind(model), batches_of(POOL, 0, 2, CPU), [upper], partial(torch.optim.SGD, lr=0.5)
+    )
+
+
+def test_losses_of_examples_are_those_of_each_alone() -> None:
+    model = tiny()
+    for batch in batches_of(POOL, 0, 3, CPU):
+        output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        found = example_losses(output.logits, batch["labels"])
+        for place, index in enumerate(batch["index"].tolist()):
+            ids = torch.tensor([POOL[index].input_ids])
+            labels = torch.where(torch.tensor([POOL[index].loss_mask]), ids, -100)
+            expected = model(input_ids=ids, labels=labels).loss
+            assert found[place].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_divergence_is_torchs_own_mean() -> None:
+    model, other = tiny(), tiny(1)
+    (batch,) = batches_of(POOL, 0, 3, CPU)
+
+    def logits(which, b):
+        found = which(input_ids=b["input_ids"], attention_mask=b["attention_mask"]).logits
+        return labelled_logits(found, b["labels"])
+
+    rows = ReferenceRows([batch], partial(logits, other))
+    p, q = (logits(which, batch).log_softmax(-1) for which in (other, model))
+    expected = torch.nn.functional.kl_div(q, p, reduction="batchmean", log_target=True)
+    (found,) = rows.divergences(partial(logits, model))
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert rows.divergences(partial(logits, other))[0].item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", [adapters, WholeModels])
+def test_each_copy_moves_alone(kind) -> None:
+    given = problem(kind, tiny(1), [row([1, 2], [9, 4]), row([3], [8])])
+    weights = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+    before = given.candidate_losses()
+    assert torch.equal(before[0], before[1])
+    given.lower_step(weights)
+    after = given.candidate_losses()
+    assert torch.equal(after[0], before[0])
+    assert weights @ after[1] < weights @ before[1]
+    f = given.upper_step(weights, 0.0)
+    assert f > given.objective()
+    last = given.candidate_losses()
+    assert torch.equal(last[1], after[1])
+    assert not torch.equal(last[0], after[0])
+
+
+def test_the_frozen_base_never_moves() -> None:
+    given = problem(adapters, tiny(1), [row([1, 2], [9, 4])])
+    base = {
+        name: p.clone() for name, p in given.copies.model.named_parameters() if "lora_" not in name
+    }
+    weights = torch.full((3,), 1 / 3, dtype=torch.float64)
+    for _ in range(3):
+        given.lower_step(weights)
+        given.upper_step(weights, 1.0)
+    now = dict(given.copies.model.named_parameters())
+    assert all(torch.equal(now[name], p) for name, p in base.items())
+
+
+@pytest.mark.parametrize("kind", [adapters, WholeModels])
+@pytest.mark.parametrize("wanted", [0, 1, 2])
+def test_the_candidate_that_teaches_the_reference_is_found(kind, wanted: int) -> None:
+    # The reference is the model trained on one candidate, so that one reaches it and no other.
+    reference = tiny()
+    optimizer = torch.optim.SGD(reference.parameters(), lr=0.5)
+    (batch,) = batches_of([POOL[wanted]], 0, 1, CPU)
+    for _ in range(10):
+        optimizer.zero_grad()
+        output = reference(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        example_losses(output.logits, batch["labels"]).sum().backward()
+        optimizer.step()
+    given = problem(kind, reference, POOL)
+    settings = PenaltySettings(steps=25, lower_steps=2, rate=2.0, gamma=0.2, last_gamma=2.0)
+    logits = torch.zeros(3, dtype=torch.float64)
+    records = []
+    for number in range(settings.steps):
+        logits, record = outer_step(given, logits, number, settings)
+        records.append(record)
+    assert top_m(logits, 1) == [wanted]
+    assert records[-1].entropy < math.log(3) - 0.02
+    assert records[-1].f < records[0].f
+    assert given.forwards > given.backwards > 0
