@@ -135,7 +135,7 @@ def test_the_candidate_that_teaches_the_reference_is_found(kind, wanted: int) ->
         example_losses(output.logits, batch["labels"]).sum().backward()
         optimizer.step()
     given = problem(kind, reference, POOL)
-    settings = PenaltySettings(steps=25, lower_steps=2, rate=2.0, gamma=0.2, last_gamma=2.0)
+    settings = PenaltySettings(steps=40, lower_steps=2, rate=3.0, gamma=0.2, last_gamma=2.0)
     logits = torch.zeros(3, dtype=torch.float64)
     records = []
     for number in range(settings.steps):

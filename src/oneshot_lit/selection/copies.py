@@ -16,8 +16,9 @@ from oneshot_lit.selection.reference import (
     labelled_logits,
 )
 
-THETA, OMEGA = "theta", "omega"
 CopyName = Literal["theta", "omega"]
+THETA: CopyName = "theta"
+OMEGA: CopyName = "omega"
 
 
 class SharedBase:
@@ -49,7 +50,7 @@ class WholeModels:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.models = {THETA: model, OMEGA: copy.deepcopy(model)}
+        self.models: dict[CopyName, nn.Module] = {THETA: model, OMEGA: copy.deepcopy(model)}
 
     def __call__(self, name: CopyName, batch: Batch) -> Tensor:
         """Return a copy's logits, (rows, tokens, vocabulary)."""
@@ -86,7 +87,8 @@ class TwoCopies:
     ) -> None:
         self.copies, self.pool, self.upper = copies, list(pool), list(upper)
         self.candidates = sum(len(batch["index"]) for batch in self.pool)
-        self.optimizers = {name: optimizer(copies.parameters(name)) for name in (THETA, OMEGA)}
+        names: tuple[CopyName, ...] = (THETA, OMEGA)
+        self.optimizers = {name: optimizer(copies.parameters(name)) for name in names}
         self.forwards = self.backwards = 0
 
     def lower_step(self, weights: Tensor) -> None:
@@ -127,7 +129,7 @@ class TwoCopies:
         for batch in self.pool:
             losses = example_losses(self.copies(name, batch), batch["labels"])
             chosen = weights[batch["index"].cpu()].to(losses)
-            (factor * (chosen * losses).sum()).backward()
+            (factor * (chosen * losses).sum()).backward()  # type: ignore[no-untyped-call]
             self._count(len(losses), backward=True)
 
     @torch.no_grad()

@@ -50,7 +50,9 @@ def _hook(
     def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         x = inputs[0].detach()
         if output.requires_grad:
-            output.register_hook(lambda d: parts.append(pair(x, d.detach())))
+            output.register_hook(  # type: ignore[no-untyped-call]
+                lambda d: parts.append(pair(x, d.detach()))
+            )
 
     return hook
 

@@ -1,4 +1,4 @@
-"""`ReferenceRows`: rows on which a model shall answer as another one does, and how far off it is."""
+"""`ReferenceRows`: rows on which a model shall answer as another, and how far off it is."""
 
 from __future__ import annotations
 
