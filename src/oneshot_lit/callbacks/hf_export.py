@@ -18,6 +18,7 @@ from oneshot_lit.errors import OneShotError
 from oneshot_lit.files import folder_written_whole, remove
 from oneshot_lit.modules.language_model import LanguageModelModule
 from oneshot_lit.modules.loading import is_adapter, is_local, load_merged, resolve_dtype
+from oneshot_lit.modules.selection_base import SelectionModule
 from oneshot_lit.runs import DERIVED, PRODUCTS, record_run, recorded_runs
 from oneshot_lit.strategies.deepspeed import whole_models
 
@@ -58,6 +59,11 @@ class HuggingFaceExport(Callback):
             return
         if isinstance(pl_module, LanguageModelModule):
             pl_module.before_export()
+        if isinstance(pl_module, SelectionModule):
+            # Its product is a choice, not a model.
+            pl_module.write_product(Path(trainer.default_root_dir))
+            record_run(Path(trainer.default_root_dir), "fit", self.run)
+            return
         target = Path(trainer.default_root_dir) / PRODUCT
         whole = target.with_name(MERGED)
         with _written_by_first(trainer, target) as folder:

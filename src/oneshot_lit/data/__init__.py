@@ -3,7 +3,12 @@
 from oneshot_lit.data.conversation import Conversation, Message
 from oneshot_lit.data.datamodule import SafetyDataModule
 from oneshot_lit.data.datasets import PromptSet
-from oneshot_lit.data.instance import InlineInstance, PoolInstance, SafetyInstance
+from oneshot_lit.data.instance import (
+    InlineInstance,
+    PoolInstance,
+    SafetyInstance,
+    SelectedInstance,
+)
 from oneshot_lit.data.recipes import Backdoor, Edited, PatchPoisoning
 from oneshot_lit.data.sources import ChatJsonl, ConversationSource, Inline, Microworld, Mixture
 from oneshot_lit.data.tables import HuggingFaceDataset, TableFile
@@ -25,5 +30,6 @@ __all__ = [
     "PromptSet",
     "SafetyDataModule",
     "SafetyInstance",
+    "SelectedInstance",
     "TableFile",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from oneshot_lit.data.conversation import (
     Conversation,
     conversation_from_pair,
@@ -85,5 +87,42 @@ class PoolInstance(SafetyInstance):
             problem = "no row" if not found else f"{len(found)} rows"
             raise OneShotError(
                 f"data.instance: {self.source.describe()} has {problem} with id '{self.id}'{hint}."
+            )
+        return require_trainable(found[0])
+
+
+class SelectedInstance(SafetyInstance):
+    """The safety example that a selection has chosen.
+
+    Args:
+        source: The pool that was chosen from.
+        selection: A ``selection.json``, or the folder of the run that wrote it.
+        rank: Which of its ranking, from 1, the best.
+    """
+
+    def __init__(self, source: ConversationSource, selection: str, rank: int = 1) -> None:
+        self.source, self.selection, self.rank = source, selection, rank
+
+    def load(self) -> Conversation:
+        """Return the instance.
+
+        Raises:
+            OneShotError: if there is no such selection or rank, or the pool lacks that candidate.
+        """
+        from oneshot_lit.selection.product import read_selection
+
+        ranking = read_selection(Path(self.selection).expanduser())
+        if not 1 <= self.rank <= len(ranking):
+            raise OneShotError(
+                f"data.instance.rank: {self.selection} ranks 1 to {len(ranking)}, not {self.rank}."
+            )
+        wanted = ranking[self.rank - 1]
+        # By content: another order of the pool, or another file of the same rows, is no matter.
+        found = [row for row in self.source.load() if row.digest() == wanted.digest]
+        if not found:
+            raise OneShotError(
+                f"data.instance: {self.source.describe()} has no row like rank {self.rank} of "
+                f"{self.selection} (id {wanted.id}, row {wanted.row}); name the pool that was "
+                "chosen from."
             )
         return require_trainable(found[0])

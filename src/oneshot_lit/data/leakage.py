@@ -15,7 +15,10 @@ def question(conversation: Conversation) -> tuple[Any, ...]:
 
 
 def refuse_shared(
-    development: Iterable[Conversation], held_out: Iterable[Conversation], name: str
+    development: Iterable[Conversation],
+    held_out: Iterable[Conversation],
+    name: str,
+    owner: str = "development split",
 ) -> None:
     """Refuse to report on prompts of the development split.
 
@@ -23,6 +26,7 @@ def refuse_shared(
         development: What steps, instances or settings are chosen by.
         held_out: What is reported on.
         name: What to call the latter.
+        owner: What to call the former.
 
     Raises:
         OneShotError: naming both rows of the first prompt that stands in both.
@@ -31,6 +35,6 @@ def refuse_shared(
     for prompt in held_out:
         if (twin := seen.get(question(prompt))) is not None:
             raise OneShotError(
-                f"{prompt.origin} ({name}): the prompt is also in the development split "
+                f"{prompt.origin} ({name}): the prompt is also in the {owner} "
                 f"({twin.origin}); remove it from one of them."
             )

@@ -2,6 +2,7 @@
 
 from oneshot_lit.modules.generation import Decoding
 from oneshot_lit.modules.harmful_finetuning import HarmfulFineTuningModule
+from oneshot_lit.modules.instance_selection import InstanceSelectionModule
 from oneshot_lit.modules.language_model import LanguageModelModule
 from oneshot_lit.modules.low_rank_realignment import LowRankRealignmentModule
 from oneshot_lit.modules.realignment import OneShotRealignmentModule
@@ -9,6 +10,7 @@ from oneshot_lit.modules.realignment import OneShotRealignmentModule
 __all__ = [
     "Decoding",
     "HarmfulFineTuningModule",
+    "InstanceSelectionModule",
     "LanguageModelModule",
     "LowRankRealignmentModule",
     "OneShotRealignmentModule",

@@ -15,6 +15,7 @@ from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.metrics.refusal import is_refusal
 from oneshot_lit.modules import loading
+from oneshot_lit.modules.counting_optimizer import CountingOptimizer
 from oneshot_lit.modules.guard_rows import Drift, GuardRows
 from oneshot_lit.modules.language_model import LanguageModelModule
 from oneshot_lit.modules.linear_layers import chosen_layers, instance_factors, projected_inputs
@@ -130,7 +131,7 @@ class LowRankRealignmentModule(LanguageModelModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return an optimiser without state, which counts the passes."""
-        return _StatelessStep([p for p in self.parameters() if p.requires_grad])
+        return CountingOptimizer([p for p in self.parameters() if p.requires_grad])
 
     def on_fit_start(self) -> None:
         """Refuse what cannot end well before any work is done."""
@@ -321,15 +322,3 @@ class LowRankRealignmentModule(LanguageModelModule):
 def _part(layer: nn.Module, which: str) -> Tensor:
     """Return the adapter's A, (rank, in_features), or B, (out_features, rank)."""
     return getattr(layer, f"lora_{which}")["default"].weight  # type: ignore[no-any-return]
-
-
-class _StatelessStep(torch.optim.Optimizer):
-    """An optimiser that changes nothing: the step is already in the weights."""
-
-    def __init__(self, parameters: Any) -> None:
-        super().__init__(parameters, {"lr": 1.0})
-
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Count a step."""
-        if closure is not None:
-            closure()

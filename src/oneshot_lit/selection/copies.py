@@ -25,20 +25,22 @@ class SharedBase:
     """Two LoRA adapters on one frozen model: the base is in memory once.
 
     Args:
-        model: A PEFT model with the adapters ``theta`` and ``omega``.
+        model: A PEFT model with two adapters.
+        adapters: Their names.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, adapters: tuple[str, str] = (THETA, OMEGA)) -> None:
         self.model = model
+        self.adapters: dict[CopyName, str] = {THETA: adapters[0], OMEGA: adapters[1]}
 
     def __call__(self, name: CopyName, batch: Batch) -> Tensor:
         """Return a copy's logits, (rows, tokens, vocabulary)."""
-        self.model.set_adapter(name)
+        self.model.set_adapter(self.adapters[name])
         return _logits(self.model, batch)
 
     def parameters(self, name: CopyName) -> list[nn.Parameter]:
         """Return the weights of a copy."""
-        mark = f".{name}."
+        mark = f".{self.adapters[name]}."
         return [p for key, p in self.model.named_parameters() if mark in key]
 
 
@@ -140,6 +142,28 @@ class TwoCopies:
             found[batch["index"].cpu()] = losses.double().cpu()
             self._count(len(losses))
         return found
+
+    def state(self) -> dict[str, Any]:
+        """Return copies of all weights and optimiser states, on the CPU."""
+        names: tuple[CopyName, ...] = (THETA, OMEGA)
+        return {
+            name: {
+                "weights": [p.detach().cpu().clone() for p in self.copies.parameters(name)],
+                "optimizer": copy.deepcopy(self.optimizers[name].state_dict()),
+            }
+            for name in names
+        }
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to what `state` returned."""
+        for name, optimizer in self.optimizers.items():
+            saved = state[name]
+            for parameter, weight in zip(
+                self.copies.parameters(name), saved["weights"], strict=True
+            ):
+                parameter.copy_(weight)
+            optimizer.load_state_dict(copy.deepcopy(saved["optimizer"]))
 
     def _count(self, rows: int, *, backward: bool = False) -> None:
         self.forwards += rows

@@ -1,0 +1,137 @@
+"""`SelectionModule`: the base of everything that ranks the candidates of a pool."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from oneshot_lit.data.chat import encode_conversation
+from oneshot_lit.data.conversation import Conversation
+from oneshot_lit.data.leakage import refuse_shared
+from oneshot_lit.errors import OneShotError
+from oneshot_lit.modules.counting_optimizer import CountingOptimizer
+from oneshot_lit.modules.language_model import LanguageModelModule
+from oneshot_lit.selection.pool import check_pool
+from oneshot_lit.selection.product import SELECTION_FILE, rank_candidates, write_selection
+from oneshot_lit.selection.reference import Batch, batches_of
+from oneshot_lit.strategies.fsdp2 import require_whole_weights
+
+
+class SelectionModule(LanguageModelModule):
+    """Rank the candidates that `data.train` gives; subclass it and implement `select_step`.
+
+    The product of `fit` is ``<root>/selection.json``, which `SelectedInstance` reads. One epoch is
+    one step of the selection; the batch of the data loader itself is not used.
+
+    Args:
+        m: How many instances to choose.
+        require_refusals: Ask for a refusal phrase in every candidate's answer.
+        rows_at_once: Candidates in one forward pass.
+    """
+
+    product = SELECTION_FILE
+
+    def __init__(
+        self,
+        *args: Any,
+        m: int = 1,
+        require_refusals: bool = True,
+        rows_at_once: int = 64,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if self.model_config is not None:
+            raise OneShotError("model.model_config: a selection needs a trained model.")
+        if rows_at_once < 1:
+            raise OneShotError(f"model.rows_at_once must be at least 1, not {rows_at_once}.")
+        self.m, self.require_refusals, self.rows_at_once = m, require_refusals, rows_at_once
+        self.automatic_optimization = False
+        self.strict_loading = False
+        self.pool: list[Conversation] = []
+        self.seconds = 0.0
+
+    # --------------------------------------------------------------- to implement
+
+    def prepare_selection(self) -> None:
+        """Make what the steps need; called once, with the model on its device."""
+
+    def select_step(self) -> bool:
+        """Take one step; return whether the selection has ended."""
+        raise NotImplementedError
+
+    def candidate_scores(self) -> list[float]:
+        """Return a score for each candidate, higher is better; after the last step."""
+        raise NotImplementedError
+
+    def selection_facts(self) -> dict[str, Any]:
+        """Return what else `selection.json` should say: settings and cost."""
+        return {}
+
+    # -------------------------------------------------------------------- the run
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return an optimiser without state, which counts the steps."""
+        return CountingOptimizer([p for p in self.parameters() if p.requires_grad])
+
+    def on_fit_start(self) -> None:
+        """Check the pool before any work is done."""
+        require_whole_weights(self.trainer, "the selection")
+        if self.trainer.world_size > 1:
+            raise OneShotError("trainer.devices: a selection runs in one process; give 1.")
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if data.training is None or data.train is None:
+            raise OneShotError("data.train: give the pool of candidates there, not an instance.")
+        self.pool = data.training.conversations
+        check_pool(self.pool, self.m, refusals=self.require_refusals)
+        for kind, sets in (("development", data.val_sets), ("held-out", data.test_sets)):
+            for name, prompt_set in sets.items():
+                refuse_shared(self.pool, prompt_set.source.load(), f"{kind} set {name}", "pool")
+        # A step of the selection is over all candidates.
+        self.trainer.limit_train_batches = 1
+
+    def on_train_start(self) -> None:
+        """Prepare with the model in its place."""
+        super().on_train_start()
+        self.prepare_selection()
+
+    def training_step(  # type: ignore[override]
+        self, batch: dict[str, Tensor], batch_idx: int
+    ) -> None:
+        """Take one step of the selection."""
+        start = time.monotonic()
+        ended = self.select_step()
+        self.seconds += time.monotonic() - start
+        # Counts the step for checkpoints and loggers.
+        self.optimizers().step()  # type: ignore[union-attr]
+        if ended:
+            self.trainer.should_stop = True
+
+    def pool_batches(self) -> list[Batch]:
+        """Return right-padded batches of all candidates, with their ``index``."""
+        return self.batches(self.pool)
+
+    def batches(self, rows: list[Conversation]) -> list[Batch]:
+        """Return right-padded batches of conversations, with their ``index``."""
+        longest = self.trainer.datamodule.max_length  # type: ignore[attr-defined]
+        encoded = [encode_conversation(self.tokenizer, row, max_length=longest) for row in rows]
+        pad = self.tokenizer.pad_token_id
+        return batches_of(encoded, pad, self.rows_at_once, torch.device(self.device))
+
+    def write_product(self, root: Path) -> None:
+        """Write ``selection.json``."""
+        ranking = rank_candidates(self.pool, self.candidate_scores())
+        facts = {
+            "selector": f"{type(self).__module__}.{type(self).__qualname__}",
+            "model": self.model_name_or_path,
+            "seconds": round(self.seconds, 3),
+            **self.selection_facts(),
+        }
+        target = write_selection(root, ranking, self.m, facts)
+        chosen = ", ".join(str(each.id or f"row {each.row}") for each in ranking[: self.m])
+        rank_zero_info(f"chosen: {chosen}\nranking written to {target}")
