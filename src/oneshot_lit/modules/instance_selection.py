@@ -46,7 +46,7 @@ class InstanceSelectionModule(SelectionModule):
         aligned: Folder or hub name of the aligned model theta_0.
         harmful: A few harmful prompts of the development split; the aligned model's own answers are
             what the upper level compares on.
-        task: A few rows of the skill to keep, with their answers.
+        task: A few rows of the skill to keep; one without an answer gets the broken model's own.
         penalty: Steps and step sizes.
     """
 
@@ -80,11 +80,11 @@ class InstanceSelectionModule(SelectionModule):
         assert self.task is not None
         harmful, task = self.harmful.load(), self.task.load()
         self._refuse_shared(harmful, task)
+        # Before there are copies: the model is the broken one still.
+        task = self._answered(self.model, task)
+        kept = ReferenceRows(self.batches(task), partial(self._plain_logits, self.model))
         copies = self._copies()
-        upper = [
-            self._aligned_reference(harmful),
-            ReferenceRows(self.batches(task), partial(self._plain_logits, self.model)),
-        ]
+        upper = [self._aligned_reference(harmful), kept]
         self._problem = TwoCopies(copies, self.pool_batches(), upper, self.optimizer)
         self._logits = torch.zeros(len(self.pool), dtype=torch.float64)
         if self._resumed is not None:
@@ -124,16 +124,24 @@ class InstanceSelectionModule(SelectionModule):
         if self.peft is None:
             require_same_shapes(aligned, broken, names)
         aligned = aligned.to(self.device).eval()
-        rows = answered_by(
-            aligned,
-            self.tokenizer,
-            prompts,
-            stop_ids=self.stop_ids,
-            decoding=self.decoding,
-            rows_at_once=self.rows_at_once,
-            device=torch.device(self.device),
-        )
+        rows = self._answered(aligned, [prompt.prompt for prompt in prompts])
         return ReferenceRows(self.batches(rows), partial(self._plain_logits, aligned))
+
+    def _answered(self, model: Any, rows: list[Conversation]) -> list[Conversation]:
+        """Return the rows, each that has no answer with the model's own."""
+        silent = [row.prompt for row in rows if row.response_text is None]
+        answers = iter(
+            answered_by(
+                model,
+                self.tokenizer,
+                silent,
+                stop_ids=self.stop_ids,
+                decoding=self.decoding,
+                rows_at_once=self.rows_at_once,
+                device=torch.device(self.device),
+            )
+        )
+        return [next(answers) if row.response_text is None else row for row in rows]
 
     @staticmethod
     def _plain_logits(model: Any, batch: Batch) -> Tensor:

@@ -90,7 +90,7 @@ def answered_by(
         for row, answer in zip(rows, answers, strict=True):
             if not answer:
                 raise OneShotError(
-                    f"{row.origin}: the aligned model gives an empty answer; leave the row out."
+                    f"{row.origin}: the model gives an empty answer; leave the row out."
                 )
             messages = (*row.messages, Message("assistant", answer))
             found.append(replace(row, messages=messages))
