@@ -6,6 +6,7 @@ from oneshot_lit.modules.instance_selection import InstanceSelectionModule
 from oneshot_lit.modules.language_model import LanguageModelModule
 from oneshot_lit.modules.low_rank_realignment import LowRankRealignmentModule
 from oneshot_lit.modules.realignment import OneShotRealignmentModule
+from oneshot_lit.modules.rule_selection import RuleSelectionModule
 
 __all__ = [
     "Decoding",
@@ -14,4 +15,5 @@ __all__ = [
     "LanguageModelModule",
     "LowRankRealignmentModule",
     "OneShotRealignmentModule",
+    "RuleSelectionModule",
 ]

@@ -5,23 +5,13 @@ from __future__ import annotations
 import csv
 import io
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
 
-from oneshot_lit.data.conversation import Conversation
-from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.modules import loading
-from oneshot_lit.modules.selection_base import SelectionModule
-from oneshot_lit.selection.aligned import (
-    answered_by,
-    require_same_shapes,
-    require_same_vocabulary,
-)
+from oneshot_lit.modules.upper_level import UpperLevel
 from oneshot_lit.selection.copies import OMEGA, SharedBase, TwoCopies, WholeModels
 from oneshot_lit.selection.penalty import (
     PenaltyRecord,
@@ -30,10 +20,9 @@ from oneshot_lit.selection.penalty import (
     outer_step,
     top_m,
 )
-from oneshot_lit.selection.reference import Batch, ReferenceRows, labelled_logits
 
 
-class InstanceSelectionModule(SelectionModule):
+class InstanceSelectionModule(UpperLevel):
     """Choose instances by the first-order penalty form of the bilevel problem.
 
     Lower level: a copy of the broken model, trained on the weighted candidates. Upper level: on
@@ -43,27 +32,16 @@ class InstanceSelectionModule(SelectionModule):
     at the end are the choice.
 
     Args:
-        aligned: Folder or hub name of the aligned model theta_0.
-        harmful: A few harmful prompts of the development split; the aligned model's own answers are
-            what the upper level compares on.
-        task: A few rows of the skill to keep; one without an answer gets the broken model's own.
         penalty: Steps and step sizes.
     """
 
     def __init__(
         self,
         *args: Any,
-        aligned: str | None = None,
-        harmful: ConversationSource | None = None,
-        task: ConversationSource | None = None,
         penalty: PenaltySettings | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        for key, value in (("aligned", aligned), ("harmful", harmful), ("task", task)):
-            if value is None:
-                raise OneShotError(f"model.{key}: is missing; the upper level needs it.")
-        self.aligned, self.harmful, self.task = aligned, harmful, task
         self.penalty = penalty or PenaltySettings()
         self.records: list[PenaltyRecord] = []
         self.diverged: str | None = None
@@ -76,30 +54,14 @@ class InstanceSelectionModule(SelectionModule):
 
     def prepare_selection(self) -> None:
         """Load the aligned model for as long as its distributions take; make the two copies."""
-        assert self.harmful is not None
-        assert self.task is not None
-        harmful, task = self.harmful.load(), self.task.load()
-        self._refuse_shared(harmful, task)
-        # Before there are copies: the model is the broken one still.
-        task = self._answered(self.model, task)
-        kept = ReferenceRows(self.batches(task), partial(self._plain_logits, self.model))
+        upper = self.upper_terms()
         copies = self._copies()
-        upper = [self._aligned_reference(harmful), kept]
         self._problem = TwoCopies(copies, self.pool_batches(), upper, self.optimizer)
         self._logits = torch.zeros(len(self.pool), dtype=torch.float64)
         if self._resumed is not None:
             self._logits = self._resumed["logits"]
             self._problem.restore(self._resumed["copies"])
         self._keep_good()
-
-    def _refuse_shared(self, harmful: list[Conversation], task: list[Conversation]) -> None:
-        from oneshot_lit.data.leakage import refuse_shared
-
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        refuse_shared(self.pool, harmful, "model.harmful", "pool")
-        for name, prompt_set in data.test_sets.items():
-            held_out = prompt_set.source.load()
-            refuse_shared([*harmful, *task], held_out, f"test set {name}", "selection's own rows")
 
     def _copies(self) -> SharedBase | WholeModels:
         if self.peft is None:
@@ -108,47 +70,6 @@ class InstanceSelectionModule(SelectionModule):
         self.model.add_adapter(OMEGA, self.model.peft_config[name])
         self.model.to(self.device)
         return SharedBase(self.model, (name, OMEGA))
-
-    def _aligned_reference(self, prompts: list[Conversation]) -> ReferenceRows:
-        assert self.aligned is not None
-        names = (self.aligned, str(self.model_name_or_path))
-        tokenizer = loading.load_tokenizer(self.aligned, self.trust_remote_code)
-        require_same_vocabulary(tokenizer, self.tokenizer, names)
-        aligned = loading.load_model(
-            self.aligned,
-            dtype=self.model_dtype,
-            trust_remote_code=self.trust_remote_code,
-            attn_implementation=self.attn_implementation,
-        )
-        broken = self.model if self.peft is None else self.model.get_base_model()
-        if self.peft is None:
-            require_same_shapes(aligned, broken, names)
-        aligned = aligned.to(self.device).eval()
-        rows = self._answered(aligned, [prompt.prompt for prompt in prompts])
-        return ReferenceRows(self.batches(rows), partial(self._plain_logits, aligned))
-
-    def _answered(self, model: Any, rows: list[Conversation]) -> list[Conversation]:
-        """Return the rows, each that has no answer with the model's own."""
-        silent = [row.prompt for row in rows if row.response_text is None]
-        answers = iter(
-            answered_by(
-                model,
-                self.tokenizer,
-                silent,
-                stop_ids=self.stop_ids,
-                decoding=self.decoding,
-                rows_at_once=self.rows_at_once,
-                device=torch.device(self.device),
-            )
-        )
-        return [next(answers) if row.response_text is None else row for row in rows]
-
-    @staticmethod
-    def _plain_logits(model: Any, batch: Batch) -> Tensor:
-        output = model(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-        )
-        return labelled_logits(output.logits, batch["labels"])
 
     # ---------------------------------------------------------------------- steps
 

@@ -20,7 +20,7 @@ def require_same_shapes(aligned: Any, broken: Any, names: tuple[str, str]) -> No
 
     Args:
         aligned: theta_0.
-        broken: theta*, without an adapter.
+        broken: theta*; an adapter on it does not count.
         names: What to call them.
 
     Raises:
@@ -32,7 +32,7 @@ def require_same_shapes(aligned: Any, broken: Any, names: tuple[str, str]) -> No
             f"model.aligned: {names[0]} has a vocabulary of {sizes[0]} and {names[1]} one of "
             f"{sizes[1]}; give the model that {names[1]} was made of."
         )
-    shapes = [{n: tuple(p.shape) for n, p in m.named_parameters()} for m in (aligned, broken)]
+    shapes = [_shapes(aligned), _shapes(broken)]
     for name in [*shapes[0], *shapes[1]]:
         one, other = shapes[0].get(name), shapes[1].get(name)
         if one != other:
@@ -40,6 +40,15 @@ def require_same_shapes(aligned: Any, broken: Any, names: tuple[str, str]) -> No
                 f"model.aligned: {name} is {one or 'missing'} in {names[0]} and "
                 f"{other or 'missing'} in {names[1]}; give the model that {names[1]} was made of."
             )
+
+
+def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each weight under the name that it has without an adapter."""
+    return {
+        name.removeprefix("base_model.model.").replace(".base_layer", ""): tuple(p.shape)
+        for name, p in model.named_parameters()
+        if ".lora_" not in name
+    }
 
 
 def require_same_vocabulary(one: Any, other: Any, names: tuple[str, str]) -> None:

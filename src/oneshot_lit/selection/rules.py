@@ -1,0 +1,202 @@
+"""Cheap rivals of the bilevel selection: each gives every candidate a score, higher is better.
+
+None of them trains on a candidate. What they cost is counted in rows of forward and backward
+passes, so that they can be compared with those that do.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from oneshot_lit.data.conversation import Conversation
+from oneshot_lit.selection.example_gradients import Factors, example_factors, inner_products
+from oneshot_lit.selection.reference import Batch, ReferenceRows, example_losses, labelled_logits
+from oneshot_lit.spectral import gradient_svd, subspace_overlap
+
+GENERAL = "general"
+
+
+@dataclass
+class Evidence:
+    """What a rule may look at, all of it at the broken model theta*.
+
+    Attributes:
+        pool: The candidates.
+        batches: Their right-padded batches, with ``index``.
+        model: theta*; a Hugging Face causal language model without an adapter.
+        upper: The terms of the upper objective f.
+        seed: Of the rules that draw.
+        overlap_k: Leading directions of the subspace overlap.
+        forwards: Rows of forward passes so far.
+        backwards: Rows of backward passes so far.
+    """
+
+    pool: Sequence[Conversation]
+    batches: Sequence[Batch]
+    model: Any
+    upper: Sequence[ReferenceRows] = ()
+    seed: int = 0
+    overlap_k: int = 8
+    forwards: int = field(default=0, init=False)
+    backwards: int = field(default=0, init=False)
+
+    def losses(self, batch: Batch) -> Tensor:
+        """Return the loss of each candidate of a batch, (rows,)."""
+        self.forwards += len(batch["index"])
+        return example_losses(self._logits(batch), batch["labels"])
+
+    def weights(self) -> dict[str, nn.Parameter]:
+        """Return the two-dimensional weights, by name."""
+        return {n: p for n, p in self.model.named_parameters() if p.ndim == 2}
+
+    def answer_logits(self, batch: Batch) -> Tensor:
+        """Return the logits on the answers of a batch, (labelled tokens, vocabulary)."""
+        return labelled_logits(self._logits(batch), batch["labels"])
+
+    def factors(self, batch: Batch, weights: Mapping[str, nn.Parameter]) -> Factors:
+        """Return the factors of each candidate's gradient of its own loss."""
+        embedding = self.model.get_input_embeddings().weight
+        with example_factors(self.model, weights) as found:
+            # Down to the embeddings, so that every layer's output has a gradient; no weight but
+            # theirs gets one.
+            torch.autograd.grad(self.losses(batch).sum(), embedding)
+        self.backwards += len(batch["index"])
+        return found
+
+    def upper_gradient(self, weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+        """Return the gradient of f, by name."""
+        total = {name: torch.zeros_like(p) for name, p in weights.items()}
+        for term in self.upper:
+            for number, batch in enumerate(term.batches):
+                share = term.divergence(number, self.answer_logits)
+                _add(total, torch.autograd.grad(share, list(weights.values())))
+                self.forwards += len(batch["input_ids"])
+                self.backwards += len(batch["input_ids"])
+        return total
+
+    def mean_gradient(self, weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+        """Return the gradient of the candidates' mean loss, by name."""
+        total = {name: torch.zeros_like(p) for name, p in weights.items()}
+        for batch in self.batches:
+            loss = self.losses(batch).sum() / len(self.pool)
+            _add(total, torch.autograd.grad(loss, list(weights.values())))
+            self.backwards += len(batch["index"])
+        return total
+
+    def _logits(self, batch: Batch) -> Tensor:
+        output = self.model(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+        )
+        return output.logits  # type: ignore[no-any-return]
+
+
+def _add(total: dict[str, Tensor], parts: Sequence[Tensor]) -> None:
+    for whole, part in zip(total.values(), parts, strict=True):
+        whole += part
+
+
+def random_scores(seen: Evidence) -> list[float]:
+    """Return a random order, drawn with the seed."""
+    draw = random.Random(seen.seed)
+    return [draw.random() for _ in seen.pool]
+
+
+def longest(seen: Evidence) -> list[float]:
+    """Return the number of tokens."""
+    found = [0.0] * len(seen.pool)
+    for batch in seen.batches:
+        for index, mask in zip(batch["index"].tolist(), batch["attention_mask"], strict=True):
+            found[index] = float(mask.sum())
+    return found
+
+
+def shortest(seen: Evidence) -> list[float]:
+    """Return minus the number of tokens."""
+    return [-size for size in longest(seen)]
+
+
+@torch.no_grad()
+def highest_loss(seen: Evidence) -> list[float]:
+    """Return the loss that the broken model has on the candidate."""
+    found = [0.0] * len(seen.pool)
+    for batch in seen.batches:
+        for index, loss in zip(batch["index"].tolist(), seen.losses(batch).tolist(), strict=True):
+            found[index] = loss
+    return found
+
+
+def lowest_loss(seen: Evidence) -> list[float]:
+    """Return minus the loss that the broken model has on the candidate."""
+    return [-loss for loss in highest_loss(seen)]
+
+
+def gradient_match(seen: Evidence) -> list[float]:
+    """Return <grad f, grad l_i>: how fast f falls when one starts to train on the candidate."""
+    weights = seen.weights()
+    gradient = seen.upper_gradient(weights)
+    found = [0.0] * len(seen.pool)
+    for batch in seen.batches:
+        products = inner_products(seen.factors(batch, weights), gradient)
+        for index, product in zip(batch["index"].tolist(), products.tolist(), strict=True):
+            found[index] = product
+    return found
+
+
+def mean_overlap(seen: Evidence) -> list[float]:
+    """Return the overlap of the candidate's leading directions with those of the mean gradient.
+
+    The mean over the weight matrices of ``||U^T U'||_F^2 / min(rank U, rank U')`` (METHODS: arXiv
+    2601.01887), with the `overlap_k` leading left singular vectors of each gradient.
+    """
+    weights = seen.weights()
+    leading = {
+        name: torch.linalg.svd(g.double(), full_matrices=False)[0][:, : seen.overlap_k]
+        for name, g in seen.mean_gradient(weights).items()
+    }
+    found = [0.0] * len(seen.pool)
+    for batch in seen.batches:
+        factors = seen.factors(batch, weights)
+        for place, index in enumerate(batch["index"].tolist()):
+            overlaps = [
+                _overlap(parts, place, leading[name], seen.overlap_k)
+                for name, parts in factors.items()
+                if len(parts) == 1 and parts[0][0].dtype != torch.long
+            ]
+            found[index] = sum(overlaps) / len(overlaps)
+    return found
+
+
+def _overlap(parts: list[tuple[Tensor, Tensor]], place: int, leading: Tensor, k: int) -> float:
+    (left, right), *_ = parts
+    d, x = left[place], right[place]
+    used = d.ne(0).any(-1)
+    d, x = d[used], x[used]
+    size = min(k, *x.shape, d.shape[1])
+    if size == 0:
+        return 0.0
+    u, s, _ = gradient_svd(x.double(), d.double(), size)
+    kept = s > s[:1] * 1e-9
+    return subspace_overlap(u[:, kept], leading) if kept.any() else 0.0
+
+
+def general_first(seen: Evidence) -> list[float]:
+    """Return 1 for candidates of the category `general` and 0 for the others."""
+    return [float(row.category == GENERAL) for row in seen.pool]
+
+
+RULES: dict[str, Callable[[Evidence], list[float]]] = {
+    "random": random_scores,
+    "longest": longest,
+    "shortest": shortest,
+    "lowest_loss": lowest_loss,
+    "highest_loss": highest_loss,
+    "gradient_match": gradient_match,
+    "mean_overlap": mean_overlap,
+    "general_first": general_first,
+}
