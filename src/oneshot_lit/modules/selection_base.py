@@ -73,6 +73,10 @@ class SelectionModule(LanguageModelModule):
         """Return what else `selection.json` should say: settings and cost."""
         return {}
 
+    def several_processes(self) -> bool:
+        """Whether the selection may run in several processes."""
+        return False
+
     # -------------------------------------------------------------------- the run
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -82,7 +86,7 @@ class SelectionModule(LanguageModelModule):
     def on_fit_start(self) -> None:
         """Check the pool before any work is done."""
         require_whole_weights(self.trainer, "the selection")
-        if self.trainer.world_size > 1:
+        if self.trainer.world_size > 1 and not self.several_processes():
             raise OneShotError("trainer.devices: a selection runs in one process; give 1.")
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if data.training is None or data.train is None:

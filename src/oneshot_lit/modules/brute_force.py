@@ -1,0 +1,168 @@
+"""`BruteForceModule`: the ground truth of a selection: patch with every candidate, and measure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from oneshot_lit.errors import OneShotError
+from oneshot_lit.metrics.refusal import PHRASE_LIST_VERSION
+from oneshot_lit.modules.loss import next_token_loss
+from oneshot_lit.modules.selection import development_score
+from oneshot_lit.modules.selection_base import SelectionModule
+from oneshot_lit.runs import fingerprint
+from oneshot_lit.selection.outcomes import CandidateOutcome, OutcomeCache
+
+
+class BruteForceModule(SelectionModule):
+    """Patch the broken model with each candidate alone, and score the development prompts.
+
+    One epoch is one candidate: the weights go back to the broken model's, a new optimiser takes
+    `patch_steps` steps on the candidate, and the validation that follows answers `data.val_sets`.
+    Several processes share the prompts (``--trainer.devices 2 --trainer.strategy ddp``); the steps
+    are the same in each. What is measured stands in ``<root>/candidates.jsonl`` at once, so a run
+    that is started again goes on where it was, with or without a checkpoint.
+
+    Args:
+        patch_steps: Optimiser steps on each candidate; the paper takes ten.
+    """
+
+    validation_prefix = "dev/"
+
+    def __init__(self, *args: Any, patch_steps: int = 10, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if patch_steps < 1:
+            raise OneShotError(f"model.patch_steps must be at least 1, not {patch_steps}.")
+        if self.peft is not None:
+            raise OneShotError("model.peft: brute force patches all weights; drop it.")
+        self.patch_steps = patch_steps
+        self.outcomes_by_row: dict[int, CandidateOutcome] = {}
+        self._before: dict[str, float] = {}
+        self._start: dict[str, Tensor] = {}
+        self._cache: OutcomeCache | None = None
+        self._at: int | None = None
+        self._loss = float("nan")
+
+    def several_processes(self) -> bool:
+        """Whether the selection may run in several processes."""
+        return True
+
+    # -------------------------------------------------------------------- the run
+
+    def on_fit_start(self) -> None:
+        """Ask for development prompts: without them nothing is measured."""
+        super().on_fit_start()
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        kinds = {prompt_set.kind for prompt_set in data.val_sets.values()}
+        if "harmful" not in kinds or kinds == {"harmful"}:
+            raise OneShotError(
+                "data.val_sets: brute force needs a harmful and a harmless set to measure on."
+            )
+
+    def prepare_selection(self) -> None:
+        """Remember the broken model, and what is known already."""
+        if not self._before:
+            raise OneShotError(
+                "trainer.num_sanity_val_steps: brute force first measures the broken model; give "
+                "-1, so that all development prompts are answered."
+            )
+        self._start = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+        self._cache = OutcomeCache(Path(self.trainer.default_root_dir), self._settings())
+        known = self.trainer.strategy.broadcast(self._cache.read())
+        for row, candidate in enumerate(self.pool):
+            if (outcome := known.get(candidate.digest())) is not None:
+                self.outcomes_by_row[row] = outcome
+
+    def _settings(self) -> str:
+        """Return a hash of what decides an outcome, the candidate apart."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        sets = {
+            d.name: [d.kind, [c.digest() for c in d.conversations]] for d in data.prompt_sets("val")
+        }
+        optimizer = self.optimizer([torch.nn.Parameter(torch.zeros(1))])
+        parts = {
+            "weights": _weights_hash(self.model),
+            "optimizer": [type(optimizer).__name__, str(optimizer.defaults)],
+            "steps": self.patch_steps,
+            "sets": sets,
+            "decoding": vars(self.decoding),
+            "phrases": PHRASE_LIST_VERSION,
+            "max_length": data.max_length,
+        }
+        return fingerprint(json.loads(json.dumps(parts, default=str)))
+
+    def select_step(self) -> bool:
+        """Patch with the next candidate; the validation behind it measures."""
+        waiting = [row for row in range(len(self.pool)) if row not in self.outcomes_by_row]
+        self._at = waiting[0] if waiting else None
+        if self._at is None:
+            return True
+        self._patch(self._at)
+        return len(waiting) == 1
+
+    def _patch(self, row: int) -> None:
+        (batch,) = self.batches([self.pool[row]])
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(self._start[name])
+        optimizer = self.optimizer([p for p in self.model.parameters() if p.requires_grad])
+        self.train()
+        for _ in range(self.patch_steps):
+            loss = next_token_loss(
+                self(batch["input_ids"], batch["attention_mask"]), batch["labels"]
+            )
+            optimizer.zero_grad(set_to_none=True)
+            self.manual_backward(loss)
+            optimizer.step()
+        self._loss = float(loss.detach())
+
+    def on_validation_epoch_end(self) -> None:
+        """Keep what the candidate's patch does to the development prompts."""
+        super().on_validation_epoch_end()
+        if self.trainer.sanity_checking:
+            self._before = dict(self.scores)
+        elif self._at is not None and self.trainer.state.fn == "fit":
+            candidate = self.pool[self._at]
+            score = development_score(self.scores, self._before)
+            outcome = CandidateOutcome(candidate.digest(), score, dict(self.scores), self._loss)
+            self.outcomes_by_row[self._at] = outcome
+            if self.trainer.is_global_zero and self._cache is not None:
+                self._cache.add(outcome)
+
+    # -------------------------------------------------------------------- product
+
+    def candidate_scores(self) -> list[float]:
+        """Return minus the development score of each candidate's patch."""
+        missing = len(self.pool) - len(self.outcomes_by_row)
+        if missing:
+            raise OneShotError(
+                f"the run ended with {missing} of {len(self.pool)} candidates not measured; raise "
+                "trainer.max_epochs and run it again: what is measured is kept."
+            )
+        return [-self.outcomes_by_row[row].score for row in range(len(self.pool))]
+
+    def selection_facts(self) -> dict[str, Any]:
+        """Return the settings, the broken model's scores and every candidate's."""
+        return {
+            "patch_steps": self.patch_steps,
+            "before": self._before,
+            "candidates": [
+                {"row": row + 1, **self.outcomes_by_row[row].as_dict()}
+                for row in sorted(self.outcomes_by_row)
+            ],
+            "forward_rows": self.patch_steps * len(self.pool),
+            "backward_rows": self.patch_steps * len(self.pool),
+        }
+
+
+def _weights_hash(model: Any) -> str:
+    found = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        found.update(name.encode())
+        found.update(parameter.detach().float().cpu().numpy().tobytes())
+    return found.hexdigest()[:16]

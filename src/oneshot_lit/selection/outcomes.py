@@ -1,0 +1,82 @@
+"""`OutcomeCache`: what each candidate's patch came to, on disk as soon as it is known."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from oneshot_lit.errors import OneShotError
+
+CANDIDATES_FILE = "candidates.jsonl"
+
+
+@dataclass(frozen=True)
+class CandidateOutcome:
+    """What patching with one candidate came to.
+
+    Attributes:
+        digest: Hash of the candidate's turns.
+        score: The development score; 0 is best.
+        scores: ``<set>/<metric>`` -> value on the development prompts.
+        loss: The candidate's loss at the last step.
+    """
+
+    digest: str
+    score: float
+    scores: dict[str, float]
+    loss: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
+
+
+class OutcomeCache:
+    """``<root>/candidates.jsonl``: one row an outcome, of this and of earlier settings.
+
+    Args:
+        root: The run's folder.
+        settings: A hash of all that decides an outcome, the candidate apart.
+    """
+
+    def __init__(self, root: Path, settings: str) -> None:
+        self.file, self.settings = root / CANDIDATES_FILE, settings
+
+    def read(self) -> dict[str, CandidateOutcome]:
+        """Return digest -> outcome of the same settings.
+
+        Raises:
+            OneShotError: for a row, other than a last one cut off by a kill, that is none.
+        """
+        if not self.file.is_file():
+            return {}
+        found = {}
+        lines = self.file.read_text(encoding="utf-8").split("\n")
+        for number, line in enumerate(lines, 1):
+            if not line:
+                continue
+            try:
+                row = json.loads(line)
+                outcome = CandidateOutcome(**row["outcome"])
+                settings = row["settings"]
+            except (ValueError, KeyError, TypeError) as error:
+                if number == len(lines):
+                    break
+                raise OneShotError(
+                    f"{self.file} row {number}: is no outcome of a candidate; remove the row."
+                ) from error
+            if settings == self.settings:
+                found[outcome.digest] = outcome
+        return found
+
+    def add(self, outcome: CandidateOutcome) -> None:
+        """Write an outcome behind the others."""
+        text = json.dumps({"settings": self.settings, "outcome": outcome.as_dict()}) + "\n"
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        whole = self.file.read_bytes() if self.file.is_file() else b""
+        with self.file.open("ab") as file:
+            # A last row that a kill has cut off would swallow the next one.
+            file.truncate(whole.rfind(b"\n") + 1)
+            file.write(text.encode())
