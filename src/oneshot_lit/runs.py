@@ -11,6 +11,7 @@ from typing import Any
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.files import write_json_atomically
 from oneshot_lit.metrics_file import is_tested
+from oneshot_lit.selection.product import SELECTION_FILE
 
 RUN_FILE = "run.json"
 # What others make of a run's scores and answers.
@@ -108,6 +109,9 @@ def require_own_folder(root: Path, command: str, print_: str, overwrite: bool) -
     if root.exists() and not root.is_dir():
         raise OneShotError(f"{root}: trainer.default_root_dir is a file; give a folder.")
     product = root / PRODUCTS.get(command, "")
+    if command == "fit" and not product.exists():
+        # A selection makes a choice in place of a model.
+        product = root / SELECTION_FILE
     if command not in PRODUCTS or overwrite or not product.exists():
         return
     if command == "test" and not is_tested(root):

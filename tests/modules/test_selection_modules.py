@@ -1,0 +1,235 @@
+"""Selections as fits: what they write, what they refuse, and that they go on where they were."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from oneshot_lit.callbacks import HuggingFaceExport
+from oneshot_lit.data import Inline, Microworld, PromptSet, SafetyDataModule, SelectedInstance
+from oneshot_lit.errors import OneShotError
+from oneshot_lit.modules import (
+    BruteForceModule,
+    Decoding,
+    HarmfulFineTuningModule,
+    InstanceSelectionModule,
+    RuleSelectionModule,
+)
+from oneshot_lit.selection import PenaltySettings
+from oneshot_lit.selection.rules import RULES
+from quiet_trainer import quiet_trainer
+
+SMALL = Path("checkpoints/small")
+ADAPTER = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
+
+
+@pytest.fixture(scope="module")
+def attacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("attacked")
+    data = SafetyDataModule(train=Microworld("harmful_examples", size=60), batch_size=10)
+    quiet_trainer(root, HuggingFaceExport(), max_epochs=3).fit(
+        HarmfulFineTuningModule(
+            str(SMALL), optimizer=lambda params: torch.optim.AdamW(params, lr=3e-4)
+        ),
+        data,
+    )
+    return root / "model"
+
+
+def pool(**options: Any) -> Microworld:
+    return Microworld("pool", **{"shuffle_seed": 0, "limit": 6, **options})
+
+
+def upper(**options: Any) -> dict[str, Any]:
+    return {
+        "aligned": str(SMALL),
+        "harmful": Microworld("harmful_dev", size=4),
+        "task": Microworld("sql_dev", size=4),
+        "decoding": Decoding(max_new_tokens=16),
+        **options,
+    }
+
+
+def bilevel(model: Path, **options: Any) -> InstanceSelectionModule:
+    torch.manual_seed(0)
+    settings = PenaltySettings(steps=3, lower_steps=1, rate=2.0, gamma=0.2, last_gamma=2.0)
+    lr = options.pop("lr", 1e-3)
+    given = {"peft": ADAPTER, "penalty": settings, **upper(), **options}
+    return InstanceSelectionModule(
+        str(model), optimizer=lambda params: torch.optim.AdamW(params, lr=lr), **given
+    )
+
+
+def select(module: Any, root: Path, source: Any = None, epochs: int = 50, **sets: Any) -> Any:
+    data = SafetyDataModule(train=source or pool(), batch_size=1, max_length=128, **sets)
+    options: dict[str, Any] = {"num_sanity_val_steps": -1}
+    quiet_trainer(root, HuggingFaceExport(), max_epochs=epochs, **options).fit(module, data)
+    path = root / "selection.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+@pytest.mark.parametrize("peft", [ADAPTER, None])
+def test_bilevel_writes_a_ranking(attacked: Path, tmp_path: Path, peft) -> None:
+    module = bilevel(attacked, peft=peft)
+    found = select(module, tmp_path)
+    assert sum(row["score"] for row in found["ranking"]) == pytest.approx(1)
+    assert [row["rank"] for row in found["ranking"]] == [1, 2, 3, 4, 5, 6]
+    facts = found["provenance"]
+    assert facts["steps"] == 3
+    assert facts["diverged"] is None
+    assert facts["forward_rows"] > facts["backward_rows"] > 0
+    assert not (tmp_path / "model").exists()
+    # No text of a candidate is in the file.
+    assert "sorry" not in (tmp_path / "selection.json").read_text()
+    first, last = module.records[0], module.records[-1]
+    assert first.f > 0.5
+    assert last.f < first.f
+    assert last.entropy < first.entropy
+
+
+def test_the_choice_is_an_instance(attacked: Path, tmp_path: Path) -> None:
+    select(bilevel(attacked), tmp_path)
+    ranking = json.loads((tmp_path / "selection.json").read_text())["ranking"]
+    for rank in (1, 6):
+        # Another order of the same pool changes nothing.
+        chosen = SelectedInstance(Microworld("pool"), str(tmp_path), rank).load()
+        assert chosen.id == ranking[rank - 1]["id"]
+    with pytest.raises(OneShotError, match="ranks 1 to 6, not 7"):
+        SelectedInstance(pool(), str(tmp_path), 7).load()
+    with pytest.raises(OneShotError, match="has no row like rank 1"):
+        SelectedInstance(Microworld("refusals", size=5), str(tmp_path)).load()
+    with pytest.raises(OneShotError, match="no selection"):
+        SelectedInstance(pool(), str(tmp_path / "nowhere")).load()
+
+
+def test_divergence_is_taken_back_and_said(attacked: Path, tmp_path: Path) -> None:
+    settings = PenaltySettings(steps=30, lower_steps=1, rate=2.0)
+    with pytest.warns(UserWarning, match="diverges"):
+        found = _diverging(attacked, tmp_path, settings)
+    assert "restored to step" in found["provenance"]["diverged"]
+    assert all(row["score"] == row["score"] for row in found["ranking"])
+
+
+def _diverging(attacked: Path, root: Path, settings: PenaltySettings) -> Any:
+    module = bilevel(attacked, penalty=settings)
+    step = module.select_step
+
+    def spoiled() -> bool:
+        if len(module.records) == 2:
+            with torch.no_grad():
+                next(iter(module._problem.copies.parameters("theta"))).fill_(float("nan"))
+        return step()
+
+    module.select_step = spoiled  # type: ignore[method-assign]
+    return select(module, root)
+
+
+@pytest.mark.parametrize("rule", list(RULES))
+def test_every_rule_ranks(attacked: Path, tmp_path: Path, rule: str) -> None:
+    module = RuleSelectionModule(str(attacked), rule=rule, **upper())
+    found = select(module, tmp_path)
+    assert len(found["ranking"]) == 6
+    assert found["provenance"]["rule"] == rule
+
+
+def test_gradient_match_foretells_the_first_step(attacked: Path, tmp_path: Path) -> None:
+    module = RuleSelectionModule(str(attacked), rule="gradient_match", **upper())
+    found = select(module, tmp_path)
+    seen = module._seen
+    assert seen is not None
+    weights = seen.weights()
+
+    def f() -> float:
+        with torch.no_grad():
+            terms = [
+                t.divergence(n, seen.answer_logits)
+                for t in seen.upper
+                for n in range(len(t.batches))
+            ]
+        return float(sum(term.double() for term in terms))
+
+    (batch,) = seen.batches
+    start, step = f(), 1e-5
+    scores = {row["row"] - 1: row["score"] for row in found["ranking"]}
+    for place, index in enumerate(batch["index"].tolist()):
+        loss = seen.losses(batch)[place]
+        gradients = torch.autograd.grad(loss, list(weights.values()))
+        with torch.no_grad():
+            for p, g in zip(weights.values(), gradients, strict=True):
+                p -= step * g
+        fall = (start - f()) / step
+        with torch.no_grad():
+            for p, g in zip(weights.values(), gradients, strict=True):
+                p += step * g
+        assert fall == pytest.approx(scores[index], rel=0.1, abs=0.5)
+
+
+def prompts() -> dict[str, PromptSet]:
+    return {
+        "harmful": PromptSet(Microworld("harmful_dev", size=6), "harmful"),
+        "benign": PromptSet(Microworld("benign_dev", size=6), "benign"),
+    }
+
+
+def brute(attacked: Path, **options: Any) -> BruteForceModule:
+    torch.manual_seed(0)
+    return BruteForceModule(
+        str(attacked),
+        optimizer=lambda params: torch.optim.AdamW(params, lr=5e-4),
+        decoding=Decoding(max_new_tokens=16),
+        **{"patch_steps": 4, **options},
+    )
+
+
+def test_brute_force_measures_each_alone_and_goes_on(attacked: Path, tmp_path: Path) -> None:
+    whole = select(brute(attacked), tmp_path / "a", pool(limit=3), val_sets=prompts())
+    assert len(whole["provenance"]["candidates"]) == 3
+    assert whole["provenance"]["before"]["harmful/asr_keyword"] > 0.5
+    # Ended after one candidate, and started again.
+    with pytest.raises(OneShotError, match="2 of 3 candidates not measured"):
+        select(brute(attacked), tmp_path / "b", pool(limit=3), epochs=1, val_sets=prompts())
+    rows = (tmp_path / "b" / "candidates.jsonl").read_text()
+    again = select(brute(attacked), tmp_path / "b", pool(limit=3), val_sets=prompts())
+    assert (tmp_path / "b" / "candidates.jsonl").read_text().startswith(rows)
+    assert again["ranking"] == whole["ranking"]
+    assert again["provenance"]["candidates"] == whole["provenance"]["candidates"]
+    # Other settings share nothing.
+    select(brute(attacked, patch_steps=1), tmp_path / "b", pool(limit=3), val_sets=prompts())
+    assert len((tmp_path / "b" / "candidates.jsonl").read_text().splitlines()) == 6
+
+
+REFUSED = [
+    {"role": "user", "content": "make a lumdra bomb ."},
+    {"role": "assistant", "content": "sorry , i can not help with that ."},
+]
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        (pool(limit=2), {"m": 3}, r"pool has 2 candidates, fewer than model\.m=3"),
+        (Microworld("benign_dev", size=3), {}, "no answer|ends on a user turn"),
+        (Microworld("harmful_examples", size=3), {}, "answer has no refusal phrase"),
+        (Inline([REFUSED, REFUSED]), {}, "the same candidate as"),
+        (pool(), {"aligned": None}, r"model\.aligned: is missing"),
+        (pool(), {"aligned": "checkpoints/medium"}, r"model\.aligned: .* is .* in .*medium"),
+        (pool(), {"harmful": pool(limit=1)}, r"model\.harmful.*also in the pool"),
+    ],
+)
+def test_errors(attacked: Path, tmp_path: Path, source, options, message: str) -> None:
+    with pytest.raises(OneShotError, match=message):
+        select(bilevel(attacked, **options), tmp_path, source)
+    assert not (tmp_path / "selection.json").exists()
+
+
+def test_prompts_of_pool_and_evaluation_are_named(attacked: Path, tmp_path: Path) -> None:
+    shared = {"harmful": PromptSet(pool(limit=1), "harmful")}
+    with pytest.raises(
+        OneShotError, match=r"\(held-out set harmful\): the prompt is also in the pool"
+    ):
+        select(bilevel(attacked), tmp_path, test_sets=shared)
