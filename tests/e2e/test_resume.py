@@ -132,7 +132,7 @@ def test_a_stopped_run_does_not_look_finished(
     for _ in range(3):
         process.send_signal(sent)
         try:
-            _, err = process.communicate(timeout=20)
+            _, err = process.communicate(timeout=60)
             break
         except subprocess.TimeoutExpired:
             continue
