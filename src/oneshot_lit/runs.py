@@ -11,11 +11,12 @@ from typing import Any
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.files import write_json_atomically
 from oneshot_lit.metrics_file import is_tested
-from oneshot_lit.selection.product import SELECTION_FILE
 
 RUN_FILE = "run.json"
 # What others make of a run's scores and answers.
 DERIVED = ("outcomes.jsonl", "judgments", "lm_eval.json")
+# What a selection writes in place of a model.
+SELECTION_FILE = "selection.json"
 PRODUCTS = {"fit": "model", "test": "metrics.json", "predict": "predictions.jsonl"}
 
 # Keys that change how a run is shown, resumed or checkpointed, never what it produces.
@@ -110,7 +111,6 @@ def require_own_folder(root: Path, command: str, print_: str, overwrite: bool) -
         raise OneShotError(f"{root}: trainer.default_root_dir is a file; give a folder.")
     product = root / PRODUCTS.get(command, "")
     if command == "fit" and not product.exists():
-        # A selection makes a choice in place of a model.
         product = root / SELECTION_FILE
     if command not in PRODUCTS or overwrite or not product.exists():
         return

@@ -17,8 +17,9 @@ from oneshot_lit.data.leakage import refuse_shared
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.modules.counting_optimizer import CountingOptimizer
 from oneshot_lit.modules.language_model import LanguageModelModule
+from oneshot_lit.runs import SELECTION_FILE
 from oneshot_lit.selection.pool import check_pool
-from oneshot_lit.selection.product import SELECTION_FILE, rank_candidates, write_selection
+from oneshot_lit.selection.product import rank_candidates, write_selection
 from oneshot_lit.selection.reference import Batch, batches_of
 from oneshot_lit.strategies.fsdp2 import require_whole_weights
 

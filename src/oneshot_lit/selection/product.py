@@ -14,8 +14,7 @@ from typing import Any
 from oneshot_lit.data.conversation import Conversation
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.files import write_json_atomically
-
-SELECTION_FILE = "selection.json"
+from oneshot_lit.runs import SELECTION_FILE
 
 
 @dataclass(frozen=True)
