@@ -13,16 +13,8 @@ import pytest
 import yaml
 
 from oneshot_lit import lm_eval_command
-from oneshot_lit.lm_evaluation import (
-    LmEvalSettings,
-    TaskScore,
-    evaluate,
-    find_device,
-    find_tasks,
-    task_facts,
-    task_scores,
-    unscored_metrics,
-)
+from oneshot_lit.lm_eval_results import TaskScore, task_facts, task_scores, unscored_metrics
+from oneshot_lit.lm_evaluation import LmEvalSettings, evaluate, find_device, find_tasks
 
 pytest.importorskip("lm_eval")
 

@@ -12,16 +12,8 @@ from typing import Any
 from oneshot_lit.command_line import CommandParser
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.files import write_json_atomically
-from oneshot_lit.lm_evaluation import (
-    SEEDS,
-    LmEvalSettings,
-    TaskScore,
-    evaluate,
-    require_lm_eval,
-    task_facts,
-    task_scores,
-    unscored_metrics,
-)
+from oneshot_lit.lm_eval_results import TaskScore, task_facts, task_scores, unscored_metrics
+from oneshot_lit.lm_evaluation import SEEDS, LmEvalSettings, evaluate, require_lm_eval
 from oneshot_lit.metrics_file import merge_scores, read_metrics
 
 RESULTS_FILE = "lm_eval.json"
