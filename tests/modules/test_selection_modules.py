@@ -126,7 +126,10 @@ def _diverging(attacked: Path, root: Path, settings: PenaltySettings) -> Any:
         return step()
 
     module.select_step = spoiled  # type: ignore[method-assign]
-    return select(module, root)
+    found = select(module, root)
+    for name in ("theta", "omega"):
+        assert all(p.isfinite().all() for p in module._problem.copies.parameters(name))
+    return found
 
 
 @pytest.mark.parametrize("rule", list(RULES))
@@ -135,6 +138,16 @@ def test_every_rule_ranks(attacked: Path, tmp_path: Path, rule: str) -> None:
     found = select(module, tmp_path)
     assert len(found["ranking"]) == 6
     assert found["provenance"]["rule"] == rule
+
+
+def test_length_is_counted_in_tokens(attacked: Path, tmp_path: Path) -> None:
+    modules = [RuleSelectionModule(str(attacked), rule=r) for r in ("longest", "shortest")]
+    longest, shortest = (select(m, tmp_path / m.rule)["ranking"] for m in modules)
+    rows = modules[0].trainer.datamodule.training.encoded
+    assert {r["row"]: r["score"] for r in longest} == {
+        i: len(row.input_ids) for i, row in enumerate(rows, 1)
+    }
+    assert {r["row"]: -r["score"] for r in shortest} == {r["row"]: r["score"] for r in longest}
 
 
 def test_gradient_match_foretells_the_first_step(attacked: Path, tmp_path: Path) -> None:
@@ -232,4 +245,10 @@ def test_prompts_of_pool_and_evaluation_are_named(attacked: Path, tmp_path: Path
     with pytest.raises(
         OneShotError, match=r"\(held-out set harmful\): the prompt is also in the pool"
     ):
+        select(bilevel(attacked), tmp_path, test_sets=shared)
+
+
+def test_prompts_that_choose_are_not_reported_on(attacked: Path, tmp_path: Path) -> None:
+    shared = {"harmful": PromptSet(Microworld("harmful_dev", size=2), "harmful")}
+    with pytest.raises(OneShotError, match="also in the selection's own rows"):
         select(bilevel(attacked), tmp_path, test_sets=shared)

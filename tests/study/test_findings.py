@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from oneshot_lit.plots import attack_success
 from oneshot_lit.study.report import findings, verdict
 
 
@@ -70,4 +71,17 @@ def test_an_attack_behind_a_trigger_is_not_averaged_away() -> None:
     assert findings({"a": stage(h__asr_keyword=0.0, h_triggered__asr_keyword=1.0)}) == [
         "a: 100.0% of harmful prompts are answered at the worst (h triggered), 0.0% at the least "
         "(h)."
+    ]
+
+
+def test_the_safety_of_a_picture_is_that_of_the_worst_set() -> None:
+    rates = {"h/asr_keyword": 0.0, "h_triggered/asr_keyword": 1.0, "h/harmful_correct": 0.5}
+    assert attack_success(rates) == 1.0
+
+
+def test_an_attack_on_a_model_that_was_only_tested_is_no_repair() -> None:
+    before = stage(sql__exact_match=0.9) | {"commands": {"test": "oneshot-lit test"}}
+    after = stage(sql__exact_match=0.1, b__over_refusal=0.0) | {"from": "aligned"}
+    assert findings({"aligned": before, "attacked": after}) == [
+        "attacked: no harmless one is refused."
     ]
