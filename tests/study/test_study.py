@@ -337,8 +337,11 @@ def test_fingerprint_leaves_out_where_output_goes(named: Named, tmp_path: Path) 
 class Process:
     """A stage's process that ends as `action` has it, without the seconds of a fit."""
 
-    def __init__(self, action: Callable[[Path], int], args: tuple[list[str], str]) -> None:
+    def __init__(self, action: Callable[[Path], int], args: tuple[list[str], str, None]) -> None:
         self.action, self.log, self.exitcode = action, Path(args[1]), 0
+        # A pipe without a writer is ready at once, as a process that has ended is.
+        self.sentinel, writer = os.pipe()
+        os.close(writer)
 
     def start(self) -> None:
         self.log.write_text("started\n")
@@ -356,7 +359,7 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Path], int]], N
     """Put an action in place of every stage's process."""
 
     def install(action: Callable[[Path], int]) -> None:
-        def process(target: object, args: tuple[list[str], str]) -> Process:
+        def process(target: object, args: tuple[list[str], str, None]) -> Process:
             return Process(action, args)
 
         context = SimpleNamespace(Process=process)

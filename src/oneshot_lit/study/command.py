@@ -60,19 +60,34 @@ def _run(options: Namespace) -> int:
     runner.run()
 
     from oneshot_lit.study.repairs import sentences
-    from oneshot_lit.study.report import findings, outside_sweeps, render_report, save_sweeps
+    from oneshot_lit.study.report import (
+        findings,
+        outside_sweeps,
+        render_report,
+        save_selections,
+        save_sweeps,
+    )
     from oneshot_lit.study.results import gather
 
     results = gather(runner)
     report = study.root / "report.html"
     write_json_atomically(study.root / "results.json", results)
     save_sweeps(results, study.sweeps, study.root)
+    save_selections(results, study.root)
     write_text_atomically(report, render_report(results, study.title, study.root, study.sweeps))
     out = Console(highlight=False)
-    out.print(score_table(results["stages"]))
-    for line in sentences(results["repairs"]) or findings(
-        outside_sweeps(results["stages"], study.sweeps)
-    ):
+    if "selections" in results:
+        from oneshot_lit.study.selector_findings import said, selector_table
+
+        # Its many stages are in the report; what was asked is which selector ranks best.
+        out.print(selector_table(results["selections"]))
+        lines = said(results["selections"])
+    else:
+        out.print(score_table(results["stages"]))
+        lines = sentences(results["repairs"]) or findings(
+            outside_sweeps(results["stages"], study.sweeps)
+        )
+    for line in lines:
         out.print(Text(f"- {line}"))
     out.print(Text(f"\nresults: {study.root / 'results.json'}\nreport:  {report}"))
     return 0

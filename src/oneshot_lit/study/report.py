@@ -15,6 +15,7 @@ from oneshot_lit.callbacks.spectra_files import read_spectra
 from oneshot_lit.metrics.registry import LM_EVAL, is_skill
 from oneshot_lit.study.repairs import sentences
 from oneshot_lit.study.results import columns, read_curve
+from oneshot_lit.study.selector_findings import interval, said
 from oneshot_lit.study.sweeps import Sweep, sweep_scores
 
 # Shares above or below which a cell is coloured: a reading aid, not a test.
@@ -36,6 +37,7 @@ def render_report(
     curves = {name: rows for name in stages if (rows := read_curve(root / name))}
     metrics = {name: stage["metrics"] for name, stage in stages.items()}
     unswept = outside_sweeps(stages, sweeps)
+    selections = results.get("selections")
     spectra = {name: found for name in unswept if (found := read_spectra(root / name))}
     environment = Environment(
         loader=PackageLoader("oneshot_lit.study", "."), autoescape=select_autoescape(default=True)
@@ -52,6 +54,9 @@ def render_report(
         repaired=sentences(results["repairs"]),
         colours=plots.COLOURS,
         verdict=verdict,
+        selections=selections,
+        selected=said(selections) if selections else [],
+        interval=interval,
         findings=findings(unswept),
         sweeps={
             sweep.title: plots.embed(plots.sweep_panels(scores, sweep.x))
@@ -62,8 +67,24 @@ def render_report(
         pictures={
             "safety_utility": plots.embed(plots.safety_utility({n: metrics[n] for n in unswept})),
             "energy": plots.embed(plots.energy_curves(spectra)) if spectra else None,
+            **{name: plots.embed(figure) for name, figure in _of_selections(selections).items()},
         },
     )
+
+
+def _of_selections(found: Mapping[str, Any] | None) -> dict[str, Any]:
+    if found is None:
+        return {}
+    return {
+        "selectors": plots.selector_comparison(found),
+        "outcomes": plots.outcomes_by_category(list(found["cases"].values())),
+    }
+
+
+def save_selections(results: Mapping[str, Any], root: Path) -> None:
+    """Write the pictures of a study of selections to ``<root>/selections/``."""
+    for name, figure in _of_selections(results.get("selections")).items():
+        plots.save_figure(figure, root / "selections" / f"{name}.png")
 
 
 def save_sweeps(results: Mapping[str, Any], sweeps: Sequence[Sweep], root: Path) -> None:

@@ -21,12 +21,16 @@ _SHARED = ("seed", "dtype", "precision", "decoding", "phrase_list", "versions")
 def gather(runner: Runner) -> dict[str, Any]:
     """Return ``{"stages": {name: {"metrics": ...}}, "repairs": [...], "provenance": ...}``.
 
+    A study of selections has ``selections`` besides; stages that select are in there alone.
+
     Raises:
         OneShotError: if a stage's scores are missing or were made with other settings.
     """
     stages: dict[str, Any] = {}
     shared: dict[str, Any] = {}
     for stage in runner.study.stages:
+        if stage.test is None:
+            continue
         path = runner.folder(stage) / "metrics.json"
         if not path.is_file():
             raise OneShotError(f"{path}: the stage's scores are missing; run the study again.")
@@ -39,12 +43,11 @@ def gather(runner: Runner) -> dict[str, Any]:
             "from": stage.model,
             "commands": {
                 verb: " ".join(["oneshot-lit", *runner.arguments(stage, verb)])
-                for verb in ("fit", "test")
-                if getattr(stage, verb) is not None
+                for verb in stage.commands()
             },
             "seconds": {
                 verb: round(runner.seconds[f"{stage.name} {verb}"], 2)
-                for verb in ("fit", "test")
+                for verb in stage.commands()
                 if f"{stage.name} {verb}" in runner.seconds
             },
         }
@@ -58,7 +61,19 @@ def gather(runner: Runner) -> dict[str, Any]:
     machine = {"system": platform.system(), "cpus": os.cpu_count(), "arch": platform.machine()}
     provenance = {"study": str(runner.study.file), **shared, "machine": machine}
     repairs = summarise(runner.study.repairs, stages)
-    return {"stages": stages, "repairs": repairs, "provenance": provenance}
+    found: dict[str, Any] = {"stages": stages, "repairs": repairs, "provenance": provenance}
+    if runner.study.selections is not None:
+        from oneshot_lit.study.selectors import compare_selectors
+
+        found["selections"] = compare_selectors(
+            runner.study.selections, runner.study.root, stages, runner.seconds
+        )
+        found["selections"]["commands"] = [
+            " ".join(["oneshot-lit", *runner.arguments(stage, "select")])
+            for stage in runner.study.stages
+            if stage.select is not None
+        ]
+    return found
 
 
 def kept_step(folder: Path) -> float | None:

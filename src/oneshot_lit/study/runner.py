@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import time
 from dataclasses import dataclass, field
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,32 @@ from rich.text import Text
 from oneshot_lit.callbacks.run_checkpoint import CHECKPOINTS, LAST
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.files import write_json_atomically
-from oneshot_lit.runs import PRODUCTS
+from oneshot_lit.runs import PRODUCTS, SELECTION_FILE
 from oneshot_lit.study.inputs import command_fingerprint
-from oneshot_lit.study.spec import Command, Stage, Study
+from oneshot_lit.study.schedule import Schedule, total
+from oneshot_lit.study.spec import Stage, Study
 from oneshot_lit.study.worker import last_line, run_logged, start_server
 
 STAGE_FILE = "stage.json"
+_PRODUCTS = PRODUCTS | {"select": SELECTION_FILE}
+# A selection is a fit, too; only its product is another.
+_COMMANDS = {"select": "fit", "fit": "fit", "test": "test"}
+
+
+@dataclass
+class _Running:
+    """A command that has been started, or one whose product was there already.
+
+    `before` is the product's stamp at its start.
+    """
+
+    stage: Stage
+    verb: str
+    state: str
+    process: Any = None
+    entry: dict[str, Any] = field(default_factory=dict)
+    before: tuple[int, int] | None = None
+    start: float = field(default_factory=time.monotonic)
 
 
 @dataclass
@@ -43,18 +65,13 @@ class Runner:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> None:
-        """Run what is not finished.
+        """Run what is not finished, as many commands side by side as the study's ``jobs``.
 
         Raises:
             OneShotError: with the failing command's own line and its log file.
         """
-        steps = [
-            (stage, verb)
-            for stage in self.study.stages
-            for verb in ("fit", "test")
-            if getattr(stage, verb) is not None
-        ]
         self._context = start_server()
+        schedule = Schedule(self.study)
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
@@ -62,14 +79,38 @@ class Runner:
             MofNCompleteColumn(),
             Elapsed(),
         )
+        running: dict[int, _Running] = {}
         with Progress(*columns, console=self.console, transient=True) as progress:
-            task = progress.add_task(self.study.name, total=len(steps))
-            for stage, verb in steps:
-                progress.update(task, description=f"{stage.name}: {verb}")
-                state = self._step(stage, verb)
-                took = self.seconds[f"{stage.name} {verb}"]
-                self.console.print(Text(f"  {stage.name:<12} {verb:<5} {state} ({took:.0f} s)"))
-                progress.advance(task)
+            task = progress.add_task(self.study.name, total=total(self.study.stages))
+            try:
+                while schedule:
+                    while len(running) < self.study.jobs and (command := schedule.take()):
+                        begun = self._begin(*command)
+                        if begun.process is None:
+                            self._say(begun)
+                            schedule.end(begun.stage.name)
+                            progress.advance(task)
+                        else:
+                            running[begun.process.sentinel] = begun
+                    names = ", ".join(f"{r.stage.name}: {r.verb}" for r in running.values())
+                    progress.update(task, description=names or self.study.name)
+                    for sentinel in connection.wait(list(running)) if running else ():
+                        ended = running.pop(sentinel)  # type: ignore[arg-type]
+                        self._end(ended)
+                        self._say(ended)
+                        schedule.end(ended.stage.name)
+                        progress.advance(task)
+            except BaseException:
+                for each in running.values():
+                    each.process.terminate()
+                for each in running.values():
+                    each.process.join(10)
+                raise
+
+    def _say(self, ended: _Running) -> None:
+        name, verb = ended.stage.name, ended.verb
+        took = self.seconds[f"{name} {verb}"]
+        self.console.print(Text(f"  {name:<12} {verb:<6} {ended.state} ({took:.0f} s)"))
 
     def folder(self, stage: Stage) -> Path:
         """Return the stage's output folder."""
@@ -77,7 +118,7 @@ class Runner:
 
     def arguments(self, stage: Stage, verb: str) -> list[str]:
         """Return the command line of a stage's fit or test."""
-        command: Command = getattr(stage, verb)
+        command = stage.commands()[verb]
         names = {s.name: s for s in self.study.stages}
         model = stage.model
         if verb == "test" and stage.fit is not None:
@@ -85,7 +126,7 @@ class Runner:
         if model in names:
             source = names[model]
             model = str(self.folder(source) / PRODUCTS["fit"]) if source.fit else source.model
-        words = [verb]
+        words = [_COMMANDS[verb]]
         for file in command.config:
             words += ["--config", file]
         words += ["--seed_everything", str(self.study.seed)]
@@ -95,21 +136,23 @@ class Runner:
             words += [f"--{key}", value if isinstance(value, str) else _flow(value)]
         return words
 
-    def _step(self, stage: Stage, verb: str) -> str:
+    def _begin(self, stage: Stage, verb: str) -> _Running:
+        """Start a command, unless its product is there already."""
         folder, key = self.folder(stage), f"{stage.name} {verb}"
         arguments = self.arguments(stage, verb)
         print_ = command_fingerprint(arguments)
         record = read_stage(folder).get(verb, {})
         same = record.get("fingerprint") == print_ and not self.fresh
-        if same and record.get("done") and (folder / PRODUCTS[verb]).exists():
+        product = folder / _PRODUCTS[verb]
+        if same and record.get("done") and product.exists():
             self.seconds[key] = float(record["seconds"])
-            return "kept"
+            return _Running(stage, verb, "kept")
+        trains = verb != "test"
         checkpoint = folder / CHECKPOINTS / LAST
-        resumed = verb == "fit" and same and checkpoint.exists()
+        resumed = trains and same and checkpoint.exists()
         # What this study wrote earlier it may write again; anything else is another run's.
-        product = folder / PRODUCTS[verb]
         owned = bool(record.get("owned")) or not product.exists()
-        if verb == "fit" and owned and not resumed:
+        if trains and owned and not resumed:
             shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         if resumed:
             arguments = [*arguments, "--ckpt_path", "last"]
@@ -118,38 +161,48 @@ class Runner:
         earlier = float(record.get("seconds", 0.0)) if resumed else 0.0
         entry = {"fingerprint": print_, "owned": owned, "done": False, "seconds": earlier}
         self._note(folder, verb, entry)
-        start, before, log = time.monotonic(), _stamp(product), folder / f"{verb}.log"
-        self._run(arguments, log, key)
+        log = folder / f"{verb}.log"
+        log.unlink(missing_ok=True)
+        threads = max(1, (os.cpu_count() or 1) // self.study.jobs) if self.study.jobs > 1 else None
+        process = self._context.Process(target=run_logged, args=(arguments, str(log), threads))
+        begun = _Running(
+            stage, verb, "resumed" if resumed else "done", process, entry, _stamp(product)
+        )
+        process.start()
+        return begun
+
+    def _end(self, ended: _Running) -> None:
+        """Check what a command came to, and note it.
+
+        Raises:
+            OneShotError: if it failed, or ended without its product.
+        """
+        folder, key = self.folder(ended.stage), f"{ended.stage.name} {ended.verb}"
+        product, log = folder / _PRODUCTS[ended.verb], folder / f"{ended.verb}.log"
+        ended.process.join()
+        self._require_success(ended.process.exitcode, log, key)
         # A command that was terminated may end with code 0, too; an older product is not its own.
-        if _stamp(product) in (None, before):
+        if _stamp(product) in (None, ended.before):
             raise OneShotError(
                 f"{self.study.file}: {key}: ended without writing {product}; "
                 f"run the study again to go on (log: {log})"
             )
-        self.seconds[key] = earlier + time.monotonic() - start
-        self._note(folder, verb, entry | {"done": True, "seconds": self.seconds[key]})
-        return "resumed" if resumed else "done"
+        seconds = float(ended.entry["seconds"]) + time.monotonic() - ended.start
+        self.seconds[key] = seconds
+        self._note(folder, ended.verb, ended.entry | {"done": True, "seconds": seconds})
 
-    def _run(self, arguments: list[str], log: Path, key: str) -> None:
-        log.unlink(missing_ok=True)
-        process = self._context.Process(target=run_logged, args=(arguments, str(log)))
-        process.start()
-        try:
-            process.join()
-        except BaseException:
-            process.terminate()
-            process.join(10)
-            raise
-        if (code := process.exitcode) != 0:
-            # 130 and 143 are what a command makes of Ctrl-C and SIGTERM.
-            number = -code if code < 0 else code - 128 if code in (130, 143) else 0
-            if number:
-                # The command's own words, if any, are about resuming it by itself.
-                what = f"{number} ({signal.strsignal(number)})"
-                reason = f"ended by signal {what}; run the study again to go on"
-            else:
-                reason = last_line(log) if log.exists() else f"exit code {code}"
-            raise OneShotError(f"{self.study.file}: {key}: {reason} (log: {log})")
+    def _require_success(self, code: int, log: Path, key: str) -> None:
+        if code == 0:
+            return
+        # 130 and 143 are what a command makes of Ctrl-C and SIGTERM.
+        number = -code if code < 0 else code - 128 if code in (130, 143) else 0
+        if number:
+            # The command's own words, if any, are about resuming it by itself.
+            what = f"{number} ({signal.strsignal(number)})"
+            reason = f"ended by signal {what}; run the study again to go on"
+        else:
+            reason = last_line(log) if log.exists() else f"exit code {code}"
+        raise OneShotError(f"{self.study.file}: {key}: {reason} (log: {log})")
 
     def _note(self, folder: Path, verb: str, entry: dict[str, Any]) -> None:
         write_json_atomically(folder / STAGE_FILE, read_stage(folder) | {verb: entry})

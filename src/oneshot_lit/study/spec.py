@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ import yaml
 
 from oneshot_lit.cli_errors import check_config_files
 from oneshot_lit.errors import OneShotError, did_you_mean
+from oneshot_lit.study.expand import expand, fill
 from oneshot_lit.study.repairs import Repair, parse_repairs
+from oneshot_lit.study.selections import Selections, parse_selections
 from oneshot_lit.study.sweeps import Sweep, parse_sweeps
 
 
@@ -28,17 +30,26 @@ class Command:
 class Stage:
     """One stage: where its model comes from, how it is trained (if at all) and tested.
 
+    A stage that selects instances ranks candidates for its model; it trains and tests none.
+
     Attributes:
         name: The stage's name and folder.
         model: A model folder, a hub name, or the name of an earlier stage.
         fit: How to train; None for a stage that only tests its model.
-        test: How to test.
+        test: How to test; None for a stage that selects.
+        select: How to select; None for other stages.
     """
 
     name: str
     model: str
     fit: Command | None
-    test: Command
+    test: Command | None
+    select: Command | None = None
+
+    def commands(self) -> dict[str, Command]:
+        """Return the stage's commands by verb, in their order."""
+        found = {"select": self.select, "fit": self.fit, "test": self.test}
+        return {verb: command for verb, command in found.items() if command is not None}
 
 
 @dataclass(frozen=True)
@@ -53,16 +64,22 @@ class Study:
     file: Path
     sweeps: tuple[Sweep, ...] = ()
     repairs: tuple[Repair, ...] = ()
+    selections: Selections | None = None
+    jobs: int = 1
 
 
-_KEYS = ("name", "title", "root", "seed", "test", "stages", "sweeps", "repairs", "goals")
+_KEYS = (
+    "name", "title", "root", "seed", "jobs", "test", "stages", "sweeps", "repairs", "goals",
+    "selections",
+)  # fmt: skip
 
 
 def load_study(path: Path, root: Path | None = None, seed: int | None = None) -> Study:
     """Read a study file.
 
     Args:
-        path: The YAML file: name, title, root, seed, test, stages, sweeps, repairs, goals.
+        path: The YAML file: name, title, root, seed, jobs, test, stages, sweeps,
+            repairs, goals, selections.
         root: Output folder in place of the file's.
         seed: Seed in place of the file's.
 
@@ -82,19 +99,20 @@ def load_study(path: Path, root: Path | None = None, seed: int | None = None) ->
     if not isinstance(stages_raw, Mapping) or not stages_raw:
         raise OneShotError(f"{path}: 'stages' must name at least one stage.")
     chosen = _seed(top.get("seed", 0), f"{path}: seed") if seed is None else _seed(seed, "--seed")
-    default = _command(top.get("test"), f"{path}: test", chosen)
-    stages: list[Stage] = []
-    for name, body in stages_raw.items():
-        for filled_name, filled in _expand(str(name), body, f"{path}: stages.{name}"):
-            if filled_name in (s.name for s in stages):
-                raise OneShotError(f"{path}: two stages are called '{filled_name}'.")
-            earlier = [s.name for s in stages]
-            stages.append(_stage(filled_name, filled, default, earlier, path, chosen))
     name = str(top.get("name", path.stem))
     if root is None:
         folder, place = Path(str(top.get("root", f"runs/{name}"))).expanduser(), f"{path}: root"
     else:
         folder, place = root.expanduser(), "--root"
+    marks = {"seed": chosen, "root": str(folder)}
+    default = _command(top.get("test"), f"{path}: test", marks)
+    stages: list[Stage] = []
+    for given, body in stages_raw.items():
+        for filled_name, filled in expand(str(given), body, f"{path}: stages.{given}"):
+            if filled_name in (s.name for s in stages):
+                raise OneShotError(f"{path}: two stages are called '{filled_name}'.")
+            stages.append(_stage(filled_name, filled, default, stages, path, marks))
+    names = [s.name for s in stages]
     for stage in stages:
         _require_folder(folder / stage.name, place)
     return Study(
@@ -104,9 +122,17 @@ def load_study(path: Path, root: Path | None = None, seed: int | None = None) ->
         chosen,
         tuple(stages),
         path,
-        parse_sweeps(top.get("sweeps"), [s.name for s in stages], f"{path}: sweeps"),
-        parse_repairs(top.get("repairs"), top.get("goals"), [s.name for s in stages], str(path)),
+        parse_sweeps(top.get("sweeps"), names, f"{path}: sweeps"),
+        parse_repairs(top.get("repairs"), top.get("goals"), names, str(path)),
+        parse_selections(top.get("selections"), stages, f"{path}: selections"),
+        _jobs(top.get("jobs", 1), f"{path}: jobs"),
     )
+
+
+def _jobs(raw: Any, place: str) -> int:
+    if not isinstance(raw, int) or isinstance(raw, bool) or raw < 1:
+        raise OneShotError(f"{place}: needs a whole number of at least 1, not '{raw}'.")
+    return raw
 
 
 def _seed(raw: Any, place: str) -> int:
@@ -124,55 +150,42 @@ def _require_folder(folder: Path, place: str) -> None:
             raise OneShotError(f"{place}: {path} is a file; give a folder.")
 
 
-def _expand(name: str, body: Any, place: str) -> list[tuple[str, Any]]:
-    """Return a stage once for each value of its ``each``, with ``{key}`` filled in."""
-    if not isinstance(body, Mapping) or "each" not in body:
-        return [(name, body)]
-    each = body["each"]
-    if not isinstance(each, Mapping) or len(each) != 1:
-        raise OneShotError(f"{place}.each: must map one name to a list of values.")
-    ((key, values),) = each.items()
-    if not isinstance(values, list) or not values or f"{{{key}}}" not in name:
-        raise OneShotError(f"{place}.each: needs a list, and '{{{key}}}' in the stage's name.")
-    rest = {k: v for k, v in body.items() if k != "each"}
-    return [(_fill(name, key, v), _fill(rest, key, v)) for v in values]
-
-
-def _fill(content: Any, key: str, value: Any) -> Any:
-    mark = f"{{{key}}}"
-    if isinstance(content, Mapping):
-        # A key stays text: "{r}" alone must not become a number there.
-        return {
-            k.replace(mark, str(value)) if isinstance(k, str) else k: _fill(v, key, value)
-            for k, v in content.items()
-        }
-    if isinstance(content, list):
-        return [_fill(v, key, value) for v in content]
-    if content == mark:
-        return value
-    return content.replace(mark, str(value)) if isinstance(content, str) else content
-
-
 def _stage(
-    name: str, body: Any, default: Command | None, earlier: list[str], path: Path, seed: int
+    name: str,
+    body: Any,
+    default: Command | None,
+    earlier: Sequence[Stage],
+    path: Path,
+    marks: Mapping[str, Any],
 ) -> Stage:
     place = f"{path}: stages.{name}"
-    fields = _mapping(body, place, ("model", "fit", "test", "each"))
+    fields = _mapping(body, place, ("model", "fit", "test", "select", "each"))
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise OneShotError(f"{place}: a stage's name is its folder; use letters, digits, - _ and .")
     if "model" not in fields:
         raise OneShotError(f"{place}: needs 'model': a folder, a hub name or an earlier stage.")
     model = str(fields["model"])
-    if "/" not in model and not Path(model).exists() and model not in earlier:
-        hint = did_you_mean(model, earlier)
+    # A stage that selects has no model.
+    models = [s.name for s in earlier if s.select is None]
+    if "/" not in model and not Path(model).exists() and model not in models:
+        hint = did_you_mean(model, models)
         raise OneShotError(f"{place}: model '{model}' is no earlier stage and no folder{hint}.")
-    test = _command(fields.get("test"), f"{place}.test", seed) or default
+    if "select" in fields:
+        if "fit" in fields or "test" in fields:
+            raise OneShotError(
+                f"{place}: selects; 'fit' and 'test' belong to a stage of their own."
+            )
+        select = _command(fields["select"], f"{place}.select", marks)
+        if select is None:
+            raise OneShotError(f"{place}.select: needs 'config': one file or a list of them.")
+        return Stage(name, model, None, None, select)
+    test = _command(fields.get("test"), f"{place}.test", marks) or default
     if test is None:
         raise OneShotError(f"{place}: needs 'test', here or for the whole study.")
-    return Stage(name, model, _command(fields.get("fit"), f"{place}.fit", seed), test)
+    return Stage(name, model, _command(fields.get("fit"), f"{place}.fit", marks), test)
 
 
-def _command(raw: Any, place: str, seed: int) -> Command | None:
+def _command(raw: Any, place: str, marks: Mapping[str, Any]) -> Command | None:
     if raw is None:
         return None
     if isinstance(raw, (str, list)):
@@ -192,7 +205,7 @@ def _command(raw: Any, place: str, seed: int) -> Command | None:
         except OneShotError as error:
             raise OneShotError(f"{place}: {error}") from error
     overrides = _mapping(fields.get("set") or {}, f"{place}.set", None)
-    return Command(tuple(paths), _fill(overrides, "seed", seed))
+    return Command(tuple(paths), fill(overrides, marks))
 
 
 def _mapping(raw: Any, place: str, known: tuple[str, ...] | None) -> Mapping[str, Any]:

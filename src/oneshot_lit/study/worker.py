@@ -25,9 +25,20 @@ def start_server() -> Any:
     return context
 
 
-def run_logged(arguments: Sequence[str], log: str) -> None:
-    """Run a command with its output in a file; the process's exit code is the command's."""
+def run_logged(arguments: Sequence[str], log: str, threads: int | None = None) -> None:
+    """Run a command with its output in a file; the process's exit code is the command's.
+
+    Args:
+        arguments: The command line, without the program's name.
+        log: The file.
+        threads: How many threads PyTorch may use; None for as many as it likes.
+    """
     _end_with_parent()
+    if threads is not None:
+        import torch
+
+        # Processes side by side that each take every core are slower than one after another.
+        torch.set_num_threads(threads)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

@@ -1,0 +1,111 @@
+"""Pictures of selectors against the ground truth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from oneshot_lit.plots.style import COLOURS, CYCLE
+
+_GENERAL = "general"
+
+
+def selector_comparison(found: Mapping[str, Any]) -> Figure:
+    """Draw each selector's rank correlation and regret: a dot a case, the mean with its interval.
+
+    Args:
+        found: What `study.selectors.compare_selectors` returns.
+    """
+    names = sorted(
+        (n for n in found["selectors"] if n != found["truth"]),
+        key=lambda n: (found["selectors"][n]["regret"]["value"], n != found["winner"]),
+        reverse=True,
+    )
+    figure, panels = plt.subplots(
+        1, 2, figsize=(10, 0.42 * len(names) + 1.9), layout="constrained", sharey=True
+    )
+    cases = list(found["cases"].values())
+    for axes, key, label, level in (
+        (panels[0], "spearman", "Spearman correlation with brute force", 0.0),
+        (panels[1], "regret", "regret of the pick (development)", found["chance_regret"]["value"]),
+    ):
+        for place, name in enumerate(names):
+            for number, case in enumerate(cases):
+                value = case["selectors"][name][key]
+                value = value if key == "regret" else value["value"]
+                # Dots of different cases lie beside each other.
+                shift = 0.22 * (number / max(1, len(cases) - 1) - 0.5)
+                if value is not None:
+                    colour = CYCLE[number % len(CYCLE)]
+                    axes.plot(value, place + shift, "o", color=colour, ms=4, alpha=0.75, zorder=2)
+            _mean_with_interval(axes, found["selectors"][name][key], place)
+        axes.axvline(level, color="#666", lw=1, ls="--", zorder=1)
+        axes.annotate(
+            "chance", (level, 1.0), xycoords=("data", "axes fraction"), xytext=(3, 3),
+            textcoords="offset points", fontsize=8, color="#666",
+        )  # fmt: skip
+        axes.set(xlabel=label)
+        axes.grid(axis="x", alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_yticks(range(len(names)), [n.replace("_", " ") for n in names])
+    handles = [
+        plt.Line2D([], [], marker="o", ls="", ms=4, color=CYCLE[i % len(CYCLE)], label=c["title"])
+        for i, c in enumerate(cases)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    return figure
+
+
+def _mean_with_interval(axes: Any, estimate: Mapping[str, Any], place: int) -> None:
+    if estimate["low"] is not None:
+        axes.plot([estimate["low"], estimate["high"]], [place] * 2, color="black", lw=1.6, zorder=3)
+    axes.plot(estimate["value"], place, "D", color="black", ms=6, zorder=4)
+
+
+def outcomes_by_category(cases: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw every candidate's outcome as a dot, by category, one panel a case.
+
+    Args:
+        cases: Each a ``title`` and ``categories``: category -> outcomes, in the order to draw.
+    """
+    columns = 2 if len(cases) > 1 else 1
+    rows = math.ceil(len(cases) / columns)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(6.2 * columns, 3.1 * rows), layout="constrained", squeeze=False
+    )
+    for axes, case in zip(grid.flat, cases, strict=False):
+        for place, (name, outcomes) in enumerate(case["categories"].items()):
+            colour = COLOURS["attacked"] if name == _GENERAL else COLOURS["aligned"]
+            axes.plot(_spread(outcomes, place), outcomes, "o", ms=3, alpha=0.6, color=colour)
+            middle = sorted(outcomes)[len(outcomes) // 2]
+            axes.plot([place - 0.36, place + 0.36], [middle] * 2, color=colour, lw=2)
+        labels = list(case["categories"])
+        axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right", fontsize=8)
+        for tick, label in zip(axes.get_xticklabels(), labels, strict=True):
+            if label == _GENERAL:
+                tick.set(color=COLOURS["attacked"], fontweight="bold")
+        axes.set_title(case["title"], fontsize=10)
+        axes.set_ylim(-0.03, None)
+        axes.grid(axis="y", alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in grid.flat[len(cases) :]:
+        axes.set_visible(False)
+    figure.supylabel("outcome of the patch: attack success + over-refusal + lost skill", fontsize=9)
+    return figure
+
+
+def _spread(outcomes: Sequence[float], place: int) -> list[float]:
+    """Return x of each dot, so that equal outcomes lie side by side."""
+    seen: dict[float, int] = {}
+    totals = {value: list(outcomes).count(value) for value in outcomes}
+    found = []
+    for value in outcomes:
+        number, seen[value] = seen.get(value, 0), seen.get(value, 0) + 1
+        found.append(
+            place + 0.7 * ((number + 0.5) / totals[value] - 0.5) * min(1, totals[value] / 8)
+        )
+    return found

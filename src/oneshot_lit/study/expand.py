@@ -1,0 +1,79 @@
+"""Stages written once for many: ``each`` repeats a stage, ``{name}`` is filled in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import product
+from typing import Any
+
+from oneshot_lit.errors import OneShotError
+
+
+def expand(name: str, body: Any, place: str) -> list[tuple[str, Any]]:
+    """Return a stage once for each combination of the values of its ``each``.
+
+    ``each: {rows: [10, 100]}`` fills ``{rows}`` in the stage's name and values. A mapping gives
+    every value fields of its own: with ``each: {case: {small: {rate: 5.0e-4}}}``, ``{case}`` is
+    small and ``{case.rate}`` is 5.0e-4.
+
+    Raises:
+        OneShotError: naming the place, for an ``each`` of another shape or a name without its mark.
+    """
+    if not isinstance(body, Mapping) or "each" not in body:
+        return [(name, body)]
+    each = body["each"]
+    if not isinstance(each, Mapping) or not each:
+        raise OneShotError(f"{place}.each: must map a name to values.")
+    choices = []
+    for key, values in each.items():
+        if not isinstance(values, (list, Mapping)) or not values or f"{{{key}}}" not in name:
+            raise OneShotError(
+                f"{place}.each: needs a list, or a mapping of values to their fields, and "
+                f"'{{{key}}}' in the stage's name."
+            )
+        choices.append([_marks(str(key), value, values, place) for value in values])
+    rest = {k: v for k, v in body.items() if k != "each"}
+    found = []
+    for combination in product(*choices):
+        marks = {mark: value for part in combination for mark, value in part.items()}
+        found.append((str(fill(name, marks)), fill(rest, marks)))
+    return found
+
+
+def _marks(key: str, value: Any, values: Any, place: str) -> dict[str, Any]:
+    """Return what one value of ``each`` fills in, by mark."""
+    marks = {key: value}
+    if isinstance(values, Mapping):
+        fields = values[value]
+        if not isinstance(fields, Mapping):
+            raise OneShotError(f"{place}.each.{key}.{value}: must map fields to values.")
+        marks |= {f"{key}.{name}": field for name, field in fields.items()}
+    return marks
+
+
+def fill(content: Any, marks: Mapping[str, Any]) -> Any:
+    """Return content with every ``{mark}`` filled in; a string that is a mark alone keeps its type.
+
+    Args:
+        content: Mappings, lists and plain values.
+        marks: Mark, without its braces -> value.
+    """
+    if isinstance(content, Mapping):
+        # A key stays text: "{r}" alone must not become a number there.
+        return {
+            _text(k, marks) if isinstance(k, str) else k: fill(v, marks) for k, v in content.items()
+        }
+    if isinstance(content, list):
+        return [fill(each, marks) for each in content]
+    if not isinstance(content, str):
+        return content
+    for mark, value in marks.items():
+        if content == f"{{{mark}}}":
+            return value
+    return _text(content, marks)
+
+
+def _text(content: str, marks: Mapping[str, Any]) -> str:
+    for mark, value in marks.items():
+        content = content.replace(f"{{{mark}}}", str(value))
+    return content

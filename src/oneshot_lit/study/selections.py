@@ -1,0 +1,97 @@
+"""Selectors of a safety instance, compared with the ground truth over several cases.
+
+A case is a broken model. Of each, a study has the ranking that every selector gives, that of brute
+force, and the model that each one's pick patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from oneshot_lit.errors import OneShotError, did_you_mean
+
+if TYPE_CHECKING:
+    from oneshot_lit.study.spec import Stage
+
+_KEYS = ("truth", "selectors", "cases", "ranking", "pick", "goal")
+
+
+@dataclass(frozen=True)
+class Selections:
+    """What is compared.
+
+    Attributes:
+        truth: The brute force's name among the selectors.
+        selectors: The others' names.
+        cases: Name of a case -> what the reader knows it by.
+        ranking: Stage of a selection, with ``{case}`` and ``{selector}``.
+        pick: Stage of the model that the first of the ranking patches, the same.
+        goal: How far the best selector's pick may be from the brute force's on held-out prompts.
+    """
+
+    truth: str
+    selectors: tuple[str, ...]
+    cases: Mapping[str, str]
+    ranking: str = "{case}_{selector}"
+    pick: str = "{case}_{selector}_pick"
+    goal: float = 0.02
+
+    def stage(self, pattern: str, case: str, selector: str) -> str:
+        """Return the name of a stage."""
+        return pattern.replace("{case}", case).replace("{selector}", selector)
+
+    def rankings(self) -> list[str]:
+        """Return the stages that select."""
+        names = (self.truth, *self.selectors)
+        return [self.stage(self.ranking, c, s) for c in self.cases for s in names]
+
+    def picks(self) -> list[str]:
+        """Return the stages that patch with a pick."""
+        names = (self.truth, *self.selectors)
+        return [self.stage(self.pick, c, s) for c in self.cases for s in names]
+
+
+def parse_selections(raw: Any, stages: Sequence[Stage], place: str) -> Selections | None:
+    """Read the ``selections`` of a study file.
+
+    Raises:
+        OneShotError: naming the key, for a shape that is not so or a stage that is missing or of
+            the other kind.
+    """
+    if raw is None:
+        return None
+    if not isinstance(raw, Mapping):
+        raise OneShotError(f"{place}: must be a mapping of {', '.join(_KEYS)}.")
+    for key in raw:
+        if key not in _KEYS:
+            raise OneShotError(f"{place}: unknown key '{key}'{did_you_mean(str(key), _KEYS)}.")
+    selectors, cases = raw.get("selectors"), raw.get("cases")
+    if not isinstance(selectors, list) or not selectors:
+        raise OneShotError(f"{place}.selectors: must be a list of names.")
+    if not isinstance(cases, Mapping) or not cases:
+        raise OneShotError(f"{place}.cases: must map the name of a case to a description.")
+    if not raw.get("truth"):
+        raise OneShotError(f"{place}: needs 'truth', the brute force's name.")
+    goal = raw.get("goal", Selections.goal)
+    if not isinstance(goal, (int, float)) or isinstance(goal, bool) or not 0 <= goal <= 1:
+        raise OneShotError(f"{place}.goal: needs a share from 0 to 1, not '{goal}'.")
+    found = Selections(
+        str(raw["truth"]),
+        tuple(str(name) for name in selectors),
+        {str(case): str(text) for case, text in cases.items()},
+        str(raw.get("ranking", Selections.ranking)),
+        str(raw.get("pick", Selections.pick)),
+        float(goal),
+    )
+    kinds = {stage.name: "pick" if stage.select is None else "ranking" for stage in stages}
+    for kind, names in (("ranking", found.rankings()), ("pick", found.picks())):
+        for name in names:
+            if name not in kinds:
+                hint = did_you_mean(name, list(kinds))
+                raise OneShotError(f"{place}.{kind}: '{name}' is no stage{hint}.")
+            if kinds[name] != kind:
+                what = "selects nothing" if kind == "ranking" else "is tested on nothing"
+                raise OneShotError(f"{place}.{kind}: stage '{name}' {what}.")
+    return found
