@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from selecting import bilevel_words, brute_words, kill_after_rows, product, read_rows
 
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.modules import BruteForceModule, InstanceSelectionModule
-from selecting import bilevel_words, brute_words, kill_after_rows, product, read_rows
 
 WHOLE = ("--model.peft", "null", "--model.optimizer.lr", "2e-4")
 DROPOUT = ("--model.peft", "{r: 4, lora_dropout: 0.3, target_modules: all-linear}")

@@ -86,6 +86,11 @@ class InstanceSelectionModule(UpperLevel):
         try:
             self._logits, record = outer_step(self._problem, self._logits, step, self.penalty)
         except FloatingPointError as error:
+            if not self.records:
+                raise OneShotError(
+                    f"model.optimizer.lr: the selection diverges at its first step ({error}); "
+                    "lower it."
+                ) from error
             self._problem.restore(self._good["copies"])
             self._logits = self._good["logits"].clone()
             self.diverged = f"{error}; restored to step {step - 1}"
@@ -93,11 +98,6 @@ class InstanceSelectionModule(UpperLevel):
                 f"the selection diverges: {self.diverged}. Lower model.optimizer.lr or "
                 "model.penalty.rate."
             )
-            if not self.records:
-                raise OneShotError(
-                    f"model.optimizer.lr: the selection diverges at its first step ({error}); "
-                    "lower it."
-                ) from error
             return True
         self.records.append(record)
         self._keep_good()
