@@ -31,6 +31,7 @@ from oneshot_lit.callbacks import (
     PredictionWriter,
     RealignmentCurve,
     RunCheckpoint,
+    SelectionProgress,
     StepSearchCurve,
 )
 from oneshot_lit.callbacks.run_checkpoint import CHECKPOINTS, LAST
@@ -118,6 +119,7 @@ class OneShotCLI(LightningCLI):
                     self.prediction_writer,
                     DataReport(),
                     RealignmentCurve(),
+                    SelectionProgress(),
                     StepSearchCurve(),
                 ],
             },

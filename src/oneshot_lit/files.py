@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,15 @@ def write_text_atomically(path: Path, text: str) -> None:
         Path(name).unlink(missing_ok=True)
         name_full_disk(error, path)
         raise
+
+
+def write_rows_atomically(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a CSV table whose columns are the first row's keys; None is an empty cell."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text_atomically(path, text.getvalue())
 
 
 def write_json_atomically(path: Path, content: Any) -> None:

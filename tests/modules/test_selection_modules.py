@@ -252,3 +252,18 @@ def test_prompts_that_choose_are_not_reported_on(attacked: Path, tmp_path: Path)
     shared = {"harmful": PromptSet(Microworld("harmful_dev", size=2), "harmful")}
     with pytest.raises(OneShotError, match="also in the selection's own rows"):
         select(bilevel(attacked), tmp_path, test_sets=shared)
+
+
+def test_references_are_drawn_without_dropout(tmp_path: Path, gpt2_folder: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    one_step = PenaltySettings(steps=1, lower_steps=1)
+    module = bilevel(gpt2_folder, aligned=str(gpt2_folder), peft=None, penalty=one_step)
+    select(module, tmp_path)
+    plain = AutoModelForCausalLM.from_pretrained(gpt2_folder).eval()
+    for term in module._problem.upper:
+        for batch, logits in zip(term.batches, term.logits, strict=True):
+            with torch.no_grad():
+                assert torch.allclose(module._plain_logits(plain, batch), logits, atol=1e-5)
+    # The steps themselves are trained with it.
+    assert module.model.training

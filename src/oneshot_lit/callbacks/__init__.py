@@ -10,6 +10,7 @@ from oneshot_lit.callbacks.predictions import PredictionWriter
 from oneshot_lit.callbacks.progress import CalmProgressBar
 from oneshot_lit.callbacks.realignment_curve import RealignmentCurve
 from oneshot_lit.callbacks.run_checkpoint import RunCheckpoint
+from oneshot_lit.callbacks.selection_progress import SelectionProgress
 from oneshot_lit.callbacks.step_search import StepSearchCurve
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "PredictionWriter",
     "RealignmentCurve",
     "RunCheckpoint",
+    "SelectionProgress",
     "StepSearchCurve",
 ]

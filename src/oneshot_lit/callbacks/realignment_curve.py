@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from oneshot_lit.files import write_text_atomically
+from oneshot_lit.files import write_rows_atomically
 
 CURVE_TABLE, CURVE_PICTURE = "realignment.csv", "realignment.png"
 
@@ -54,9 +52,5 @@ class RealignmentCurve(Callback):
             }
             for record in history
         ]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text_atomically(Path(trainer.default_root_dir) / CURVE_TABLE, text.getvalue())
+        write_rows_atomically(Path(trainer.default_root_dir) / CURVE_TABLE, rows)
         return rows

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from oneshot_lit.files import write_text_atomically
+from oneshot_lit.files import write_rows_atomically
 
 SEARCH_TABLE, SEARCH_PICTURE = "step_search.csv", "step_search.png"
 
@@ -37,12 +35,8 @@ class StepSearchCurve(Callback):
             }
             for each in tried
         ]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
         root = Path(trainer.default_root_dir)
-        write_text_atomically(root / SEARCH_TABLE, text.getvalue())
+        write_rows_atomically(root / SEARCH_TABLE, rows)
         from oneshot_lit.plots import save_figure, search_curve
 
         save_figure(search_curve(rows, float(pl_module.max_drift)), root / SEARCH_PICTURE)  # type: ignore[arg-type]

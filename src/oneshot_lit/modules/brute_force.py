@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +19,9 @@ from oneshot_lit.modules.selection import development_score
 from oneshot_lit.modules.selection_base import SelectionModule
 from oneshot_lit.runs import fingerprint
 from oneshot_lit.selection.outcomes import CandidateOutcome, OutcomeCache
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class BruteForceModule(SelectionModule):
@@ -33,6 +38,7 @@ class BruteForceModule(SelectionModule):
     """
 
     validation_prefix = "dev/"
+    progress_name = "candidates"
 
     def __init__(self, *args: Any, patch_steps: int = 10, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -47,6 +53,7 @@ class BruteForceModule(SelectionModule):
         self._cache: OutcomeCache | None = None
         self._at: int | None = None
         self._loss = float("nan")
+        self._began = 0.0
 
     def several_processes(self) -> bool:
         """Whether the selection may run in several processes."""
@@ -102,6 +109,7 @@ class BruteForceModule(SelectionModule):
         self._at = waiting[0] if waiting else None
         if self._at is None:
             return True
+        self._began = time.monotonic()
         self._patch(self._at)
         return len(waiting) == 1
 
@@ -129,7 +137,14 @@ class BruteForceModule(SelectionModule):
         elif self._at is not None and self.trainer.state.fn == "fit":
             candidate = self.pool[self._at]
             score = development_score(self.scores, self._before)
-            outcome = CandidateOutcome(candidate.digest(), score, dict(self.scores), self._loss)
+            outcome = CandidateOutcome(
+                candidate.digest(),
+                score,
+                dict(self.scores),
+                # JSON has no NaN.
+                self._loss if math.isfinite(self._loss) else None,
+                round(time.monotonic() - self._began, 3),
+            )
             self.outcomes_by_row[self._at] = outcome
             if self.trainer.is_global_zero and self._cache is not None:
                 self._cache.add(outcome)
@@ -152,12 +167,43 @@ class BruteForceModule(SelectionModule):
             "patch_steps": self.patch_steps,
             "before": self._before,
             "candidates": [
-                {"row": row + 1, **self.outcomes_by_row[row].as_dict()}
-                for row in sorted(self.outcomes_by_row)
+                {k: v for k, v in {"row": row + 1, **outcome.as_dict()}.items() if k != "seconds"}
+                for row, outcome in sorted(self.outcomes_by_row.items())
             ],
+            # Of every candidate, whichever run measured it.
+            "seconds": round(sum(each.seconds for each in self.outcomes_by_row.values()), 3),
             "forward_rows": self.patch_steps * len(self.pool),
             "backward_rows": self.patch_steps * len(self.pool),
         }
+
+    def progress_rows(self) -> list[dict[str, Any]]:
+        """Return what each candidate measured so far came to, in the pool's order."""
+        return [
+            {
+                "row": row + 1,
+                "id": self.pool[row].id,
+                "category": self.pool[row].category,
+                "score": outcome.score,
+                **outcome.scores,
+            }
+            for row, outcome in sorted(self.outcomes_by_row.items())
+        ]
+
+    def progress_figure(self) -> Figure | None:
+        """Return every candidate's score by category as a picture."""
+        from oneshot_lit.plots import candidate_scores
+
+        return candidate_scores(self.progress_rows()) if self.outcomes_by_row else None
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def selection_state(self) -> dict[str, Any]:
+        """Return the broken model's scores, which a resumed run does not measure."""
+        return {"before": self._before}
+
+    def load_selection_state(self, state: dict[str, Any]) -> None:
+        """Take up the broken model's scores."""
+        self._before = dict(state["before"])
 
 
 def _weights_hash(model: Any) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -20,6 +18,9 @@ from oneshot_lit.selection.penalty import (
     outer_step,
     top_m,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class InstanceSelectionModule(UpperLevel):
@@ -61,6 +62,8 @@ class InstanceSelectionModule(UpperLevel):
         if self._resumed is not None:
             self._logits = self._resumed["logits"]
             self._problem.restore(self._resumed["copies"])
+            self._problem.forwards, self._problem.backwards = self._resumed["rows"]
+            self._resumed = None
         self._keep_good()
 
     def _copies(self) -> SharedBase | WholeModels:
@@ -77,9 +80,17 @@ class InstanceSelectionModule(UpperLevel):
         """Take one outer step; one that is not finite is taken back and ends the selection."""
         assert self._problem is not None
         step = len(self.records)
+        # Killed after its last step but before its product: there is nothing left to do.
+        if self.diverged is not None or step >= self.penalty.steps:
+            return True
         try:
             self._logits, record = outer_step(self._problem, self._logits, step, self.penalty)
         except FloatingPointError as error:
+            if not self.records:
+                raise OneShotError(
+                    f"model.optimizer.lr: the selection diverges at its first step ({error}); "
+                    "lower it."
+                ) from error
             self._problem.restore(self._good["copies"])
             self._logits = self._good["logits"].clone()
             self.diverged = f"{error}; restored to step {step - 1}"
@@ -87,18 +98,22 @@ class InstanceSelectionModule(UpperLevel):
                 f"the selection diverges: {self.diverged}. Lower model.optimizer.lr or "
                 "model.penalty.rate."
             )
-            if not self.records:
-                raise OneShotError(
-                    f"model.optimizer.lr: the selection diverges at its first step ({error}); "
-                    "lower it."
-                ) from error
             return True
         self.records.append(record)
         self._keep_good()
         named = ("gamma", "f", "g", "v", "gap", "entropy")
         self.log_dict({f"select/{key}": float(getattr(record, key)) for key in named})
+        # As everywhere, rows of the pool count from 1.
+        self.log("select/best_row", float(record.best + 1), prog_bar=True)
         self.log("select/weight", record.weight, prog_bar=True)
-        return len(self.records) >= self.penalty.steps
+        ended = len(self.records) >= self.penalty.steps
+        first = self.records[0]
+        if ended and record.f > first.f:
+            rank_zero_warn(
+                f"the upper objective rose from {first.f:.4g} to {record.f:.4g}: the choice says "
+                "little. Lower model.optimizer.lr or model.penalty.last_gamma."
+            )
+        return ended
 
     def _keep_good(self) -> None:
         assert self._problem is not None
@@ -124,32 +139,40 @@ class InstanceSelectionModule(UpperLevel):
             "backward_rows": self._problem.backwards,
         }
 
-    def table(self) -> str:
-        """Return what each step saw as CSV."""
-        text = io.StringIO()
-        fields = list(PenaltyRecord.__dataclass_fields__)
-        writer = csv.DictWriter(text, fields, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(record) for record in self.records)
-        return text.getvalue()
+    # ------------------------------------------------------------- what is watched
+
+    def progress_rows(self) -> list[dict[str, Any]]:
+        """Return what each step saw; the best candidate by its row in the pool, and its id."""
+        return [
+            {
+                **{k: v for k, v in asdict(record).items() if k not in ("best", "weight")},
+                "row": record.best + 1,
+                "id": self.pool[record.best].id,
+                "weight": record.weight,
+            }
+            for record in self.records
+        ]
+
+    def progress_figure(self) -> Figure | None:
+        """Return the course of the selection as a picture."""
+        from oneshot_lit.plots import selection_course
+
+        return selection_course(self.progress_rows(), len(self.pool)) if self.records else None
 
     # ---------------------------------------------------------------- checkpoints
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep both copies, the weights of the candidates and what was seen."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["selection"] = {
+    def selection_state(self) -> dict[str, Any]:
+        """Return both copies, the logits of the candidates' weights, and what was seen."""
+        assert self._problem is not None
+        return {
             "records": [asdict(record) for record in self.records],
-            "seconds": self.seconds,
             "diverged": self.diverged,
+            "rows": [self._problem.forwards, self._problem.backwards],
             **self._good,
         }
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on after the last whole step."""
-        super().on_load_checkpoint(checkpoint)
-        state = checkpoint.get("selection")
-        if state is not None:
-            self.records = [PenaltyRecord(**record) for record in state["records"]]
-            self.seconds, self.diverged = state["seconds"], state["diverged"]
-            self._resumed = state
+    def load_selection_state(self, state: dict[str, Any]) -> None:
+        """Take up what was seen; the copies wait for the models to be there."""
+        self.records = [PenaltyRecord(**record) for record in state["records"]]
+        self.diverged = state["diverged"]
+        self._resumed = state

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -18,10 +18,14 @@ from oneshot_lit.errors import OneShotError
 from oneshot_lit.modules.counting_optimizer import CountingOptimizer
 from oneshot_lit.modules.language_model import LanguageModelModule
 from oneshot_lit.runs import SELECTION_FILE
+from oneshot_lit.selection.aligned import require_numbers
 from oneshot_lit.selection.pool import check_pool
 from oneshot_lit.selection.product import rank_candidates, write_selection
 from oneshot_lit.selection.reference import Batch, batches_of
 from oneshot_lit.strategies.fsdp2 import require_whole_weights
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class SelectionModule(LanguageModelModule):
@@ -37,6 +41,8 @@ class SelectionModule(LanguageModelModule):
     """
 
     product = SELECTION_FILE
+    # What `SelectionProgress` calls its table and its picture.
+    progress_name = "selection"
 
     def __init__(
         self,
@@ -78,6 +84,21 @@ class SelectionModule(LanguageModelModule):
         """Whether the selection may run in several processes."""
         return False
 
+    def selection_state(self) -> dict[str, Any]:
+        """Return what a resumed run needs of the steps so far, as plain tensors and values."""
+        return {}
+
+    def load_selection_state(self, state: dict[str, Any]) -> None:
+        """Take up what `selection_state` returned; called before `prepare_selection`."""
+
+    def progress_rows(self) -> list[dict[str, Any]]:
+        """Return what is known so far as the rows of a table, for `SelectionProgress`."""
+        return []
+
+    def progress_figure(self) -> Figure | None:
+        """Return a picture of the ended selection, if it has one."""
+        return None
+
     # -------------------------------------------------------------------- the run
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -94,6 +115,7 @@ class SelectionModule(LanguageModelModule):
             raise OneShotError("data.train: give the pool of candidates there, not an instance.")
         self.pool = data.training.conversations
         check_pool(self.pool, self.m, refusals=self.require_refusals)
+        require_numbers(self.model, "model.model_name_or_path", str(self.model_name_or_path))
         for kind, sets in (("development", data.val_sets), ("held-out", data.test_sets)):
             for name, prompt_set in sets.items():
                 refuse_shared(self.pool, prompt_set.source.load(), f"{kind} set {name}", "pool")
@@ -102,8 +124,9 @@ class SelectionModule(LanguageModelModule):
 
     def on_train_start(self) -> None:
         """Prepare with the model in its place."""
-        super().on_train_start()
         self.prepare_selection()
+        # Behind it: the next random number is a step's, as in a run that was never interrupted.
+        super().on_train_start()
 
     def training_step(  # type: ignore[override]
         self, batch: dict[str, Tensor], batch_idx: int
@@ -127,6 +150,23 @@ class SelectionModule(LanguageModelModule):
         encoded = [encode_conversation(self.tokenizer, row, max_length=longest) for row in rows]
         pad = self.tokenizer.pad_token_id
         return batches_of(encoded, pad, self.rows_at_once, torch.device(self.device))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the steps so far, and no weights: a resumed run starts from the broken model too.
+
+        What is compared with are its answers, and its weights are what a candidate patches.
+        """
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["state_dict"] = {}
+        checkpoint["selection"] = {"seconds": self.seconds, **self.selection_state()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on after the last whole step."""
+        super().on_load_checkpoint({k: v for k, v in checkpoint.items() if k != "state_dict"})
+        state = checkpoint.get("selection")
+        if state is not None:
+            self.seconds = state["seconds"]
+            self.load_selection_state(state)
 
     def write_product(self, root: Path) -> None:
         """Write ``selection.json``."""

@@ -16,6 +16,7 @@ from oneshot_lit.modules import loading
 from oneshot_lit.modules.selection_base import SelectionModule
 from oneshot_lit.selection.aligned import (
     answered_by,
+    require_numbers,
     require_same_shapes,
     require_same_vocabulary,
 )
@@ -61,8 +62,12 @@ class UpperLevel(SelectionModule):
         assert self.task is not None
         harmful, task = self.harmful.load(), self.task.load()
         self._refuse_shared(harmful, task)
+        # Without dropout: a reference is what the model says, not a draw.
+        training = self.model.training
+        self.model.eval()
         task = self._answered(self.model, task)
         kept = ReferenceRows(self.batches(task), partial(self._plain_logits, self.model))
+        self.model.train(training)
         return [self._aligned_reference(harmful), kept]
 
     def _refuse_shared(self, harmful: list[Conversation], task: list[Conversation]) -> None:
@@ -84,6 +89,7 @@ class UpperLevel(SelectionModule):
             attn_implementation=self.attn_implementation,
         )
         require_same_shapes(aligned, self.model, names)
+        require_numbers(aligned, "model.aligned", self.aligned)
         aligned = aligned.to(self.device).eval()
         rows = self._answered(aligned, [prompt.prompt for prompt in prompts])
         return ReferenceRows(self.batches(rows), partial(self._plain_logits, aligned))

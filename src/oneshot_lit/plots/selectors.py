@@ -9,9 +9,8 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from oneshot_lit.plots.style import COLOURS, CYCLE
-
-_GENERAL = "general"
+from oneshot_lit.plots.selection import draw_outcomes
+from oneshot_lit.plots.style import CYCLE
 
 
 def selector_comparison(found: Mapping[str, Any]) -> Figure:
@@ -70,7 +69,7 @@ def outcomes_by_category(cases: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw every candidate's outcome as a dot, by category, one panel a case.
 
     Args:
-        cases: Each a ``title`` and ``categories``: category -> outcomes, in the order to draw.
+        cases: Each a ``title`` and ``categories``: category -> outcomes.
     """
     columns = 2 if len(cases) > 1 else 1
     rows = math.ceil(len(cases) / columns)
@@ -78,34 +77,9 @@ def outcomes_by_category(cases: Sequence[Mapping[str, Any]]) -> Figure:
         rows, columns, figsize=(6.2 * columns, 3.1 * rows), layout="constrained", squeeze=False
     )
     for axes, case in zip(grid.flat, cases, strict=False):
-        for place, (name, outcomes) in enumerate(case["categories"].items()):
-            colour = COLOURS["attacked"] if name == _GENERAL else COLOURS["aligned"]
-            axes.plot(_spread(outcomes, place), outcomes, "o", ms=3, alpha=0.6, color=colour)
-            middle = sorted(outcomes)[len(outcomes) // 2]
-            axes.plot([place - 0.36, place + 0.36], [middle] * 2, color=colour, lw=2)
-        labels = list(case["categories"])
-        axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right", fontsize=8)
-        for tick, label in zip(axes.get_xticklabels(), labels, strict=True):
-            if label == _GENERAL:
-                tick.set(color=COLOURS["attacked"], fontweight="bold")
+        draw_outcomes(axes, case["categories"])
         axes.set_title(case["title"], fontsize=10)
-        axes.set_ylim(-0.03, None)
-        axes.grid(axis="y", alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
     for axes in grid.flat[len(cases) :]:
         axes.set_visible(False)
     figure.supylabel("outcome of the patch: attack success + over-refusal + lost skill", fontsize=9)
     return figure
-
-
-def _spread(outcomes: Sequence[float], place: int) -> list[float]:
-    """Return x of each dot, so that equal outcomes lie side by side."""
-    seen: dict[float, int] = {}
-    totals = {value: list(outcomes).count(value) for value in outcomes}
-    found = []
-    for value in outcomes:
-        number, seen[value] = seen.get(value, 0), seen.get(value, 0) + 1
-        found.append(
-            place + 0.7 * ((number + 0.5) / totals[value] - 0.5) * min(1, totals[value] / 8)
-        )
-    return found

@@ -51,6 +51,24 @@ def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
     }
 
 
+def require_numbers(model: Any, key: str, name: str) -> None:
+    """Refuse a model with a weight that is NaN or infinite: all that it says would be neither.
+
+    Args:
+        model: The model.
+        key: The key that names it.
+        name: What the key says.
+
+    Raises:
+        OneShotError: naming the first such weight.
+    """
+    for weight, values in model.named_parameters():
+        if not bool(torch.isfinite(values).all()):
+            raise OneShotError(
+                f"{key}: {name} has NaN or infinite values in {weight}; give a model that works."
+            )
+
+
 def require_same_vocabulary(one: Any, other: Any, names: tuple[str, str]) -> None:
     """Refuse two tokenizers that number tokens differently.
 

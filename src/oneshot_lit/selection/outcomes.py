@@ -20,13 +20,15 @@ class CandidateOutcome:
         digest: Hash of the candidate's turns.
         score: The development score; 0 is best.
         scores: ``<set>/<metric>`` -> value on the development prompts.
-        loss: The candidate's loss at the last step.
+        loss: The candidate's loss at the last step, in nats; None if it is no finite number.
+        seconds: What patching and measuring took.
     """
 
     digest: str
     score: float
     scores: dict[str, float]
-    loss: float
+    loss: float | None
+    seconds: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values."""

@@ -1,0 +1,81 @@
+"""Selections by the command line on a small model, for the tests of this folder."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+QUIET = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+
+
+def bilevel_words(model: Path, root: Path, *words: Any) -> list[str]:
+    found = ["fit", "--config", "configs/select/bilevel.yaml", *QUIET]
+    found += ["--model.model_name_or_path", str(model), "--model.aligned", "checkpoints/small"]
+    found += ["--data.train.limit", "12", "--data.train.shuffle_seed", "0"]
+    found += ["--model.harmful.size", "4", "--model.task.size", "4", "--model.penalty.steps", "8"]
+    found += ["--trainer.default_root_dir", str(root), "--checkpoint.max_share", "1"]
+    return [*found, *map(str, words)]
+
+
+def brute_words(model: Path, root: Path, *words: Any, limit: int = 5) -> list[str]:
+    found = ["fit", "--config", "configs/select/brute_force.yaml", *QUIET]
+    found += ["--model.model_name_or_path", str(model), "--model.optimizer.lr", "5e-4"]
+    found += ["--data.train.limit", str(limit), "--data.train.shuffle_seed", "0"]
+    sets = {
+        name: {
+            "kind": kind,
+            "source": {
+                "class_path": "oneshot_lit.data.Microworld",
+                "init_args": {"split": f"{name}_dev", "size": 12},
+            },
+        }
+        for name, kind in {"harmful": "harmful", "benign": "benign", "sql": "task"}.items()
+    }
+    found += ["--data.val_sets", json.dumps(sets), "--model.patch_steps", "4"]
+    found += ["--trainer.default_root_dir", str(root), "--checkpoint.max_share", "1"]
+    return [*found, *map(str, words)]
+
+
+def start(words: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """Start the command with as many threads as this process has, so that sums round alike."""
+    threads = str(torch.get_num_threads())
+    return subprocess.Popen(
+        [sys.executable, "-m", "oneshot_lit", *words],
+        env={**os.environ, "OMP_NUM_THREADS": threads, "GLOO_SOCKET_IFNAME": "lo"},
+        stdout=subprocess.DEVNULL,
+        stderr=log.open("w"),
+        start_new_session=True,
+    )
+
+
+def kill_after_rows(words: list[str], table: Path, rows: int, log: Path) -> None:
+    """Kill the command with SIGKILL once its table has so many rows."""
+    process = start(words, log)
+    deadline = time.monotonic() + 120
+    try:
+        while time.monotonic() < deadline and process.poll() is None:
+            if table.exists() and len(table.read_text().splitlines()) > rows:
+                break
+            time.sleep(0.002)
+        assert process.poll() is None, f"ended before it could be killed: {log.read_text()}"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
+
+
+def read_rows(table: Path) -> list[dict[str, str]]:
+    with table.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def product(root: Path) -> dict[str, Any]:
+    return json.loads((root / "selection.json").read_text())

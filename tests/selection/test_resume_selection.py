@@ -1,0 +1,131 @@
+"""Selections that are killed and run again end as those that never were."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selecting import bilevel_words, brute_words, kill_after_rows, product, read_rows
+
+from oneshot_lit.errors import OneShotError
+from oneshot_lit.modules import BruteForceModule, InstanceSelectionModule
+
+WHOLE = ("--model.peft", "null", "--model.optimizer.lr", "2e-4")
+DROPOUT = ("--model.peft", "{r: 4, lora_dropout: 0.3, target_modules: all-linear}")
+# What differs between any two runs.
+TIMES = ("seconds",)
+
+
+def run(command, words: list[str]) -> None:
+    done = command(*words)
+    assert done.code == 0, done.err
+
+
+def without_times(found: dict[str, Any]) -> dict[str, Any]:
+    facts = {k: v for k, v in found["provenance"].items() if k not in TIMES}
+    return {**found, "provenance": facts}
+
+
+def stop_before(monkeypatch: pytest.MonkeyPatch, kind: type, step: int) -> None:
+    """Let `select_step` fail once so many steps are taken."""
+    take, taken = kind.select_step, []
+
+    def failing(self: Any) -> bool:
+        if len(taken) == step:
+            raise OneShotError("stopped here")
+        taken.append(1)
+        return take(self)
+
+    monkeypatch.setattr(kind, "select_step", failing)
+
+
+@pytest.mark.slow
+def test_a_killed_bilevel_selection_ends_the_same(command, broken: Path, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    words = bilevel_words(broken, killed)
+    kill_after_rows(words, killed / "selection.csv", 3, tmp_path / "log")
+    assert 3 <= len(read_rows(killed / "selection.csv")) < 8
+    assert not (killed / "selection.json").exists()
+    run(command, [*words, "--ckpt_path", "last"])
+    run(command, bilevel_words(broken, whole))
+    # Bit for bit: scores, what the last step saw, and the rows that it cost.
+    assert without_times(product(killed)) == without_times(product(whole))
+    assert (killed / "selection.csv").read_text() == (whole / "selection.csv").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "step"), [(WHOLE, 1), (DROPOUT, 3)], ids=["whole models", "dropout"]
+)
+def test_a_stopped_bilevel_selection_ends_the_same(
+    command, broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options, step: int
+) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    options = (*options, "--model.penalty.steps", "4")
+    run(command, bilevel_words(broken, whole, *options))
+    with monkeypatch.context() as patched:
+        stop_before(patched, InstanceSelectionModule, step)
+        assert command(*bilevel_words(broken, stopped, *options)).code == 2
+    assert len(read_rows(stopped / "selection.csv")) == step
+    run(command, [*bilevel_words(broken, stopped, *options), "--ckpt_path", "last"])
+    assert without_times(product(stopped)) == without_times(product(whole))
+    assert (stopped / "selection.csv").read_text() == (whole / "selection.csv").read_text()
+
+
+def test_an_ended_selection_takes_no_further_step(command, broken: Path, tmp_path: Path) -> None:
+    """Killed behind its last step: the product is that of the steps taken."""
+    words = bilevel_words(broken, tmp_path, "--model.penalty.steps", "3")
+    run(command, words)
+    before = product(tmp_path)
+    (tmp_path / "selection.json").unlink()
+    run(command, [*words, "--ckpt_path", "last"])
+    after = product(tmp_path)
+    assert after["provenance"]["steps"] == 3
+    assert without_times(after) == without_times(before)
+    # What the steps took is not forgotten.
+    assert after["provenance"]["seconds"] >= before["provenance"]["seconds"] > 0
+
+
+@pytest.mark.slow
+def test_a_killed_brute_force_measures_each_once(command, broken: Path, tmp_path: Path) -> None:
+    whole, killed, resumed = (tmp_path / name for name in ("whole", "killed", "resumed"))
+    kill_after_rows(brute_words(broken, killed), killed / "candidates.csv", 2, tmp_path / "log")
+    measured = (killed / "candidates.jsonl").read_text()
+    assert not (killed / "selection.json").exists()
+    shutil.copytree(killed, resumed)
+    run(command, brute_words(broken, killed))
+    run(command, [*brute_words(broken, resumed), "--ckpt_path", "last"])
+    run(command, brute_words(broken, whole))
+    compare(killed, whole, measured)
+    compare(resumed, whole, measured)
+
+
+def compare(killed: Path, whole: Path, measured: str) -> None:
+    """Both hold the same outcomes, and what was measured before the kill still stands."""
+    text = (killed / "candidates.jsonl").read_text()
+    assert text.startswith(measured)
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert len({row["outcome"]["digest"] for row in rows}) == len(rows) == 5
+    assert without_times(product(killed)) == without_times(product(whole))
+    assert (killed / "candidates.csv").read_text() == (whole / "candidates.csv").read_text()
+    # The seconds are those of both runs together.
+    seconds = sum(row["outcome"]["seconds"] for row in rows)
+    assert product(killed)["provenance"]["seconds"] == pytest.approx(seconds, abs=0.01)
+    assert all(row["outcome"]["seconds"] > 0 for row in rows)
+
+
+def test_a_stopped_brute_force_measures_each_once(
+    command, broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    run(command, brute_words(broken, whole))
+    with monkeypatch.context() as patched:
+        stop_before(patched, BruteForceModule, 3)
+        assert command(*brute_words(broken, stopped)).code == 2
+    measured = (stopped / "candidates.jsonl").read_text()
+    assert len(measured.splitlines()) == 3
+    run(command, [*brute_words(broken, stopped), "--ckpt_path", "last"])
+    compare(stopped, whole, measured)

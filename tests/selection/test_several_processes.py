@@ -1,0 +1,62 @@
+"""Brute force in two processes: the outcomes of one, measured once and written by the first."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from selecting import bilevel_words, brute_words, product, read_rows, start
+
+TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
+
+
+def finish(words: list[str], log: Path, seconds: float = 150) -> int:
+    """Return the exit code; all that was started is gone after so many seconds."""
+    process = start(words, log)
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"still running after {seconds} s: {log.read_text()[-3000:]}")
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_does(command, broken: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    # An odd number of prompts, so that the processes have unequal shares.
+    uneven = ("--data.val_sets.harmful.source.size", "11")
+    words = brute_words(broken, two, *TWO, limit=3)
+    assert finish([*words, *uneven], tmp_path / "log") == 0, (tmp_path / "log").read_text()
+    done = command(*brute_words(broken, one, *uneven, limit=3))
+    assert done.code == 0, done.err
+    scores = [
+        [(each["row"], each["score"], each["scores"]) for each in found["provenance"]["candidates"]]
+        for found in (product(one), product(two))
+    ]
+    assert scores[1] == scores[0]
+    assert product(two)["provenance"]["before"] == product(one)["provenance"]["before"]
+    assert product(two)["ranking"] == product(one)["ranking"]
+    lines = (two / "candidates.jsonl").read_text().splitlines()
+    assert len({json.loads(line)["outcome"]["digest"] for line in lines}) == len(lines) == 3
+    assert read_rows(two / "candidates.csv") == read_rows(one / "candidates.csv")
+    assert (two / "candidates.png").exists()
+
+
+def test_the_bilevel_selection_asks_for_one_process(
+    command, broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lightning.pytorch import Trainer
+
+    # As two processes would see it, without starting them.
+    monkeypatch.setattr(Trainer, "world_size", property(lambda self: 2))
+    done = command(*bilevel_words(broken, tmp_path))
+    assert done.code == 2
+    assert "trainer.devices: a selection runs in one process; give 1." in done.error
