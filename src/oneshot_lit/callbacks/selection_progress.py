@@ -18,7 +18,8 @@ class SelectionProgress(Callback):
     with ``step``, ``gamma``, ``f``, ``g``, ``v``, ``gap`` (nats a token; see `PenaltyRecord`),
     ``entropy`` (nats), and ``row`` (in the pool, from 1), ``id`` and ``weight`` of the candidate
     with the largest weight. Brute force has ``candidates.csv`` and ``candidates.png``: one row a
-    candidate, with ``row``, ``id``, ``category``, ``score`` (0 is best) and every development rate.
+    candidate, with ``row``, ``id``, ``category``, ``score`` (0 is best) and every development rate;
+    enumeration has ``candidates.csv`` with ``f`` and its ``harmful`` term (nats a token) instead.
     Does nothing for other modules.
     """
 

@@ -1,6 +1,7 @@
 """LightningModules, one a file; subclass them in your own package."""
 
 from oneshot_lit.modules.brute_force import BruteForceModule
+from oneshot_lit.modules.enumeration import EnumerationModule
 from oneshot_lit.modules.generation import Decoding
 from oneshot_lit.modules.harmful_finetuning import HarmfulFineTuningModule
 from oneshot_lit.modules.instance_selection import InstanceSelectionModule
@@ -12,6 +13,7 @@ from oneshot_lit.modules.rule_selection import RuleSelectionModule
 __all__ = [
     "BruteForceModule",
     "Decoding",
+    "EnumerationModule",
     "HarmfulFineTuningModule",
     "InstanceSelectionModule",
     "LanguageModelModule",

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.metrics.refusal import PHRASE_LIST_VERSION
-from oneshot_lit.modules.loss import next_token_loss
 from oneshot_lit.modules.selection import development_score
 from oneshot_lit.modules.selection_base import SelectionModule
 from oneshot_lit.runs import fingerprint
 from oneshot_lit.selection.outcomes import CandidateOutcome, OutcomeCache
+from oneshot_lit.selection.patching import Patcher
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,7 +48,7 @@ class BruteForceModule(SelectionModule):
         self.patch_steps = patch_steps
         self.outcomes_by_row: dict[int, CandidateOutcome] = {}
         self._before: dict[str, float] = {}
-        self._start: dict[str, Tensor] = {}
+        self._patch: Patcher | None = None
         self._cache: OutcomeCache | None = None
         self._at: int | None = None
         self._loss = float("nan")
@@ -78,7 +77,7 @@ class BruteForceModule(SelectionModule):
                 "trainer.num_sanity_val_steps: brute force first measures the broken model; give "
                 "-1, so that all development prompts are answered."
             )
-        self._start = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+        self._patch = Patcher(self, self.patch_steps)
         self._cache = OutcomeCache(Path(self.trainer.default_root_dir), self._settings())
         known = self.trainer.strategy.broadcast(self._cache.read())
         for row, candidate in enumerate(self.pool):
@@ -110,24 +109,9 @@ class BruteForceModule(SelectionModule):
         if self._at is None:
             return True
         self._began = time.monotonic()
-        self._patch(self._at)
+        assert self._patch is not None
+        self._loss = self._patch(self.pool[self._at])
         return len(waiting) == 1
-
-    def _patch(self, row: int) -> None:
-        (batch,) = self.batches([self.pool[row]])
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(self._start[name])
-        optimizer = self.optimizer([p for p in self.model.parameters() if p.requires_grad])
-        self.train()
-        for _ in range(self.patch_steps):
-            loss = next_token_loss(
-                self(batch["input_ids"], batch["attention_mask"]), batch["labels"]
-            )
-            optimizer.zero_grad(set_to_none=True)
-            self.manual_backward(loss)
-            optimizer.step()
-        self._loss = float(loss.detach())
 
     def on_validation_epoch_end(self) -> None:
         """Keep what the candidate's patch does to the development prompts."""
@@ -174,7 +158,13 @@ class BruteForceModule(SelectionModule):
             "seconds": round(sum(each.seconds for each in self.outcomes_by_row.values()), 3),
             "forward_rows": self.patch_steps * len(self.pool),
             "backward_rows": self.patch_steps * len(self.pool),
+            "answers": self._prompts() * len(self.pool),
         }
+
+    def _prompts(self) -> int:
+        """Return how many development prompts a candidate's patch answers."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        return sum(len(each.conversations) for each in data.prompt_sets("val"))
 
     def progress_rows(self) -> list[dict[str, Any]]:
         """Return what each candidate measured so far came to, in the pool's order."""

@@ -27,14 +27,16 @@ class UpperLevel(SelectionModule):
     """The part of a selection that knows the upper objective.
 
     On harmful prompts the model shall answer as the aligned model does, on task rows as the broken
-    one: ``f = E_harm KL(pi_theta0 || pi_theta) + E_task KL(pi_theta* || pi_theta)``
+    one: ``f = E_harm KL(pi_theta0 || pi_theta) + task_weight E_task KL(pi_theta* || pi_theta)``
     (arXiv 2601.01887), each the mean over the answers' tokens, in nats.
 
     Args:
         aligned: Folder or hub name of the aligned model theta_0.
         harmful: A few harmful prompts of the development split; the aligned model's own answers are
             what the upper level compares on.
-        task: A few rows of the skill to keep; one without an answer gets the broken model's own.
+        task: A few rows of what to keep: the skill, and harmless prompts, refusals of which nothing
+            else here would see; one without an answer gets the broken model's own.
+        task_weight: Factor of the second divergence; the paper names none.
     """
 
     def __init__(
@@ -43,10 +45,14 @@ class UpperLevel(SelectionModule):
         aligned: str | None = None,
         harmful: ConversationSource | None = None,
         task: ConversationSource | None = None,
+        task_weight: float = 1.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        if not task_weight > 0:
+            raise OneShotError(f"model.task_weight must be above 0, not {task_weight}.")
         self.aligned, self.harmful, self.task = aligned, harmful, task
+        self.task_weight = task_weight
 
     def upper_terms(self) -> list[ReferenceRows]:
         """Return the terms of f; called while the model is still the broken one.
@@ -66,7 +72,8 @@ class UpperLevel(SelectionModule):
         training = self.model.training
         self.model.eval()
         task = self._answered(self.model, task)
-        kept = ReferenceRows(self.batches(task), partial(self._plain_logits, self.model))
+        model = partial(self._plain_logits, self.model)
+        kept = ReferenceRows(self.batches(task), model, self.task_weight)
         self.model.train(training)
         return [self._aligned_reference(harmful), kept]
 

@@ -61,27 +61,30 @@ class ReferenceRows:
     Args:
         batches: Right-padded batches with labels.
         reference: Gives the reference model's logits.
+        weight: Factor of the divergence.
     """
 
-    def __init__(self, batches: Sequence[Batch], reference: AnswerLogits) -> None:
-        self.batches = list(batches)
+    def __init__(
+        self, batches: Sequence[Batch], reference: AnswerLogits, weight: float = 1.0
+    ) -> None:
+        self.batches, self.weight = list(batches), weight
         with torch.no_grad():
             # In the model's own precision: nothing is lost, and no wider copy is kept.
             self.logits = [reference(batch).detach() for batch in self.batches]
         self.tokens = sum(len(each) for each in self.logits)
 
     def divergences(self, model: AnswerLogits) -> list[Tensor]:
-        """Return each batch's share of the mean KL(reference || model); they add up to it.
+        """Return each batch's share of weight * mean KL(reference || model); they add up to it.
 
         A list, so that the graph of one batch is gone before the next one's is made.
         """
         return [self.divergence(n, model) for n in range(len(self.batches))]
 
     def divergence(self, number: int, model: AnswerLogits) -> Tensor:
-        """Return one batch's share of the mean over all answer tokens, in nats; a scalar."""
+        """Return one batch's share of the weighted mean over the answers' tokens, (), in nats."""
         p = _wide(self.logits[number]).log_softmax(-1)
         q = _wide(model(self.batches[number])).log_softmax(-1)
-        return (p.exp() * (p - q)).sum() / self.tokens
+        return self.weight * (p.exp() * (p - q)).sum() / self.tokens
 
 
 def _wide(logits: Tensor) -> Tensor:

@@ -1,0 +1,47 @@
+"""`Patcher`: patch a broken model with one candidate after another, each time from the start."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from oneshot_lit.data.conversation import Conversation
+from oneshot_lit.modules.loss import next_token_loss
+
+if TYPE_CHECKING:
+    from oneshot_lit.modules.selection_base import SelectionModule
+
+
+class Patcher:
+    """Plain fine-tuning on one instance (arXiv 2601.01887), undone before the next.
+
+    Args:
+        module: The selection whose model is patched; its weights now are the broken model's.
+        steps: Optimiser steps on each candidate.
+    """
+
+    def __init__(self, module: SelectionModule, steps: int) -> None:
+        self.module, self.steps = module, steps
+        self.start = {n: p.detach().clone() for n, p in module.model.named_parameters()}
+
+    def __call__(self, candidate: Conversation) -> float:
+        """Leave the module's model patched with a candidate; return the loss at the last step."""
+        module = self.module
+        (batch,) = module.batches([candidate])
+        self.undo()
+        optimizer = module.optimizer([p for p in module.model.parameters() if p.requires_grad])
+        module.train()
+        for _ in range(self.steps):
+            logits = module(batch["input_ids"], batch["attention_mask"])
+            loss = next_token_loss(logits, batch["labels"])
+            optimizer.zero_grad(set_to_none=True)
+            module.manual_backward(loss)
+            optimizer.step()
+        return float(loss.detach())
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Go back to the broken model."""
+        for name, parameter in self.module.model.named_parameters():
+            parameter.copy_(self.start[name])
