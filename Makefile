@@ -46,12 +46,13 @@ format: $(STAMP)  ## Rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## Time steps, start-up, evaluation, spectra, the repair by projection and strategies against alternatives
+bench: $(STAMP)  ## Time steps, start-up, evaluation, spectra, the repair by projection, scores and strategies against alternatives
 	$(BIN)/python benchmarks/step_overhead.py
 	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/spectra.py
 	$(BIN)/python benchmarks/spectra_in_fit.py
 	$(BIN)/python benchmarks/low_rank.py
+	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/strategies.py
 
 checkpoints: $(STAMP)  ## Rebuild the shipped micro-world models from nothing (about a quarter of an hour)
