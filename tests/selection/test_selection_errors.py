@@ -150,3 +150,13 @@ def test_a_worse_objective_is_said(command, broken: Path, tmp_path: Path) -> Non
         done = command(*bilevel_words(broken, tmp_path, *words))
     assert done.code == 0, done.err
     assert any("the upper objective rose from" in str(each.message) for each in said)
+
+
+def test_a_selections_checkpoint_is_no_model(command, broken: Path, tmp_path: Path) -> None:
+    done = command(*bilevel_words(broken, tmp_path, "--model.penalty.steps", "1"))
+    assert done.code == 0, done.err
+    checkpoint, out = tmp_path / "checkpoints" / "last.ckpt", tmp_path / "saved"
+    done = command("export", "--checkpoint", checkpoint, "--out", out)
+    assert done.code == 2
+    assert f"{checkpoint}: holds no weights" in done.error
+    assert not out.exists()
