@@ -98,6 +98,11 @@ def export_checkpoint(
             f"{checkpoint}: does not say which model it is of; only checkpoints that the command "
             "oneshot-lit fit has saved can be converted."
         )
+    if facts["kind"] == "file" and not saved["state_dict"]:
+        raise OneShotError(
+            f"{checkpoint}: holds no weights, because a selection trains no model to keep; give "
+            "the checkpoint of another fit."
+        )
     module = _module(config, checkpoint)
     # What a checkpoint says of trust is not the user's word.
     module.trust_remote_code = module.trust_remote_code and trust_remote_code

@@ -15,6 +15,8 @@ from oneshot_lit.modules import BruteForceModule, InstanceSelectionModule
 
 WHOLE = ("--model.peft", "null", "--model.optimizer.lr", "2e-4")
 DROPOUT = ("--model.peft", "{r: 4, lora_dropout: 0.3, target_modules: all-linear}")
+# Saved between a candidate's patch and its measure: the broken model is not measured again.
+EVERY_STEP = "--checkpoint.every_n_train_steps"
 # What differs between any two runs.
 TIMES = ("seconds",)
 
@@ -117,15 +119,16 @@ def compare(killed: Path, whole: Path, measured: str) -> None:
     assert all(row["outcome"]["seconds"] > 0 for row in rows)
 
 
+@pytest.mark.parametrize("period", ["--checkpoint.every_n_epochs", EVERY_STEP])
 def test_a_stopped_brute_force_measures_each_once(
-    command, broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command, broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, period: str
 ) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     run(command, brute_words(broken, whole))
     with monkeypatch.context() as patched:
         stop_before(patched, BruteForceModule, 3)
-        assert command(*brute_words(broken, stopped)).code == 2
+        assert command(*brute_words(broken, stopped, period, 1)).code == 2
     measured = (stopped / "candidates.jsonl").read_text()
     assert len(measured.splitlines()) == 3
-    run(command, [*brute_words(broken, stopped), "--ckpt_path", "last"])
+    run(command, [*brute_words(broken, stopped, period, 1), "--ckpt_path", "last"])
     compare(stopped, whole, measured)

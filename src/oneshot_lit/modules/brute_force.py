@@ -69,13 +69,18 @@ class BruteForceModule(SelectionModule):
             raise OneShotError(
                 "data.val_sets: brute force needs a harmful and a harmless set to measure on."
             )
+        # Some of the prompts would be another measure than that of the candidates.
+        if self.trainer.num_sanity_val_steps != math.inf:
+            raise OneShotError(
+                "trainer.num_sanity_val_steps: brute force first measures the broken model; give "
+                "-1, so that all development prompts are answered."
+            )
 
     def prepare_selection(self) -> None:
         """Remember the broken model, and what is known already."""
         if not self._before:
             raise OneShotError(
-                "trainer.num_sanity_val_steps: brute force first measures the broken model; give "
-                "-1, so that all development prompts are answered."
+                "trainer.limit_val_batches: no development prompt was answered; leave it out."
             )
         self._patch = Patcher(self, self.patch_steps)
         self._cache = OutcomeCache(Path(self.trainer.default_root_dir), self._settings())
