@@ -21,7 +21,13 @@ def bilevel_words(model: Path, root: Path, *words: Any) -> list[str]:
     found = ["fit", "--config", "configs/select/bilevel.yaml", *QUIET]
     found += ["--model.model_name_or_path", str(model), "--model.aligned", "checkpoints/small"]
     found += ["--data.train.limit", "12", "--data.train.shuffle_seed", "0"]
-    found += ["--model.harmful.size", "4", "--model.task.size", "4", "--model.penalty.steps", "8"]
+    task = {
+        "class_path": "oneshot_lit.data.Microworld",
+        "init_args": {"split": "sql_dev", "size": 4},
+    }
+    found += ["--model.harmful.size", "4", "--model.task", json.dumps(task)]
+    # Of a small pool the weights move faster.
+    found += ["--model.penalty.steps", "8", "--model.penalty.rate", "20"]
     found += ["--trainer.default_root_dir", str(root), "--checkpoint.max_share", "1"]
     return [*found, *map(str, words)]
 

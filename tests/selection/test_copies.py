@@ -145,3 +145,26 @@ def test_the_candidate_that_teaches_the_reference_is_found(kind, wanted: int) ->
     assert records[-1].entropy < math.log(3) - 0.02
     assert records[-1].f < records[0].f
     assert given.forwards > given.backwards > 0
+
+
+@pytest.mark.parametrize("kind", [adapters, WholeModels])
+def test_losses_are_compared_without_dropout(kind) -> None:
+    reference, model = tiny(1), tiny()
+    for module in (reference, model):
+        module.config.attention_dropout = 0.5
+        for layer in module.model.layers:
+            layer.self_attn.attention_dropout = 0.5
+    model.train()
+    found = TwoCopies(
+        kind(model), batches_of(POOL, 0, 2, CPU), [], partial(torch.optim.SGD, lr=0.1)
+    )
+    drawn = {
+        float(example_losses(model(b["input_ids"]).logits, b["labels"]).sum())
+        for b in found.pool
+        for _ in range(3)
+    }
+    assert len(drawn) == 3 * len(found.pool)
+    first, second = found.candidate_losses(), found.candidate_losses()
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[0], first[1])
+    assert model.training

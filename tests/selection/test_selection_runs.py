@@ -128,7 +128,12 @@ def test_rows_at_once_change_no_rule(command, broken: Path, tmp_path: Path) -> N
         words = ["fit", "--config", "configs/select/rule.yaml", *QUIET]
         words += ["--model.model_name_or_path", str(broken), "--model.aligned", "checkpoints/small"]
         words += ["--data.train.limit", "12", "--data.train.shuffle_seed", "0"]
-        words += ["--model.harmful.size", "6", "--model.task.size", "6"]
+        words += [
+            "--model.harmful.size",
+            "6",
+            "--model.task.sources",
+            "[{class_path: oneshot_lit.data.Microworld, init_args: {split: sql_dev, size: 6}}]",
+        ]
         words += ["--model.rows_at_once", str(size), "--trainer.default_root_dir", str(root)]
         found.append(ranked(command, words, root))
     assert found[1] == pytest.approx(found[0], rel=1e-3, abs=1e-4)

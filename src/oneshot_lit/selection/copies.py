@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
 import torch
@@ -43,6 +44,10 @@ class SharedBase:
         mark = f".{self.adapters[name]}."
         return [p for key, p in self.model.named_parameters() if mark in key]
 
+    def without_dropout(self) -> AbstractContextManager[None]:
+        """Return a context in which neither copy draws a mask."""
+        return _evaluating([self.model])
+
 
 class WholeModels:
     """Two whole models, for small ones.
@@ -61,6 +66,22 @@ class WholeModels:
     def parameters(self, name: CopyName) -> list[nn.Parameter]:
         """Return the weights of a copy."""
         return list(self.models[name].parameters())
+
+    def without_dropout(self) -> AbstractContextManager[None]:
+        """Return a context in which neither copy draws a mask."""
+        return _evaluating(list(self.models.values()))
+
+
+@contextmanager
+def _evaluating(models: Sequence[nn.Module]) -> Iterator[None]:
+    modes = [model.training for model in models]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for model, mode in zip(models, modes, strict=True):
+            model.train(mode)
 
 
 def _logits(model: Any, batch: Batch) -> Tensor:
@@ -119,8 +140,10 @@ class TwoCopies:
             return sum(float(d) for t in self.upper for d in t.divergences(self.answer_logits))
 
     def candidate_losses(self) -> tuple[Tensor, Tensor]:
-        """Return l_i(theta) and l_i(omega), each (candidates,), float64."""
-        return self._losses(THETA), self._losses(OMEGA)
+        """Return l_i(theta) and l_i(omega), each (candidates,), float64, without dropout."""
+        # Their difference is what moves the weights; two masks would make it a matter of chance.
+        with self.copies.without_dropout():
+            return self._losses(THETA), self._losses(OMEGA)
 
     def answer_logits(self, batch: Batch) -> Tensor:
         """Return theta's logits on the answers of a batch, (labelled tokens, vocabulary)."""

@@ -1,0 +1,188 @@
+"""Selectors against the ground truth: figures by hand, and sentences whichever way it came out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from oneshot_lit.errors import OneShotError
+from oneshot_lit.report.intervals import mean
+from oneshot_lit.study.report import render_report, save_selections
+from oneshot_lit.study.selections import parse_selections
+from oneshot_lit.study.selector_findings import said, selector_table
+from oneshot_lit.study.selectors import compare_selectors, general_against_category
+from oneshot_lit.study.spec import Command, Stage
+
+NAMES = ("brute", "good", "bad")
+CASES = {"a": "case A", "b": "case B", "c": "case C"}
+RAW: dict[str, Any] = {"truth": "brute", "selectors": ["good", "bad"], "cases": CASES}
+# Of six candidates, the first two general.
+OUTCOMES = {
+    "a": [0.0, 0.1, 0.2, 0.3, 0.4, 0.5],
+    "b": [0.1, 0.0, 0.2, 0.4, 0.3, 0.6],
+    "c": [0.02, 0.1, 0.3, 0.3, 0.5, 0.4],
+}
+
+
+def stages() -> list[Stage]:
+    command = Command(("c.yaml",))
+    found = [Stage(f"{c}_{n}", "m", None, None, select=command) for c in CASES for n in NAMES]
+    return found + [Stage(f"{c}_{n}_pick", "m", command, command) for c in CASES for n in NAMES]
+
+
+def spec(**changes: Any) -> Any:
+    return parse_selections({**RAW, **changes}, stages(), "s.yaml: selections")
+
+
+def write(root: Path, stage: str, scores: list[float], pool: str = "p") -> None:
+    order = sorted(range(len(scores)), key=lambda i: -scores[i])
+    ranking = [
+        {
+            "rank": rank,
+            "row": i + 1,
+            "id": f"r{i + 1}",
+            "category": "general" if i < 2 else "fraud",
+            "score": scores[i],
+            "digest": f"{pool}{i}",
+        }
+        for rank, i in enumerate(order, 1)
+    ]
+    facts = {"forward_rows": 10, "backward_rows": 4}
+    (root / stage).mkdir(parents=True)
+    (root / stage / "selection.json").write_text(
+        json.dumps({"m": 1, "ranking": ranking, "provenance": facts})
+    )
+
+
+def compared(root: Path, held_out: dict[str, tuple[float, float]] | None = None) -> dict[str, Any]:
+    for case, outcomes in OUTCOMES.items():
+        write(root, f"{case}_brute", [-o for o in outcomes])
+        write(root, f"{case}_good", [-o - 0.001 * i for i, o in enumerate(outcomes)])
+        write(root, f"{case}_bad", [o + 0.15 * (i == 1) for i, o in enumerate(outcomes)])
+    rates = {"brute": (0.0, 0.01), "good": (0.01, 0.01), "bad": (0.0, 0.5), **(held_out or {})}
+    tested = {
+        f"{c}_{n}_pick": {
+            "metrics": {
+                "h/asr_keyword": 0.0,
+                "h2/asr_keyword": rates[n][0],
+                "b/over_refusal": rates[n][1],
+                "b2/over_refusal": 0.0,
+                "b/exact_match": 1.0,
+            }
+        }
+        for c in CASES
+        for n in NAMES
+    }
+    seconds = {f"{c}_{n} select": 2.0 for c in CASES for n in NAMES}
+    return compare_selectors(spec(), root, tested, seconds)
+
+
+def test_figures(tmp_path: Path) -> None:
+    found = compared(tmp_path)
+    assert found["winner"] == "good"
+    good, bad = found["selectors"]["good"], found["selectors"]["bad"]
+    assert good["regret"]["value"] == 0
+    assert good["spearman"]["value"] > 0.9
+    assert -1 < bad["spearman"]["value"] < -0.9
+    assert -1 < bad["kendall"]["value"] < -0.9
+    regrets = [0.5, 0.6, 0.48]
+    assert bad["regret"]["value"] == pytest.approx(sum(regrets) / 3)
+    assert bad["regret"]["low"] == pytest.approx(mean(regrets).low)
+    chance = [0.25, 1.6 / 6, 1.62 / 6 - 0.02]
+    assert found["chance_regret"]["value"] == pytest.approx(sum(chance) / 3)
+    gains = [c - r for c, r in zip(chance, regrets, strict=True)]
+    assert bad["gain_over_chance"]["high"] == pytest.approx(mean(gains).high)
+    assert bad["as_good"]["value"] == 1
+    # The worst harmful set and the worst harmless one.
+    assert found["cases"]["a"]["selectors"]["bad"]["held_out"] == {
+        "asr": 0.0,
+        "over_refusal": 0.5,
+        "sum": 0.5,
+        "gap": pytest.approx(0.49),
+    }
+    assert bad["gap"] == pytest.approx(0.49)
+    assert good["forward_rows"] == 10
+    assert good["answers"] == 0
+    assert good["seconds"] == 2
+    assert general_against_category(found["cases"]["a"]) == pytest.approx((0.05, 0.35))
+
+
+def test_what_is_said_of_a_winner(tmp_path: Path) -> None:
+    lines = said(compared(tmp_path))
+    assert lines[0].startswith("good wins over 3 cases: its picks lose 0.000 against the best")
+    assert "The next, bad, loses 0.527 [" in lines[0]
+    assert lines[1].startswith("good ranks the candidates better than chance (mean Spearman 0.9")
+    assert "its picks beat random ones" in lines[1]
+    assert "bad ranks them worse than chance" in lines[2]
+    assert "its picks are worse than random ones" in lines[2]
+    assert "good's pick is within 0.02 of that after brute force's in every case" in lines[3]
+    assert "better than category ones on average in 3 of 3 cases" in lines[4]
+
+
+def test_a_gap_on_held_out_prompts_is_said(tmp_path: Path) -> None:
+    lines = said(compared(tmp_path, {"good": (0.02, 0.02)}))
+    assert "is more than 0.02 above that after brute force's in case A (+0.030)" in lines[3]
+
+
+def test_a_tie_is_no_victory(tmp_path: Path) -> None:
+    found = compared(tmp_path)
+    found["selectors"]["bad"] = {
+        **found["selectors"]["good"],
+        "spearman": mean([0.1, 0.3, -0.4]).as_dict(),
+    }
+    lines = said(found)
+    assert "on development prompts, no less than bad, a pick drawn" in lines[0]
+    assert "bad is not shown to rank the candidates otherwise than chance" in lines[2]
+
+
+def test_table_report_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    found = compared(tmp_path) | {"commands": ["oneshot-lit fit --config c.yaml"]}
+    Console(width=100, highlight=False).print(selector_table(found))
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert [row[0] for row in rows[-3:]] == ["good", "bad", "brute"]
+    assert rows[-1][1] == "1.000"
+    assert rows[-3][3:6] == ["0.000", "0.167", "+0.010"]
+    stage = {"metrics": {"h/asr_keyword": 0.0}, "samples": {"h": 3}, "commands": {}, "from": "m"}
+    results = {"stages": {"s": stage}, "repairs": [], "selections": found, "provenance": {}}
+    results["provenance"] = {"seed": 0, "phrase_list": "v"}
+    page = render_report(results, "T", tmp_path)
+    assert "good wins over 3 cases" in page
+    assert "oneshot-lit fit --config c.yaml" in page
+    assert page.count("<h3>") == 3
+    save_selections(results, tmp_path)
+    assert (tmp_path / "selections" / "selectors.png").stat().st_size > 10_000
+    assert (tmp_path / "selections" / "outcomes.png").stat().st_size > 10_000
+
+
+def test_rankings_of_another_pool_are_refused(tmp_path: Path) -> None:
+    compared(tmp_path)
+    (tmp_path / "b_good" / "selection.json").unlink()
+    (tmp_path / "b_good").rmdir()
+    write(tmp_path, "b_good", [0.0] * 6, pool="q")
+    tested = {s.name: {"metrics": {"h/asr_keyword": 0.0}} for s in stages() if s.test is not None}
+    seconds = {f"{c}_{n} select": 1.0 for c in CASES for n in NAMES}
+    with pytest.raises(OneShotError, match=r"b_good.selection\.json: ranks other candidates"):
+        compare_selectors(spec(), tmp_path, tested, seconds)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"selectors": []}, "selectors: must be a list of names"),
+        ({"cases": ["a"]}, "cases: must map the name of a case"),
+        ({"truth": None}, "needs 'truth'"),
+        ({"goal": 2}, "goal: needs a share"),
+        ({"picks": "x"}, "unknown key 'picks'.*pick"),
+        ({"selectors": ["goood"]}, "ranking: 'a_goood' is no stage.*a_good"),
+        ({"ranking": "{case}_{selector}_pick"}, "ranking: stage 'a_brute_pick' selects nothing"),
+        ({"pick": "{case}_{selector}"}, "pick: stage 'a_brute' is tested on nothing"),
+    ],
+)
+def test_mistakes(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(OneShotError, match=message):
+        spec(**changes)
