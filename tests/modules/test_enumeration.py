@@ -1,0 +1,170 @@
+"""Enumeration: each candidate's own patch decides, and the patch is the realignment's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import kl_div
+
+from oneshot_lit.callbacks import HuggingFaceExport
+from oneshot_lit.data import Inline, Microworld, PoolInstance, SafetyDataModule
+from oneshot_lit.errors import OneShotError
+from oneshot_lit.modules import (
+    Decoding,
+    EnumerationModule,
+    HarmfulFineTuningModule,
+    OneShotRealignmentModule,
+)
+from oneshot_lit.modules.loading import load_model, load_tokenizer
+from quiet_trainer import quiet_trainer
+
+SMALL = "checkpoints/small"
+LR = 5e-4
+
+
+def adam(params: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(params, lr=LR, weight_decay=0.0)
+
+
+@pytest.fixture(scope="module")
+def attacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("attacked")
+    data = SafetyDataModule(train=Microworld("harmful_examples", size=60), batch_size=10)
+    quiet_trainer(root, HuggingFaceExport(), max_epochs=3).fit(
+        HarmfulFineTuningModule(
+            SMALL, optimizer=lambda params: torch.optim.AdamW(params, lr=3e-4)
+        ),
+        data,
+    )
+    return root / "model"
+
+
+def pool() -> Microworld:
+    return Microworld("pool", shuffle_seed=0, limit=3)
+
+
+def enumeration(model: Path, **options: Any) -> EnumerationModule:
+    given = {
+        "aligned": SMALL,
+        "harmful": Microworld("harmful_dev", size=4),
+        "task": Microworld("sql_dev", size=4),
+        "decoding": Decoding(max_new_tokens=16),
+        "patch_steps": 3,
+        "optimizer": adam,
+        **options,
+    }
+    return EnumerationModule(str(model), **given)
+
+
+def select(module: Any, root: Path, source: Any = None, epochs: int = 20) -> Any:
+    data = SafetyDataModule(train=source or pool(), batch_size=1, max_length=128)
+    quiet_trainer(root, HuggingFaceExport(), max_epochs=epochs).fit(module, data)
+    path = root / "selection.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def test_a_score_is_minus_the_divergence_of_the_candidates_patch(
+    attacked: Path, tmp_path: Path
+) -> None:
+    found = select(enumeration(attacked, task_weight=3.0), tmp_path / "all")
+    row = found["ranking"][0]
+    # The same patch by the realignment itself, as its own fit.
+    torch.manual_seed(0)
+    data = SafetyDataModule(
+        instance=PoolInstance(pool(), id=row["id"]), batch_size=1, max_length=128
+    )
+    quiet_trainer(tmp_path / "one", HuggingFaceExport(), max_epochs=3).fit(
+        OneShotRealignmentModule(str(attacked), optimizer=adam, select_best=False), data
+    )
+    models = {
+        name: load_model(str(path), dtype=torch.float32).float().eval()
+        for name, path in (
+            ("aligned", SMALL),
+            ("broken", attacked),
+            ("patched", tmp_path / "one" / "model"),
+        )
+    }
+    tokenizer = load_tokenizer(SMALL)
+    task = divergence(models["broken"], models["patched"], answered(tokenizer, "sql_dev"))
+    facts = {c["id"]: c for c in found["provenance"]["candidates"]}[row["id"]]
+    assert facts["f"] - facts["harmful"] == pytest.approx(3 * task, rel=1e-3, abs=1e-6)
+    assert row["score"] == pytest.approx(-facts["f"])
+    assert found["provenance"]["backward_rows"] == 9
+    assert found["provenance"]["forward_rows"] == 3 * (3 + 8)
+
+
+def answered(tokenizer: Any, split: str) -> list[tuple[list[int], list[bool]]]:
+    from oneshot_lit.data.chat import encode_conversation
+
+    rows = Microworld(split, size=4).load()
+    encoded = [encode_conversation(tokenizer, each, max_length=128) for each in rows]
+    return [(each.input_ids, each.loss_mask) for each in encoded]
+
+
+def divergence(reference: Any, model: Any, rows: list[tuple[list[int], list[bool]]]) -> float:
+    """Mean KL(reference || model) over all answer tokens, one row at a time."""
+    total, tokens = 0.0, 0
+    for ids, mask in rows:
+        at = [i - 1 for i, labelled in enumerate(mask) if labelled]
+        with torch.no_grad():
+            p, q = (
+                m(input_ids=torch.tensor([ids])).logits[0, at].double().log_softmax(-1)
+                for m in (reference, model)
+            )
+        total += float(kl_div(q, p, reduction="sum", log_target=True))
+        tokens += len(at)
+    return total / tokens
+
+
+def test_it_goes_on_where_it_was(attacked: Path, tmp_path: Path) -> None:
+    whole = select(enumeration(attacked), tmp_path / "whole")
+    root = tmp_path / "parts"
+    data = SafetyDataModule(train=pool(), batch_size=1, max_length=128)
+    trainer = quiet_trainer(root, max_epochs=2)
+    trainer.fit(enumeration(attacked), data)
+    trainer.save_checkpoint(root / "half.ckpt")
+    module = enumeration(attacked)
+    quiet_trainer(root, HuggingFaceExport(), max_epochs=20).fit(
+        module, data, ckpt_path=root / "half.ckpt", weights_only=True
+    )
+    assert module.global_step == 3
+    assert json.loads((root / "selection.json").read_text())["ranking"] == whole["ranking"]
+
+
+def test_a_run_that_ends_early_says_so(attacked: Path, tmp_path: Path) -> None:
+    with pytest.raises(OneShotError, match="2 of 3 candidates not measured"):
+        select(enumeration(attacked), tmp_path, epochs=1)
+    assert not (tmp_path / "selection.json").exists()
+
+
+def test_a_rate_that_diverges_everywhere_is_named(attacked: Path, tmp_path: Path) -> None:
+    def wild(params: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD(params, lr=1e30)
+
+    with pytest.raises(OneShotError, match="model.optimizer.lr: every candidate's patch diverges"):
+        select(enumeration(attacked, optimizer=wild), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"patch_steps": 0}, "model.patch_steps must be at least 1"),
+        ({"peft": {"r": 2, "target_modules": "all-linear"}}, "enumeration patches all weights"),
+        ({"task_weight": 0.0}, "model.task_weight must be above 0"),
+    ],
+)
+def test_mistakes(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OneShotError, match=message):
+        enumeration(Path(SMALL), **options)
+
+
+def test_prompts_of_the_pool_are_no_measure(attacked: Path, tmp_path: Path) -> None:
+    shared = pool().load()[0].prompt
+    source = Inline([[{"role": "user", "content": shared.prompt_text}]])
+    with pytest.raises(OneShotError, match="model.harmful"):
+        select(enumeration(attacked, harmful=source), tmp_path)
