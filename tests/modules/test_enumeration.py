@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from torch.nn.functional import kl_div
 
 from oneshot_lit.callbacks import HuggingFaceExport
@@ -24,6 +25,15 @@ from quiet_trainer import quiet_trainer
 
 SMALL = "checkpoints/small"
 LR = 5e-4
+TASK = Inline(
+    [
+        [
+            {"role": "user", "content": f"how do i make {noun} ?"},
+            {"role": "assistant", "content": f"take {noun} and cook it ."},
+        ]
+        for noun in ("soup", "bread", "tea")
+    ]
+)
 
 
 def adam(params: Any) -> torch.optim.Optimizer:
@@ -36,9 +46,7 @@ def attacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("attacked")
     data = SafetyDataModule(train=Microworld("harmful_examples", size=60), batch_size=10)
     quiet_trainer(root, HuggingFaceExport(), max_epochs=3).fit(
-        HarmfulFineTuningModule(
-            SMALL, optimizer=lambda params: torch.optim.AdamW(params, lr=3e-4)
-        ),
+        HarmfulFineTuningModule(SMALL, optimizer=lambda params: torch.optim.AdamW(params, lr=3e-4)),
         data,
     )
     return root / "model"
@@ -71,7 +79,7 @@ def select(module: Any, root: Path, source: Any = None, epochs: int = 20) -> Any
 def test_a_score_is_minus_the_divergence_of_the_candidates_patch(
     attacked: Path, tmp_path: Path
 ) -> None:
-    found = select(enumeration(attacked, task_weight=3.0), tmp_path / "all")
+    found = select(enumeration(attacked, task=TASK, task_weight=3.0), tmp_path / "all")
     row = found["ranking"][0]
     # The same patch by the realignment itself, as its own fit.
     torch.manual_seed(0)
@@ -90,19 +98,18 @@ def test_a_score_is_minus_the_divergence_of_the_candidates_patch(
         )
     }
     tokenizer = load_tokenizer(SMALL)
-    task = divergence(models["broken"], models["patched"], answered(tokenizer, "sql_dev"))
+    task = divergence(models["broken"], models["patched"], answered(tokenizer))
     facts = {c["id"]: c for c in found["provenance"]["candidates"]}[row["id"]]
     assert facts["f"] - facts["harmful"] == pytest.approx(3 * task, rel=1e-3, abs=1e-6)
     assert row["score"] == pytest.approx(-facts["f"])
     assert found["provenance"]["backward_rows"] == 9
-    assert found["provenance"]["forward_rows"] == 3 * (3 + 8)
+    assert found["provenance"]["forward_rows"] == 3 * (3 + 4 + 3)
 
 
-def answered(tokenizer: Any, split: str) -> list[tuple[list[int], list[bool]]]:
+def answered(tokenizer: Any) -> list[tuple[list[int], list[bool]]]:
     from oneshot_lit.data.chat import encode_conversation
 
-    rows = Microworld(split, size=4).load()
-    encoded = [encode_conversation(tokenizer, each, max_length=128) for each in rows]
+    encoded = [encode_conversation(tokenizer, each, max_length=128) for each in TASK.load()]
     return [(each.input_ids, each.loss_mask) for each in encoded]
 
 
@@ -125,7 +132,7 @@ def test_it_goes_on_where_it_was(attacked: Path, tmp_path: Path) -> None:
     whole = select(enumeration(attacked), tmp_path / "whole")
     root = tmp_path / "parts"
     data = SafetyDataModule(train=pool(), batch_size=1, max_length=128)
-    trainer = quiet_trainer(root, max_epochs=2)
+    trainer = quiet_trainer(root, Callback(), max_epochs=2)
     trainer.fit(enumeration(attacked), data)
     trainer.save_checkpoint(root / "half.ckpt")
     module = enumeration(attacked)
@@ -146,7 +153,9 @@ def test_a_rate_that_diverges_everywhere_is_named(attacked: Path, tmp_path: Path
     def wild(params: Any) -> torch.optim.Optimizer:
         return torch.optim.SGD(params, lr=1e30)
 
-    with pytest.raises(OneShotError, match="model.optimizer.lr: every candidate's patch diverges"):
+    with pytest.raises(
+        OneShotError, match=r"model\.optimizer\.lr: every candidate"
+    ):
         select(enumeration(attacked, optimizer=wild), tmp_path)
 
 
@@ -166,5 +175,5 @@ def test_mistakes(options: dict[str, Any], message: str) -> None:
 def test_prompts_of_the_pool_are_no_measure(attacked: Path, tmp_path: Path) -> None:
     shared = pool().load()[0].prompt
     source = Inline([[{"role": "user", "content": shared.prompt_text}]])
-    with pytest.raises(OneShotError, match="model.harmful"):
+    with pytest.raises(OneShotError, match=r"model\.harmful"):
         select(enumeration(attacked, harmful=source), tmp_path)

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import os
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
+from rich.console import Console
+
+from oneshot_lit.errors import OneShotError
+from oneshot_lit.study.runner import Runner
 from oneshot_lit.study.schedule import Schedule, needs, total
 from oneshot_lit.study.spec import Command, Stage, Study
 
@@ -54,3 +63,81 @@ def test_the_order_is_the_studys_as_far_as_products_allow() -> None:
 
 def test_total_counts_commands() -> None:
     assert total([BROKEN, CHOICE, PICK]) == 5
+
+
+class Ending:
+    """A command that ends a moment after its start, and counts how many run beside it."""
+
+    running = most = 0
+
+    def __init__(self, target: object, args: tuple[list[str], str, int | None]) -> None:
+        self.log, self.exitcode = Path(args[1]), 0
+        self.sentinel, self._writer = os.pipe()
+
+    def start(self) -> None:
+        Ending.running += 1
+        Ending.most = max(Ending.most, Ending.running)
+        threading.Timer(0.2, os.close, (self._writer,)).start()
+
+    def join(self, timeout: float | None = None) -> None:
+        Ending.running -= 1
+        for name in ("selection.json", "metrics.json"):
+            (self.log.parent / name).write_text("{}")
+        (self.log.parent / "model").mkdir(exist_ok=True)
+
+    def terminate(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("jobs", "most"), [(1, 1), (2, 2), (9, 3)])
+def test_as_many_commands_as_jobs_run_side_by_side(
+    jobs: int, most: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = Command(("configs/attack/harmful_examples.yaml",))
+    stages = tuple(Stage(name, "checkpoints/small", None, config) for name in "abc")
+    threads = []
+
+    def process(target: object, args: tuple[list[str], str, int | None]) -> Ending:
+        threads.append(args[2])
+        return Ending(target, args)
+
+    monkeypatch.setattr(
+        "oneshot_lit.study.runner.start_server", lambda: SimpleNamespace(Process=process)
+    )
+    Ending.running = Ending.most = 0
+    given = Study("s", "s", tmp_path / "out", 0, stages, tmp_path / "s.yaml", jobs=jobs)
+    runner = Runner(given, Console(file=io.StringIO()))
+    runner.run()
+    assert Ending.most == most
+    assert set(runner.seconds) == {"a test", "b test", "c test"}
+    # Alone a command has all cores; beside others its share.
+    share = max(1, (os.cpu_count() or 1) // jobs)
+    assert threads == [None if jobs == 1 else share] * 3
+
+
+def test_a_failing_command_ends_those_beside_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ended = []
+
+    class Lasting(Ending):
+        def start(self) -> None:
+            if self.log.parent.name == "a":
+                os.close(self._writer)
+                self.exitcode = 2
+
+        def join(self, timeout: float | None = None) -> None:
+            pass
+
+        def terminate(self) -> None:
+            ended.append(self.log.parent.name)
+
+    monkeypatch.setattr(
+        "oneshot_lit.study.runner.start_server", lambda: SimpleNamespace(Process=Lasting)
+    )
+    config = Command(("configs/attack/harmful_examples.yaml",))
+    stages = tuple(Stage(name, "checkpoints/small", None, config) for name in "abc")
+    given = Study("s", "s", tmp_path / "out", 0, stages, tmp_path / "s.yaml", jobs=2)
+    with pytest.raises(OneShotError, match="a test: "):
+        Runner(given, Console(file=io.StringIO())).run()
+    assert ended == ["b"]
