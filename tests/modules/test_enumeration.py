@@ -153,9 +153,7 @@ def test_a_rate_that_diverges_everywhere_is_named(attacked: Path, tmp_path: Path
     def wild(params: Any) -> torch.optim.Optimizer:
         return torch.optim.SGD(params, lr=1e30)
 
-    with pytest.raises(
-        OneShotError, match=r"model\.optimizer\.lr: every candidate"
-    ):
+    with pytest.raises(OneShotError, match=r"model\.optimizer\.lr: every candidate"):
         select(enumeration(attacked, optimizer=wild), tmp_path)
 
 

@@ -50,7 +50,7 @@ def write(root: Path, stage: str, scores: list[float], pool: str = "p") -> None:
         }
         for rank, i in enumerate(order, 1)
     ]
-    facts = {"forward_rows": 10, "backward_rows": 4}
+    facts = {"forward_rows": 10, "backward_rows": 4, "seconds": 2.0}
     (root / stage).mkdir(parents=True)
     (root / stage / "selection.json").write_text(
         json.dumps({"m": 1, "ranking": ranking, "provenance": facts})
@@ -76,8 +76,7 @@ def compared(root: Path, held_out: dict[str, tuple[float, float]] | None = None)
         for c in CASES
         for n in NAMES
     }
-    seconds = {f"{c}_{n} select": 2.0 for c in CASES for n in NAMES}
-    return compare_selectors(spec(), root, tested, seconds)
+    return compare_selectors(spec(), root, tested)
 
 
 def test_figures(tmp_path: Path) -> None:
@@ -165,9 +164,8 @@ def test_rankings_of_another_pool_are_refused(tmp_path: Path) -> None:
     (tmp_path / "b_good").rmdir()
     write(tmp_path, "b_good", [0.0] * 6, pool="q")
     tested = {s.name: {"metrics": {"h/asr_keyword": 0.0}} for s in stages() if s.test is not None}
-    seconds = {f"{c}_{n} select": 1.0 for c in CASES for n in NAMES}
     with pytest.raises(OneShotError, match=r"b_good.selection\.json: ranks other candidates"):
-        compare_selectors(spec(), tmp_path, tested, seconds)
+        compare_selectors(spec(), tmp_path, tested)
 
 
 @pytest.mark.parametrize(

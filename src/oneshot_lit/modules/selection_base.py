@@ -124,7 +124,9 @@ class SelectionModule(LanguageModelModule):
 
     def on_train_start(self) -> None:
         """Prepare with the model in its place."""
+        start = time.monotonic()
         self.prepare_selection()
+        self.seconds += time.monotonic() - start
         # Behind it: the next random number is a step's, as in a run that was never interrupted.
         super().on_train_start()
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from oneshot_lit.errors import OneShotError
 from oneshot_lit.spectral.precision import full_precision
 from oneshot_lit.spectral.recorder import layers_of
 
@@ -55,6 +56,22 @@ def _hook(
             )
 
     return hook
+
+
+def require_examples(factors: Factors, examples: int) -> None:
+    """Check that every layer has seen each example by itself.
+
+    Raises:
+        OneShotError: naming a weight whose layer has one input for all of them, or saw their tokens
+            in one list, as experts do: whose gradient is whose cannot be told there.
+    """
+    for name, parts in factors.items():
+        for left, right in parts:
+            if len(left) != examples or right.ndim != 3:
+                raise OneShotError(
+                    f"model.model_name_or_path: the layer of {name} does not keep the candidates "
+                    "apart, so their gradients cannot be told apart; choose another rule."
+                )
 
 
 @full_precision

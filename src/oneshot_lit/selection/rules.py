@@ -6,6 +6,7 @@ passes, so that they can be compared with those that do.
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,9 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from oneshot_lit.data.conversation import Conversation
-from oneshot_lit.selection.example_gradients import Factors, example_factors, inner_products
+from oneshot_lit.selection.example_gradients import (
+    Factors,
+    example_factors,
+    inner_products,
+    require_examples,
+)
 from oneshot_lit.selection.reference import Batch, ReferenceRows, example_losses, labelled_logits
 from oneshot_lit.spectral import gradient_svd, subspace_overlap
+from oneshot_lit.spectral.recorder import layers_of
 
 GENERAL = "general"
 
@@ -33,6 +40,7 @@ class Evidence:
         upper: The terms of the upper objective f.
         seed: Of the rules that draw.
         overlap_k: Leading directions of the subspace overlap.
+        leading: Those of the mean gradient by weight, if they are known.
         forwards: Rows of forward passes so far.
         backwards: Rows of backward passes so far.
     """
@@ -43,6 +51,7 @@ class Evidence:
     upper: Sequence[ReferenceRows] = ()
     seed: int = 0
     overlap_k: int = 8
+    leading: dict[str, Tensor] | None = None
     forwards: int = field(default=0, init=False)
     backwards: int = field(default=0, init=False)
 
@@ -61,12 +70,13 @@ class Evidence:
 
     def factors(self, batch: Batch, weights: Mapping[str, nn.Parameter]) -> Factors:
         """Return the factors of each candidate's gradient of its own loss."""
-        embedding = self.model.get_input_embeddings().weight
+        embeddings = [m.weight for m in self.model.modules() if isinstance(m, nn.Embedding)]
         with example_factors(self.model, weights) as found:
-            # Down to the embeddings, so that every layer's output has a gradient; no weight but
-            # theirs gets one.
-            torch.autograd.grad(self.losses(batch).sum(), embedding)
+            # Down to the embeddings, those of positions too, so that every layer's output has a
+            # gradient; no weight but theirs gets one.
+            torch.autograd.grad(self.losses(batch).sum(), embeddings, allow_unused=True)
         self.backwards += len(batch["index"])
+        require_examples(found, len(batch["index"]))
         return found
 
     def upper_gradient(self, weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
@@ -90,10 +100,14 @@ class Evidence:
         return total
 
     def _logits(self, batch: Batch) -> Tensor:
-        output = self.model(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-        )
-        return output.logits  # type: ignore[no-any-return]
+        inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+        if "position_ids" in inspect.signature(self.model.forward).parameters:
+            # One row of positions for all would give learned position embeddings one gradient.
+            positions = torch.arange(
+                inputs["input_ids"].shape[1], device=inputs["input_ids"].device
+            )
+            inputs["position_ids"] = positions.expand_as(inputs["input_ids"])
+        return self.model(**inputs, use_cache=False).logits  # type: ignore[no-any-return]
 
 
 def _add(total: dict[str, Tensor], parts: Sequence[Tensor]) -> None:
@@ -148,25 +162,43 @@ def gradient_match(seen: Evidence) -> list[float]:
     return found
 
 
+def leading_directions(seen: Evidence) -> dict[str, Tensor]:
+    """Return the leading left singular vectors of the mean gradient, (out, k), by weight.
+
+    Of linear layers alone: an embedding's gradient has a row for each token that occurs, and tied
+    to the output it has both kinds.
+    """
+    weights = seen.weights()
+    users: dict[str, list[nn.Module]] = {}
+    for name, layer, _ in layers_of(seen.model, weights):
+        users.setdefault(name, []).append(layer)
+    linear = [n for n, each in users.items() if len(each) == 1 and not _embeds(each[0])]
+    gradient = seen.mean_gradient(weights)
+    return {
+        name: torch.linalg.svd(gradient[name].double(), full_matrices=False)[0][:, : seen.overlap_k]
+        for name in linear
+    }
+
+
+def _embeds(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Embedding)
+
+
 def mean_overlap(seen: Evidence) -> list[float]:
     """Return the overlap of the candidate's leading directions with those of the mean gradient.
 
-    The mean over the weight matrices of ``||U^T U'||_F^2 / min(rank U, rank U')`` (METHODS: arXiv
+    The mean over the weight matrices of ``||U^T U'||_F^2 / min(rank U, rank U')`` (arXiv
     2601.01887), with the `overlap_k` leading left singular vectors of each gradient.
     """
     weights = seen.weights()
-    leading = {
-        name: torch.linalg.svd(g.double(), full_matrices=False)[0][:, : seen.overlap_k]
-        for name, g in seen.mean_gradient(weights).items()
-    }
+    leading = leading_directions(seen) if seen.leading is None else seen.leading
     found = [0.0] * len(seen.pool)
     for batch in seen.batches:
         factors = seen.factors(batch, weights)
         for place, index in enumerate(batch["index"].tolist()):
             overlaps = [
-                _overlap(parts, place, leading[name], seen.overlap_k)
-                for name, parts in factors.items()
-                if len(parts) == 1 and parts[0][0].dtype != torch.long
+                _overlap(factors[name], place, directions, seen.overlap_k)
+                for name, directions in leading.items()
             ]
             found[index] = sum(overlaps) / len(overlaps)
     return found

@@ -65,9 +65,7 @@ def gather(runner: Runner) -> dict[str, Any]:
     if runner.study.selections is not None:
         from oneshot_lit.study.selectors import compare_selectors
 
-        found["selections"] = compare_selectors(
-            runner.study.selections, runner.study.root, stages, runner.seconds
-        )
+        found["selections"] = compare_selectors(runner.study.selections, runner.study.root, stages)
         found["selections"]["commands"] = [
             " ".join(["oneshot-lit", *runner.arguments(stage, "select")])
             for stage in runner.study.stages

@@ -16,21 +16,18 @@ from oneshot_lit.selection.rules import GENERAL
 from oneshot_lit.study.selections import Selections
 
 
-def compare_selectors(
-    spec: Selections, root: Path, stages: Mapping[str, Any], seconds: Mapping[str, float]
-) -> dict[str, Any]:
+def compare_selectors(spec: Selections, root: Path, stages: Mapping[str, Any]) -> dict[str, Any]:
     """Return every case's figures, and each selector's over the cases.
 
     Args:
         spec: What to compare.
         root: The study's folder.
         stages: Name of a tested stage -> its entry in ``results.json``.
-        seconds: ``<stage> select`` -> how long it took.
 
     Raises:
         OneShotError: if the rankings of a case are not of the same candidates.
     """
-    cases = {c: _case(spec, c, root, stages, seconds) for c in spec.cases}
+    cases = {c: _case(spec, c, root, stages) for c in spec.cases}
     names = (spec.truth, *spec.selectors)
     chance = [case["chance_regret"] for case in cases.values()]
     overall = {}
@@ -76,13 +73,7 @@ def _mean(rows: Sequence[Mapping[str, Any]], key: str, bounds: tuple[float, floa
     return intervals.mean([0.0 if v is None else v for v in values], bounds=bounds).as_dict()
 
 
-def _case(
-    spec: Selections,
-    case: str,
-    root: Path,
-    stages: Mapping[str, Any],
-    seconds: Mapping[str, float],
-) -> dict[str, Any]:
+def _case(spec: Selections, case: str, root: Path, stages: Mapping[str, Any]) -> dict[str, Any]:
     names = (spec.truth, *spec.selectors)
     files = {n: root / spec.stage(spec.ranking, case, n) / SELECTION_FILE for n in names}
     found = {n: json.loads(file.read_text(encoding="utf-8")) for n, file in files.items()}
@@ -111,8 +102,7 @@ def _case(
             "regret": regret(pick, outcomes),
             "as_good": as_good(pick, outcomes),
             "held_out": patched | {"gap": patched["sum"] - best["sum"]},
-            "seconds": round(seconds[f"{spec.stage(spec.ranking, case, name)} select"], 1),
-            **{key: facts.get(key, 0) for key in _COSTS[:3]},
+            **{key: facts.get(key, 0) for key in _COSTS},
         }
     return {
         "title": spec.cases[case],
