@@ -9,6 +9,7 @@ from oneshot_lit.modules.language_model import LanguageModelModule
 from oneshot_lit.modules.low_rank_realignment import LowRankRealignmentModule
 from oneshot_lit.modules.realignment import OneShotRealignmentModule
 from oneshot_lit.modules.rule_selection import RuleSelectionModule
+from oneshot_lit.modules.selection_base import SelectionModule
 
 __all__ = [
     "BruteForceModule",
@@ -20,4 +21,5 @@ __all__ = [
     "LowRankRealignmentModule",
     "OneShotRealignmentModule",
     "RuleSelectionModule",
+    "SelectionModule",
 ]
