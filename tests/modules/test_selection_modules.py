@@ -20,6 +20,7 @@ from oneshot_lit.modules import (
     RuleSelectionModule,
 )
 from oneshot_lit.selection import PenaltySettings
+from oneshot_lit.selection.product import rank_candidates, write_selection
 from oneshot_lit.selection.rules import RULES
 from quiet_trainer import quiet_trainer
 
@@ -267,3 +268,56 @@ def test_references_are_drawn_without_dropout(tmp_path: Path, gpt2_folder: Path)
                 assert torch.allclose(module._plain_logits(plain, batch), logits, atol=1e-5)
     # The steps themselves are trained with it.
     assert module.model.training
+
+
+def shortlisted(root: Path, source: Any, order: list[int]) -> str:
+    """Write a selection that ranks the rows of a source in this order."""
+    rows = source.load()
+    scores = [float(-order.index(i)) for i in range(len(rows))]
+    write_selection(root, rank_candidates(rows, scores), 1, {"forward_rows": 5, "seconds": 1.0})
+    return str(root)
+
+
+def test_a_shortlist_is_measured_and_the_rest_stays_behind(attacked: Path, tmp_path: Path) -> None:
+    whole = select(brute(attacked), tmp_path / "all", pool(limit=4), val_sets=prompts())
+    outcomes = {row["row"]: row["score"] for row in whole["ranking"]}
+    file = shortlisted(tmp_path / "list", pool(limit=4), [3, 1, 0, 2])
+    module = brute(attacked, shortlist=file, shortlist_size=2)
+    found = select(module, tmp_path / "short", pool(limit=4), val_sets=prompts())
+    rows = [row["row"] for row in found["ranking"]]
+    # Measured as in the whole run; of equal ones the shortlist's order decides.
+    assert rows[:2] == sorted([4, 2], key=lambda row: -outcomes[row])
+    assert rows[2:] == [1, 3]
+    for row in found["ranking"][:2]:
+        assert row["score"] == pytest.approx(outcomes[row["row"]], abs=1e-6)
+    facts = found["provenance"]
+    assert facts["measured"] == len(facts["candidates"]) == 2
+    # Its own rows and those that the shortlist took.
+    assert facts["forward_rows"] == 2 * 4 + 5
+    assert facts["backward_rows"] == 2 * 4
+    assert facts["answers"] == 2 * sum(len(s.source.load()) for s in prompts().values())
+    assert facts["seconds"] > 1
+
+
+def test_equal_candidates_keep_the_shortlists_order(attacked: Path, tmp_path: Path) -> None:
+    file = shortlisted(tmp_path / "list", pool(limit=4), [3, 1, 0, 2])
+    module = brute(attacked, shortlist=file, shortlist_size=3)
+    source = pool(limit=4)
+    select(module, tmp_path / "short", source, val_sets=prompts())
+    first = next(iter(module.outcomes_by_row.values()))
+    for row in module.outcomes_by_row:
+        module.outcomes_by_row[row] = first
+    scores = module.candidate_scores()
+    assert sorted(range(4), key=lambda i: -scores[i]) == [3, 1, 0, 2]
+
+
+def test_a_shortlist_of_another_pool_is_refused(attacked: Path, tmp_path: Path) -> None:
+    file = shortlisted(tmp_path / "list", pool(limit=4), [3, 1, 0, 2])
+    for source in (pool(limit=3), pool(limit=5)):
+        with pytest.raises(OneShotError, match=r"ranks other candidates than data\.train"):
+            select(brute(attacked, shortlist=file), tmp_path / "x", source, val_sets=prompts())
+    none = brute(attacked, shortlist=str(tmp_path / "none"))
+    with pytest.raises(OneShotError, match="no selection"):
+        select(none, tmp_path / "x", pool(limit=3), val_sets=prompts())
+    with pytest.raises(OneShotError, match="shortlist_size must be at least"):
+        brute(attacked, shortlist=file, shortlist_size=1, m=2)

@@ -137,3 +137,15 @@ def test_rows_at_once_change_no_rule(command, broken: Path, tmp_path: Path) -> N
         words += ["--model.rows_at_once", str(size), "--trainer.default_root_dir", str(root)]
         found.append(ranked(command, words, root))
     assert found[1] == pytest.approx(found[0], rel=1e-3, abs=1e-4)
+
+
+def test_the_random_rule_is_of_the_runs_seed(command, broken: Path, tmp_path: Path) -> None:
+    found = []
+    for place, seed in enumerate((1, 2, 1)):
+        root = tmp_path / str(place)
+        words = ["fit", "--config", "configs/select/rule.yaml", *QUIET, "--model.rule", "random"]
+        words += ["--model.model_name_or_path", str(broken), "--data.train.limit", "12"]
+        words += ["--seed_everything", str(seed), "--trainer.default_root_dir", str(root)]
+        found.append(ranked(command, words, root))
+        assert product(root)["provenance"]["seed"] == seed
+    assert found[0] == found[2] != found[1]

@@ -18,6 +18,7 @@ from oneshot_lit.modules.selection_base import SelectionModule
 from oneshot_lit.runs import fingerprint
 from oneshot_lit.selection.outcomes import CandidateOutcome, OutcomeCache
 from oneshot_lit.selection.patching import Patcher
+from oneshot_lit.selection.product import read_provenance, rows_in_order
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,20 +33,39 @@ class BruteForceModule(SelectionModule):
     are the same in each. What is measured stands in ``<root>/candidates.jsonl`` at once, so a run
     that is started again goes on where it was, with or without a checkpoint.
 
+    With a `shortlist`, another selection's ``selection.json``, only the first candidates of that
+    ranking are measured, and of equal ones its order decides; the others keep it behind them.
+
     Args:
         patch_steps: Optimiser steps on each candidate; the paper takes ten.
+        shortlist: A ``selection.json`` of the same pool, or the folder of the run that wrote it.
+        shortlist_size: How many of its candidates to measure.
     """
 
     validation_prefix = "dev/"
     progress_name = "candidates"
 
-    def __init__(self, *args: Any, patch_steps: int = 10, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        patch_steps: int = 10,
+        shortlist: str | None = None,
+        shortlist_size: int = 16,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
+        if shortlist_size < self.m:
+            raise OneShotError(
+                f"model.shortlist_size must be at least model.m ({self.m}), not {shortlist_size}."
+            )
         if patch_steps < 1:
             raise OneShotError(f"model.patch_steps must be at least 1, not {patch_steps}.")
         if self.peft is not None:
             raise OneShotError("model.peft: brute force patches all weights; drop it.")
         self.patch_steps = patch_steps
+        self.shortlist, self.shortlist_size = shortlist, shortlist_size
+        # All candidates, those to measure first.
+        self._order: list[int] = []
         self.outcomes_by_row: dict[int, CandidateOutcome] = {}
         self._before: dict[str, float] = {}
         self._patch: Patcher | None = None
@@ -63,6 +83,9 @@ class BruteForceModule(SelectionModule):
     def on_fit_start(self) -> None:
         """Ask for development prompts: without them nothing is measured."""
         super().on_fit_start()
+        self._order = list(range(len(self.pool)))
+        if self.shortlist is not None:
+            self._order = rows_in_order(self.pool, self.shortlist)
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         kinds = {prompt_set.kind for prompt_set in data.val_sets.values()}
         if "harmful" not in kinds or kinds == {"harmful"}:
@@ -85,8 +108,8 @@ class BruteForceModule(SelectionModule):
         self._patch = Patcher(self, self.patch_steps)
         self._cache = OutcomeCache(Path(self.trainer.default_root_dir), self._settings())
         known = self.trainer.strategy.broadcast(self._cache.read())
-        for row, candidate in enumerate(self.pool):
-            if (outcome := known.get(candidate.digest())) is not None:
+        for row in self.rows_to_measure():
+            if (outcome := known.get(self.pool[row].digest())) is not None:
                 self.outcomes_by_row[row] = outcome
 
     def _settings(self) -> str:
@@ -107,9 +130,13 @@ class BruteForceModule(SelectionModule):
         }
         return fingerprint(json.loads(json.dumps(parts, default=str)))
 
+    def rows_to_measure(self) -> list[int]:
+        """Return the positions of the candidates to measure, in their order."""
+        return self._order if self.shortlist is None else self._order[: self.shortlist_size]
+
     def select_step(self) -> bool:
         """Patch with the next candidate; the validation behind it measures."""
-        waiting = [row for row in range(len(self.pool)) if row not in self.outcomes_by_row]
+        waiting = [row for row in self.rows_to_measure() if row not in self.outcomes_by_row]
         self._at = waiting[0] if waiting else None
         if self._at is None:
             return True
@@ -141,30 +168,53 @@ class BruteForceModule(SelectionModule):
     # -------------------------------------------------------------------- product
 
     def candidate_scores(self) -> list[float]:
-        """Return minus the development score of each candidate's patch."""
-        missing = len(self.pool) - len(self.outcomes_by_row)
+        """Return minus the development score of each candidate's patch.
+
+        After a shortlist, less a billionth for each place in it, and 10 for those not measured.
+        """
+        rows = self.rows_to_measure()
+        missing = sum(row not in self.outcomes_by_row for row in rows)
         if missing:
             raise OneShotError(
-                f"the run ended with {missing} of {len(self.pool)} candidates not measured; raise "
+                f"the run ended with {missing} of {len(rows)} candidates not measured; raise "
                 "trainer.max_epochs and run it again: what is measured is kept."
             )
-        return [-self.outcomes_by_row[row].score for row in range(len(self.pool))]
+        found = {row: -self.outcomes_by_row[row].score for row in rows}
+        if self.shortlist is not None:
+            # No score is as low as -10: it is a sum of three shares.
+            found = {
+                row: found.get(row, -10.0) - place * 1e-9 for place, row in enumerate(self._order)
+            }
+        return [found[row] for row in range(len(self.pool))]
 
     def selection_facts(self) -> dict[str, Any]:
         """Return the settings, the broken model's scores and every candidate's."""
         return {
             "patch_steps": self.patch_steps,
+            "shortlist": self.shortlist,
+            "measured": len(self.rows_to_measure()),
             "before": self._before,
             "candidates": [
                 {k: v for k, v in {"row": row + 1, **outcome.as_dict()}.items() if k != "seconds"}
                 for row, outcome in sorted(self.outcomes_by_row.items())
             ],
+            **self._cost(),
+        }
+
+    def _cost(self) -> dict[str, float]:
+        """Return rows, answers and seconds, those of the shortlist's own making included."""
+        rows = self.rows_to_measure()
+        found: dict[str, float] = {
             # Of every candidate, whichever run measured it.
             "seconds": round(sum(each.seconds for each in self.outcomes_by_row.values()), 3),
-            "forward_rows": self.patch_steps * len(self.pool),
-            "backward_rows": self.patch_steps * len(self.pool),
-            "answers": self._prompts() * len(self.pool),
+            "forward_rows": self.patch_steps * len(rows),
+            "backward_rows": self.patch_steps * len(rows),
+            "answers": self._prompts() * len(rows),
         }
+        if self.shortlist is not None:
+            earlier = read_provenance(self.shortlist)
+            found = {key: value + earlier.get(key, 0) for key, value in found.items()}
+        return found
 
     def _prompts(self) -> int:
         """Return how many development prompts a candidate's patch answers."""

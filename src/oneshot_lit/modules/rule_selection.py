@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from oneshot_lit.errors import OneShotError, did_you_mean
 from oneshot_lit.modules.upper_level import UpperLevel
 from oneshot_lit.selection.rules import RULES, Evidence
@@ -44,7 +46,9 @@ class RuleSelectionModule(UpperLevel):
         """Score all candidates."""
         self.eval()
         upper = self.upper_terms() if self.rule == "gradient_match" else []
-        seed = int(self.trainer.datamodule.seed or 0)  # type: ignore[attr-defined]
+        given = self.trainer.datamodule.seed  # type: ignore[attr-defined]
+        # As the order of rows: the run's own seed unless the data have one.
+        seed = torch.initial_seed() if given is None else int(given)
         self._seen = Evidence(
             self.pool, self.pool_batches(), self.model, upper, seed, self.overlap_k
         )
@@ -60,6 +64,7 @@ class RuleSelectionModule(UpperLevel):
         assert self._seen is not None
         return {
             "rule": self.rule,
+            "seed": self._seen.seed,
             "forward_rows": self._seen.forwards,
             "backward_rows": self._seen.backwards,
         }

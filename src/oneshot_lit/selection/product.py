@@ -71,14 +71,52 @@ def read_selection(path: Path) -> list[Ranked]:
     Raises:
         OneShotError: if there is none, or it is not what a selection writes.
     """
+    file, content = _read(path)
+    try:
+        ranking = [Ranked(**row) for row in content["ranking"]]
+    except (KeyError, TypeError) as error:
+        raise OneShotError(f"{file}: is not what a selection writes; run it again.") from error
+    if not ranking:
+        raise OneShotError(f"{file}: ranks no candidate; run the selection again.")
+    return ranking
+
+
+def read_provenance(selection: str) -> dict[str, Any]:
+    """Return the settings and cost in a ``selection.json``, or in that of a run's folder.
+
+    Raises:
+        OneShotError: if there is none, or it is not what a selection writes.
+    """
+    _, content = _read(Path(selection).expanduser())
+    found: dict[str, Any] = content.get("provenance", {})
+    return found
+
+
+def _read(path: Path) -> tuple[Path, dict[str, Any]]:
     file = path / SELECTION_FILE if path.is_dir() else path
     if not file.is_file():
         raise OneShotError(f"{file}: no selection; run one, or name its {SELECTION_FILE}.")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        ranking = [Ranked(**row) for row in content["ranking"]]
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except (ValueError, UnicodeDecodeError) as error:
         raise OneShotError(f"{file}: is not what a selection writes; run it again.") from error
-    if not ranking:
-        raise OneShotError(f"{file}: ranks no candidate; run the selection again.")
-    return ranking
+    if not isinstance(content, dict):
+        raise OneShotError(f"{file}: is not what a selection writes; run it again.")
+    return file, content
+
+
+def rows_in_order(pool: Sequence[Conversation], selection: str) -> list[int]:
+    """Return the positions of a pool's candidates in the order of a ``selection.json``.
+
+    Raises:
+        OneShotError: if it does not rank exactly these candidates.
+    """
+    ranks = {each.digest: each.rank for each in read_selection(Path(selection).expanduser())}
+    missing = [row.origin for row in pool if row.digest() not in ranks]
+    if missing or len(ranks) != len(pool):
+        first = missing[0] if missing else f"a pool of {len(pool)} rows"
+        raise OneShotError(
+            f"{selection}: ranks other candidates than data.train ({first}); give both the same "
+            "pool."
+        )
+    return sorted(range(len(pool)), key=lambda i: ranks[pool[i].digest()])

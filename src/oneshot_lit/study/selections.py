@@ -7,7 +7,7 @@ force, and the model that each one's pick patches.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from oneshot_lit.errors import OneShotError, did_you_mean
@@ -15,7 +15,7 @@ from oneshot_lit.errors import OneShotError, did_you_mean
 if TYPE_CHECKING:
     from oneshot_lit.study.spec import Stage
 
-_KEYS = ("truth", "selectors", "cases", "ranking", "pick", "goal")
+_KEYS = ("truth", "selectors", "cases", "ranking", "pick", "goal", "question", "controls")
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Selections:
         ranking: Stage of a selection, with ``{case}`` and ``{selector}``.
         pick: Stage of the model that the first of the ranking patches, the same.
         goal: How far the best selector's pick may be from the brute force's on held-out prompts.
+        question: A selector of which is said, before the others, whether it beats chance.
+        controls: What it is -> stage of a patched model, with ``{case}``, to hold beside the picks.
     """
 
     truth: str
@@ -37,8 +39,10 @@ class Selections:
     ranking: str = "{case}_{selector}"
     pick: str = "{case}_{selector}_pick"
     goal: float = 0.02
+    question: str | None = None
+    controls: Mapping[str, str] = field(default_factory=dict)
 
-    def stage(self, pattern: str, case: str, selector: str) -> str:
+    def stage(self, pattern: str, case: str, selector: str = "") -> str:
         """Return the name of a stage."""
         return pattern.replace("{case}", case).replace("{selector}", selector)
 
@@ -48,9 +52,10 @@ class Selections:
         return [self.stage(self.ranking, c, s) for c in self.cases for s in names]
 
     def picks(self) -> list[str]:
-        """Return the stages that patch with a pick."""
+        """Return the stages that patch with a pick, and the controls."""
         names = (self.truth, *self.selectors)
-        return [self.stage(self.pick, c, s) for c in self.cases for s in names]
+        picks = [self.stage(self.pick, c, s) for c in self.cases for s in names]
+        return picks + [self.stage(p, c) for c in self.cases for p in self.controls.values()]
 
 
 def parse_selections(raw: Any, stages: Sequence[Stage], place: str) -> Selections | None:
@@ -74,6 +79,12 @@ def parse_selections(raw: Any, stages: Sequence[Stage], place: str) -> Selection
         raise OneShotError(f"{place}.cases: must map the name of a case to a description.")
     if not raw.get("truth"):
         raise OneShotError(f"{place}: needs 'truth', the brute force's name.")
+    question, controls = raw.get("question"), raw.get("controls") or {}
+    if question is not None and question not in selectors:
+        hint = did_you_mean(str(question), [str(name) for name in selectors])
+        raise OneShotError(f"{place}.question: '{question}' is no selector{hint}.")
+    if not isinstance(controls, Mapping):
+        raise OneShotError(f"{place}.controls: must map a description to a stage with '{{case}}'.")
     goal = raw.get("goal", Selections.goal)
     if not isinstance(goal, (int, float)) or isinstance(goal, bool) or not 0 <= goal <= 1:
         raise OneShotError(f"{place}.goal: needs a share from 0 to 1, not '{goal}'.")
@@ -84,6 +95,8 @@ def parse_selections(raw: Any, stages: Sequence[Stage], place: str) -> Selection
         str(raw.get("ranking", Selections.ranking)),
         str(raw.get("pick", Selections.pick)),
         float(goal),
+        question,
+        {str(text): str(pattern) for text, pattern in controls.items()},
     )
     kinds = {stage.name: "pick" if stage.select is None else "ranking" for stage in stages}
     for kind, names in (("ranking", found.rankings()), ("pick", found.picks())):

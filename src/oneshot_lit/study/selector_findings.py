@@ -16,8 +16,10 @@ def said(found: Mapping[str, Any]) -> list[str]:
     """Return what the comparison of `selectors.compare_selectors` says."""
     return [
         _winner(found),
-        *(_against_chance(name, found) for name in others(found)),
+        *([] if found["question"] is None else [_question(found["question"], found)]),
+        *_groups(found),
         _confirmation(found),
+        *_controls(found),
         *_general(found),
     ]
 
@@ -47,21 +49,60 @@ def _winner(found: Mapping[str, Any]) -> str:
     )
 
 
-def _against_chance(name: str, found: Mapping[str, Any]) -> str:
+def _question(name: str, found: Mapping[str, Any]) -> str:
+    """Say of one selector whether it beats chance."""
     row = found["selectors"][name]
-    rho, gain = row["spearman"], row["gain_over_chance"]
-    ranks = _side(rho, "ranks the candidates better than chance", "ranks them worse than chance")
-    ranks = ranks or "is not shown to rank the candidates otherwise than chance"
-    picks = _side(gain, "its picks beat random ones", "its picks are worse than random ones")
-    picks = picks or "its picks are not shown to differ from random ones"
-    return f"{name} {ranks} (mean Spearman {interval(rho)}); {picks} (gain {interval(gain)})."
+    beats = {"above": "beats", "below": "is worse than", "": "is not shown to beat"}
+    return (
+        f"{name} {beats[_side(row['gain_over_chance'])]} a random pick: its picks lose "
+        f"{interval(row['regret'])}, a gain of {interval(row['gain_over_chance'])}; mean Spearman "
+        f"with brute force {interval(row['spearman'])}."
+    )
 
 
-def _side(estimate: Mapping[str, Any], above: str, below: str) -> str:
+def _groups(found: Mapping[str, Any]) -> list[str]:
+    """Say which selectors' picks and rankings are better than chance, which are not shown to be."""
+    lines = []
+    for key, words in (
+        (
+            "gain_over_chance",
+            {
+                "above": "Picks better than random ones (gain)",
+                "": "Picks not shown to differ from random ones",
+                "below": "Picks worse than random ones",
+            },
+        ),
+        (
+            "spearman",
+            {
+                "above": "Rankings better than chance (mean Spearman)",
+                "": "Rankings not shown to differ from chance",
+                "below": "Rankings worse than chance",
+            },
+        ),
+    ):
+        for side, text in words.items():
+            estimates = {n: found["selectors"][n][key] for n in others(found)}
+            parts = [f"{n} {interval(e)}" for n, e in estimates.items() if _side(e) == side]
+            if parts:
+                lines.append(f"{text}: {'; '.join(parts)}.")
+    return lines
+
+
+def _controls(found: Mapping[str, Any]) -> list[str]:
+    """Say what the controls come to on held-out prompts."""
+    return [
+        f"{text}: attack success plus over-refusal {interval(row['held_out'])} on held-out "
+        f"prompts, at most {row['gap']:+.3f} beside brute force's pick."
+        for text, row in found["controls"].items()
+    ]
+
+
+def _side(estimate: Mapping[str, Any]) -> str:
     """Return which side of 0 the interval lies on; nothing if it holds 0 or there is none."""
     if estimate["low"] is None or estimate["low"] <= 0 <= estimate["high"]:
         return ""
-    return above if estimate["low"] > 0 else below
+    return "above" if estimate["low"] > 0 else "below"
 
 
 def _confirmation(found: Mapping[str, Any]) -> str:
@@ -112,13 +153,14 @@ def selector_table(found: Mapping[str, Any]) -> Table:
     title = f"selectors, means over {len(found['cases'])} cases"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("selector", no_wrap=True)
-    for heading in ("Spearman", "Kendall", "regret", "as good\n(share)", "held-out\ngap, worst"):
-        table.add_column(heading, justify="right")
-    for heading in ("rows\nforward", "rows\nbackward", "answers", "seconds"):
-        table.add_column(heading, justify="right")
+    # Narrow enough for 80 columns: a number cut off would say nothing.
+    for heading in ("Spearman", "Kendall", "regret", "held-\nout gap", "rows\nfwd", "rows\nbwd"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for heading in ("answers", "seconds"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for name in [*others(found), found["truth"]]:
         row = found["selectors"][name]
-        shares = [row[key]["value"] for key in ("spearman", "kendall", "regret", "as_good")]
+        shares = [row[key]["value"] for key in ("spearman", "kendall", "regret")]
         cells = [*(f"{value:.3f}" for value in shares), f"{row['gap']:+.3f}"]
         costs = [f"{row[k]:,.0f}" for k in ("forward_rows", "backward_rows", "answers", "seconds")]
         table.add_row(Text(name), *cells, *costs)

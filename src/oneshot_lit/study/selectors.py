@@ -47,6 +47,8 @@ def compare_selectors(spec: Selections, root: Path, stages: Mapping[str, Any]) -
     return {
         "truth": spec.truth,
         "goal": spec.goal,
+        "question": spec.question,
+        "controls": {text: _control(spec, text, stages) for text in spec.controls},
         "winner": winner({n: overall[n] for n in spec.selectors}),
         "chance_regret": intervals.mean(chance).as_dict(),
         "selectors": overall,
@@ -112,6 +114,20 @@ def _case(spec: Selections, case: str, root: Path, stages: Mapping[str, Any]) ->
         "candidates": len(outcomes),
         "as_good_as_best": as_good(outcomes.index(min(outcomes)), outcomes),
         "categories": categories(truth),
+    }
+
+
+def _control(spec: Selections, text: str, stages: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a control's held-out figures by case, their mean, and the largest gap."""
+    rows = {}
+    for case in spec.cases:
+        best = held_out(stages[spec.stage(spec.pick, case, spec.truth)])
+        found = held_out(stages[spec.stage(spec.controls[text], case)])
+        rows[case] = found | {"gap": found["sum"] - best["sum"]}
+    return {
+        "cases": rows,
+        "held_out": intervals.mean([row["sum"] for row in rows.values()]).as_dict(),
+        "gap": max(row["gap"] for row in rows.values()),
     }
 
 
