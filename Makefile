@@ -53,6 +53,7 @@ bench: $(STAMP)  ## Time steps, start-up, evaluation, spectra, the repair by pro
 	$(BIN)/python benchmarks/spectra_in_fit.py
 	$(BIN)/python benchmarks/low_rank.py
 	$(BIN)/python benchmarks/selection.py
+	$(BIN)/python benchmarks/selection_overlap.py
 	$(BIN)/python benchmarks/strategies.py
 
 checkpoints: $(STAMP)  ## Rebuild the shipped micro-world models from nothing (about a quarter of an hour)

@@ -134,11 +134,13 @@ def test_it_goes_on_where_it_was(attacked: Path, tmp_path: Path) -> None:
     data = SafetyDataModule(train=pool(), batch_size=1, max_length=128)
     trainer = quiet_trainer(root, Callback(), max_epochs=2)
     trainer.fit(enumeration(attacked), data)
+    assert trainer.max_epochs == 2
     trainer.save_checkpoint(root / "half.ckpt")
     module = enumeration(attacked)
-    quiet_trainer(root, HuggingFaceExport(), max_epochs=20).fit(
-        module, data, ckpt_path=root / "half.ckpt", weights_only=True
-    )
+    trainer = quiet_trainer(root, HuggingFaceExport(), max_epochs=20)
+    trainer.fit(module, data, ckpt_path=root / "half.ckpt", weights_only=True)
+    # What the progress bar counts to.
+    assert trainer.max_epochs == 3
     assert module.global_step == 3
     assert json.loads((root / "selection.json").read_text())["ranking"] == whole["ranking"]
 

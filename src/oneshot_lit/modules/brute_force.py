@@ -134,9 +134,16 @@ class BruteForceModule(SelectionModule):
         """Return the positions of the candidates to measure, in their order."""
         return self._order if self.shortlist is None else self._order[: self.shortlist_size]
 
+    def steps_left(self) -> int:
+        """Return how many candidates are not measured yet."""
+        return len(self._waiting())
+
+    def _waiting(self) -> list[int]:
+        return [row for row in self.rows_to_measure() if row not in self.outcomes_by_row]
+
     def select_step(self) -> bool:
         """Patch with the next candidate; the validation behind it measures."""
-        waiting = [row for row in self.rows_to_measure() if row not in self.outcomes_by_row]
+        waiting = self._waiting()
         self._at = waiting[0] if waiting else None
         if self._at is None:
             return True

@@ -44,6 +44,10 @@ class EnumerationModule(UpperLevel):
         self._upper = self.upper_terms()
         self._patch = Patcher(self, self.patch_steps)
 
+    def steps_left(self) -> int:
+        """Return how many candidates are not measured yet."""
+        return len(self.pool) - len(self.divergences)
+
     def select_step(self) -> bool:
         """Patch with the next candidate and measure both divergences."""
         assert self._patch is not None

@@ -76,6 +76,10 @@ class InstanceSelectionModule(UpperLevel):
 
     # ---------------------------------------------------------------------- steps
 
+    def steps_left(self) -> int:
+        """Return how many outer steps are to come."""
+        return self.penalty.steps - len(self.records)
+
     def select_step(self) -> bool:
         """Take one outer step; one that is not finite is taken back and ends the selection."""
         assert self._problem is not None

@@ -42,6 +42,10 @@ class RuleSelectionModule(UpperLevel):
         self._scores: list[float] = []
         self._seen: Evidence | None = None
 
+    def steps_left(self) -> int:
+        """Return 1: all candidates at once."""
+        return 1
+
     def select_step(self) -> bool:
         """Score all candidates."""
         self.eval()

@@ -72,6 +72,10 @@ class SelectionModule(LanguageModelModule):
         """Take one step; return whether the selection has ended."""
         raise NotImplementedError
 
+    def steps_left(self) -> int | None:
+        """Return how many steps there are to come, or None if that is not known."""
+        return None
+
     def candidate_scores(self) -> list[float]:
         """Return a score for each candidate, higher is better; after the last step."""
         raise NotImplementedError
@@ -127,6 +131,12 @@ class SelectionModule(LanguageModelModule):
         start = time.monotonic()
         self.prepare_selection()
         self.seconds += time.monotonic() - start
+        if (left := self.steps_left()) is not None:
+            # So that the progress bar says how far it is, not how far it might be.
+            loop = self.trainer.fit_loop
+            last = self.trainer.current_epoch + max(1, left)
+            given = loop.max_epochs
+            loop.max_epochs = last if given in (None, -1) else min(last, given)
         # Behind it: the next random number is a step's, as in a run that was never interrupted.
         super().on_train_start()
 
