@@ -103,7 +103,9 @@ def test_a_score_is_minus_the_divergence_of_the_candidates_patch(
     assert facts["f"] - facts["harmful"] == pytest.approx(3 * task, rel=1e-3, abs=1e-6)
     assert row["score"] == pytest.approx(-facts["f"])
     assert found["provenance"]["backward_rows"] == 9
-    assert found["provenance"]["forward_rows"] == 3 * (3 + 4 + 3)
+    # Three steps each, and the references' four and three rows for each and once before.
+    assert found["provenance"]["forward_rows"] == 3 * (3 + 7) + 7
+    assert found["provenance"]["answers"] == 4
 
 
 def answered(tokenizer: Any) -> list[tuple[list[int], list[bool]]]:

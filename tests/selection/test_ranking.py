@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from oneshot_lit.selection.ranking import as_good, chance_regret, kendall, regret, spearman
+from oneshot_lit.selection.ranking import (
+    as_good,
+    chance_regret,
+    chance_tests,
+    holm,
+    kendall,
+    regret,
+    spearman,
+    top,
+)
 
 
 def drawn(seed: int, ties: bool) -> tuple[list[float], list[float]]:
@@ -77,7 +86,49 @@ def test_what_is_no_number_is_refused() -> None:
 
 def test_regret() -> None:
     outcomes = [0.2, 0.0, 0.4, 0.0]
-    assert regret(0, outcomes) == pytest.approx(0.2)
+    assert regret([3.0, 2.0, 1.0, 0.0], outcomes) == pytest.approx(0.2)
+    # Of a tie, what a pick by lot loses on average.
+    assert regret([3.0, 3.0, 1.0, 0.0], outcomes) == pytest.approx(0.1)
+    assert top([1.0, 2.0, 2.0]) == [1, 2]
     assert chance_regret(outcomes) == pytest.approx(0.15)
-    assert as_good(0, outcomes) == 0.75
-    assert as_good(1, outcomes) == 0.5
+    assert as_good(0.2, outcomes) == 0.75
+    assert as_good(0.0, outcomes) == 0.5
+
+
+def test_a_spread_that_resamples_cannot_show_is_left_out() -> None:
+    assert spearman([1.0, 2.0], [1.0, 0.0]).low is None
+    lone = [0.0] * 20
+    lone[3] = 1.0
+    assert kendall(lone, list(range(20))).low is None
+
+
+def test_p_values_are_uniform_under_chance() -> None:
+    """Cases that are copies of each other are no more evidence than one."""
+    draw = np.random.default_rng(2)
+    outcomes = draw.exponential(size=40)
+    found = []
+    for _ in range(120):
+        scores = draw.normal(size=40)
+        found.append(chance_tests([scores] * 5, [outcomes] * 5, seed=1))
+    for place in (0, 1):
+        p = np.array([each[place] for each in found])
+        # Of 120 draws at 5 %: 6 expected, 14 or more in one of a thousand.
+        assert (p < 0.05).sum() < 14
+        assert 0.35 < p.mean() < 0.75
+
+
+def test_p_values_of_a_perfect_and_of_the_worst_ranking() -> None:
+    draw = np.random.default_rng(3)
+    outcomes = [draw.normal(size=60).tolist() for _ in range(3)]
+    right = [[-o for o in each] for each in outcomes]
+    assert chance_tests(right, outcomes)[1] == pytest.approx(2e-4)
+    assert chance_tests(outcomes, outcomes)[1] == pytest.approx(2e-4)
+    # The best of 60 in three cases alike.
+    assert chance_tests([right[0]] * 3, [outcomes[0]] * 3)[0] == pytest.approx(2 / 60, rel=0.2)
+    assert chance_tests([[1.0] * 60] * 3, outcomes) == (1.0, 1.0)
+
+
+def test_holm() -> None:
+    # By hand: 0.01 * 3, then 0.02 * 2, then the larger of that and 0.03.
+    assert holm([0.03, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.study.expand import expand, fill
+from oneshot_lit.study.expand import expand, fill, require_filled
 
 
 def test_without_each_a_stage_is_itself() -> None:
@@ -53,3 +53,17 @@ def test_mistakes(name: str, each: object, message: str) -> None:
 def test_fill_keeps_types_of_whole_values_only() -> None:
     content = {"{a}": ["{a}", "x{a}", 3, None]}
     assert fill(content, {"a": 1.5}) == {"1.5": [1.5, "x1.5", 3, None]}
+
+
+def test_a_value_may_hold_other_marks() -> None:
+    assert fill({"s": "{draw}"}, {"draw": "1{seed}", "seed": 4}) == {"s": "14"}
+
+
+@pytest.mark.parametrize("content", [{"a": ["x/{sed}"]}, {"a": "{case.rate}"}, {"{x}": 1}])
+def test_a_mark_that_nothing_fills_is_refused(content: object) -> None:
+    with pytest.raises(OneShotError, match=r"stages\.a\.set.*is filled by nothing"):
+        require_filled(content, "stages.a.set")
+
+
+def test_braces_that_are_no_mark_stay() -> None:
+    require_filled({"a": ["{}", '{"a": 1}', "{1}", "x{ y }"]}, "s")

@@ -9,10 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from rich.console import Console
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.study.runner import Runner
+from oneshot_lit.study.runner import Runner, read_stage
 from oneshot_lit.study.schedule import Schedule, needs, total
 from oneshot_lit.study.spec import Command, Stage, Study
 
@@ -32,14 +33,49 @@ ALIKE = Stage("alike", "broken", Command(("f.yaml",), {"path": "out/choices/x"})
 
 
 def test_a_stage_needs_its_model_and_what_its_settings_name() -> None:
-    found = needs(study(BROKEN, CHOICE, PICK, ALIKE))
-    assert found == {
-        "broken": set(),
-        "choice": {"broken"},
-        "pick": {"broken", "choice"},
+    assert needs(study(BROKEN, CHOICE, PICK, ALIKE)) == {
+        "broken": {},
+        "choice": {"broken": False},
+        "pick": {"broken": False, "choice": False},
         # A folder whose name starts like a stage's is another.
-        "alike": {"broken"},
+        "alike": {"broken": False},
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "tests"),
+    [
+        ("out/broken/model", False),
+        ("./out//broken/../broken/model/", False),
+        (str(Path("out/broken/model").absolute()), False),
+        ('{"a": ["out/broken/selection.json"]}', False),
+        ("[out/broken/model]", False),
+        # What its test writes.
+        ("out/broken/outcomes.jsonl", True),
+        ("out/broken", True),
+    ],
+)
+def test_a_path_is_seen_however_it_is_spelled(text: str, tests: bool, tmp_path: Path) -> None:
+    other = Stage("other", "checkpoints/small", Command(("f.yaml",), {"k": text}), TEST)
+    assert needs(study(BROKEN, other))["other"] == {"broken": tests}
+    if text[0] not in "{[":
+        by_model = Stage("other", text, FIT, TEST)
+        assert needs(study(BROKEN, by_model))["other"] == {"broken": tests}
+    file = tmp_path / "f.yaml"
+    file.write_text(yaml.safe_dump({"a": {"b": [text]}}))
+    within = Stage("other", "checkpoints/small", Command((str(file),)), TEST)
+    assert needs(study(BROKEN, within))["other"] == {"broken": tests}
+
+
+def test_what_a_test_writes_is_waited_for() -> None:
+    reader = Stage("reader", "m", Command(("f.yaml",), {"k": "out/broken/outcomes.jsonl"}), TEST)
+    schedule = Schedule(study(BROKEN, reader))
+    schedule.take()
+    schedule.end("broken")
+    assert schedule.take() == (BROKEN, "test")
+    assert schedule.take() is None
+    schedule.end("broken")
+    assert schedule.take() == (reader, "fit")
 
 
 def test_the_order_is_the_studys_as_far_as_products_allow() -> None:
@@ -115,23 +151,32 @@ def test_as_many_commands_as_jobs_run_side_by_side(
     assert threads == [None if jobs == 1 else share] * 3
 
 
+@pytest.mark.parametrize("ended", [False, True])
 def test_a_failing_command_ends_those_beside_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ended: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    ended = []
+    terminated = []
 
     class Lasting(Ending):
         def start(self) -> None:
-            if self.log.parent.name == "a":
-                os.close(self._writer)
-                self.exitcode = 2
+            self.name = self.log.parent.name
+            self.exitcode = 2 if self.name == "a" else 0 if ended else None
+            if self.name == "b":
+                if ended:
+                    (self.log.parent / "metrics.json").write_text("{}")
+                # Both are there before the first is seen to have failed.
+                os.close(first.pop())
+            else:
+                first.append(self._writer)
 
         def join(self, timeout: float | None = None) -> None:
             pass
 
         def terminate(self) -> None:
-            ended.append(self.log.parent.name)
+            terminated.append(self.name)
+            self.exitcode = -15
 
+    first: list[int] = []
     monkeypatch.setattr(
         "oneshot_lit.study.runner.start_server", lambda: SimpleNamespace(Process=Lasting)
     )
@@ -140,4 +185,9 @@ def test_a_failing_command_ends_those_beside_it(
     given = Study("s", "s", tmp_path / "out", 0, stages, tmp_path / "s.yaml", jobs=2)
     with pytest.raises(OneShotError, match="a test: "):
         Runner(given, Console(file=io.StringIO())).run()
-    assert ended == ["b"]
+    entry = read_stage(tmp_path / "out" / "b")["test"]
+    assert terminated == ([] if ended else ["b"])
+    # What has ended well meanwhile counts; of the rest, the time does.
+    assert entry["done"] is ended
+    assert entry["seconds"] > 0
+    assert not (tmp_path / "out" / "c").exists()

@@ -6,13 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.report.intervals import mean
+from oneshot_lit.study.held_out import gap_interval
 from oneshot_lit.study.report import render_report, save_selections
 from oneshot_lit.study.selections import parse_selections
-from oneshot_lit.study.selector_findings import said, selector_table
+from oneshot_lit.study.selector_findings import amount, said, selector_tables
 from oneshot_lit.study.selectors import compare_selectors, general_against_category
 from oneshot_lit.study.spec import Command, Stage
 
@@ -25,11 +27,14 @@ RAW: dict[str, Any] = {
     "question": "bad",
     "controls": {"no choice": "{case}_none"},
 }
-# Of six candidates, the first two general.
+# Two hundred candidates, the first twenty general and better than the rest.
+SIZE, GENERAL = 200, 20
 OUTCOMES = {
-    "a": [0.0, 0.1, 0.2, 0.3, 0.4, 0.5],
-    "b": [0.1, 0.0, 0.2, 0.4, 0.3, 0.6],
-    "c": [0.02, 0.1, 0.3, 0.3, 0.5, 0.4],
+    case: [
+        float(rank) / SIZE + (0.2 if i >= GENERAL else 0.0)
+        for i, rank in enumerate(np.random.default_rng(seed).permutation(SIZE))
+    ]
+    for seed, case in enumerate(CASES)
 }
 
 
@@ -51,7 +56,7 @@ def write(root: Path, stage: str, scores: list[float], pool: str = "p") -> None:
             "rank": rank,
             "row": i + 1,
             "id": f"r{i + 1}",
-            "category": "general" if i < 2 else "fraud",
+            "category": "general" if i < GENERAL else "fraud",
             "score": scores[i],
             "digest": f"{pool}{i}",
         }
@@ -65,12 +70,19 @@ def write(root: Path, stage: str, scores: list[float], pool: str = "p") -> None:
 
 
 def compared(root: Path, held_out: dict[str, tuple[float, float]] | None = None) -> dict[str, Any]:
+    noise = np.random.default_rng(9).normal(size=SIZE) * 0.01
     for case, outcomes in OUTCOMES.items():
         write(root, f"{case}_brute", [-o for o in outcomes])
-        write(root, f"{case}_good", [-o - 0.001 * i for i, o in enumerate(outcomes)])
-        write(root, f"{case}_bad", [o + 0.15 * (i == 1) for i, o in enumerate(outcomes)])
+        best = outcomes.index(min(outcomes))
+        good = [-o + noise[i] - (i != best) for i, o in enumerate(outcomes)]
+        write(root, f"{case}_good", good)
+        write(root, f"{case}_bad", [o + 0.1 * noise[i] for i, o in enumerate(outcomes)])
     rates = {"brute": (0.0, 0.01), "good": (0.01, 0.01), "bad": (0.0, 0.5), **(held_out or {})}
-    tested = {
+    return compare_selectors(spec(), root, patched(rates))
+
+
+def patched(rates: dict[str, tuple[float, float]]) -> dict[str, Any]:
+    found = {
         f"{c}_{n}_pick": {
             "metrics": {
                 "h/asr_keyword": 0.0,
@@ -84,51 +96,89 @@ def compared(root: Path, held_out: dict[str, tuple[float, float]] | None = None)
         for n in NAMES
     }
     for case in CASES:
-        tested[f"{case}_none"] = {"metrics": {"h/asr_keyword": 0.02, "b/over_refusal": 0.01}}
-    return compare_selectors(spec(), root, tested)
+        found[f"{case}_none"] = {"metrics": {"h/asr_keyword": 0.02, "b/over_refusal": 0.01}}
+    return found
 
 
 def test_figures(tmp_path: Path) -> None:
     found = compared(tmp_path)
-    assert found["winner"] == "good"
+    assert found["first"] == "good"
     good, bad = found["selectors"]["good"], found["selectors"]["bad"]
     assert good["regret"]["value"] == 0
-    assert good["spearman"]["value"] > 0.9
-    assert -1 < bad["spearman"]["value"] < -0.9
+    assert 0.95 < good["spearman"]["value"] < 1
     assert -1 < bad["kendall"]["value"] < -0.9
-    regrets = [0.5, 0.6, 0.48]
-    assert bad["regret"]["value"] == pytest.approx(sum(regrets) / 3)
-    assert bad["regret"]["low"] == pytest.approx(mean(regrets).low)
-    chance = [0.25, 1.6 / 6, 1.62 / 6 - 0.02]
+    regrets = [max(o) - min(o) for o in OUTCOMES.values()]
+    assert bad["regret"]["value"] == pytest.approx(sum(regrets) / 3, abs=0.01)
+    chance = [sum(o) / SIZE - min(o) for o in OUTCOMES.values()]
     assert found["chance_regret"]["value"] == pytest.approx(sum(chance) / 3)
-    gains = [c - r for c, r in zip(chance, regrets, strict=True)]
-    assert bad["gain_over_chance"]["high"] == pytest.approx(mean(gains).high)
-    assert bad["as_good"]["value"] == 1
+    assert found["chance_regret"]["low"] == pytest.approx(mean(chance).low)
+    assert good["gain"] == pytest.approx(sum(chance) / 3)
+    lead = mean([c["selectors"]["bad"]["regret"] for c in found["cases"].values()])
+    assert found["leads"] == {"bad": lead.as_dict()}
+    assert bad["as_good"]["value"] > 0.98
+    assert good["regret_p"] < 0.05
+    assert good["regret_p_adjusted"] == pytest.approx(2 * min(good["regret_p"], bad["regret_p"]))
     # The worst harmful set and the worst harmless one.
     assert found["cases"]["a"]["selectors"]["bad"]["held_out"] == {
         "asr": 0.0,
         "over_refusal": 0.5,
         "sum": 0.5,
         "gap": pytest.approx(0.49),
+        "gap_interval": None,
     }
     assert bad["gap"] == pytest.approx(0.49)
     assert good["forward_rows"] == 10
-    assert good["answers"] == 0
     assert good["seconds"] == 2
-    assert general_against_category(found["cases"]["a"]) == pytest.approx((0.05, 0.35))
+    general = OUTCOMES["a"][:GENERAL]
+    others = OUTCOMES["a"][GENERAL:]
+    assert general_against_category(found["cases"]["a"]) == pytest.approx(
+        (sum(general) / len(general), sum(others) / len(others))
+    )
+
+
+def test_a_cost_that_is_not_said_is_no_zero(tmp_path: Path) -> None:
+    compared(tmp_path)
+    for case in CASES:
+        file = tmp_path / f"{case}_good" / "selection.json"
+        content = json.loads(file.read_text())
+        content["provenance"] = {}
+        file.write_text(json.dumps(content))
+    rates = dict.fromkeys(NAMES, (0.0, 0.0))
+    found = compare_selectors(spec(), tmp_path, patched(rates))
+    assert found["selectors"]["good"]["forward_rows"] is None
+    assert amount(None) == "-"
+    assert amount(2560.4) == "2,560"
+
+
+def test_a_tie_loses_what_a_pick_by_lot_loses(tmp_path: Path) -> None:
+    compared(tmp_path)
+    for case in CASES:
+        file = tmp_path / f"{case}_good" / "selection.json"
+        content = json.loads(file.read_text())
+        for row in content["ranking"]:
+            row["score"] = float(row["category"] == "general")
+        file.write_text(json.dumps(content))
+    rates = dict.fromkeys(NAMES, (0.0, 0.0))
+    found = compare_selectors(spec(), tmp_path, patched(rates))
+    entry = found["cases"]["b"]["selectors"]["good"]
+    assert entry["tied"] == GENERAL
+    expected = sum(OUTCOMES["b"][:GENERAL]) / GENERAL - min(OUTCOMES["b"])
+    assert entry["regret"] == pytest.approx(expected)
 
 
 def test_what_is_said_of_a_winner(tmp_path: Path) -> None:
     lines = said(compared(tmp_path))
     assert lines[0].startswith("good wins over 3 cases: its picks lose 0.000 against the best")
-    assert "The next, bad, loses 0.527 [" in lines[0]
-    assert lines[1].startswith("bad is worse than a random pick: its picks lose 0.527 [")
-    assert "a gain of -0.271 [-0.407, -0.135]; mean Spearman with brute force -0.9" in lines[1]
-    assert lines[2].startswith("Picks better than random ones (gain): good 0.256 [")
-    assert lines[3].startswith("Picks worse than random ones: bad -0.271 [")
-    assert lines[4].startswith("Rankings better than chance (mean Spearman): good 0.9")
-    assert lines[5].startswith("Rankings worse than chance: bad -0.9")
-    assert "good's pick is within 0.02 of that after brute force's in every case" in lines[6]
+    assert "Its lead over the next, bad, is 1.1" in lines[0]
+    assert "within the spread" not in lines[0]
+    assert lines[1].startswith("bad: its picks are worse than random ones (they lose 1.1")
+    assert "it ranks the candidates worse than chance" in lines[1]
+    assert lines[2].startswith("Picks better than random ones (gain, adjusted p): good 0.")
+    assert lines[3].startswith("Picks worse than random ones: bad -0.")
+    assert lines[4].startswith("Rankings better than chance (mean Spearman, adjusted p): good 0.9")
+    assert lines[5].startswith("Rankings worse than chance: bad -")
+    assert "good's pick is nowhere more than 0.02 above that after brute force's" in lines[6]
+    assert "(the largest gap is +0.010)" in lines[6]
     assert lines[7] == (
         "no choice: attack success plus over-refusal 0.030 on held-out prompts, at most +0.020 "
         "beside brute force's pick."
@@ -142,39 +192,86 @@ def test_a_gap_on_held_out_prompts_is_said(tmp_path: Path) -> None:
     assert "is more than 0.02 above that after brute force's in case A (+0.030)" in lines[6]
 
 
-def test_a_tie_is_no_victory(tmp_path: Path) -> None:
+def test_what_is_not_shown_is_not_claimed(tmp_path: Path) -> None:
     found = compared(tmp_path)
-    rho = mean([0.1, 0.3, -0.1]).as_dict()
-    gain = mean([0.1, 0.3, -0.1]).as_dict()
-    found["selectors"]["bad"] = {
-        **found["selectors"]["good"],
-        "spearman": rho,
-        "gain_over_chance": gain,
-    }
+    good = found["selectors"]["good"]
+    found["selectors"]["bad"] = {**good, **dict.fromkeys(("regret_p_adjusted", "regret_p"), 0.2)}
+    found["selectors"]["bad"] |= {"spearman_p": 0.3, "spearman_p_adjusted": 0.3}
+    found["leads"] = {"bad": mean([0.0, 0.0, 0.0]).as_dict()}
     lines = said(found)
-    assert "on development prompts, no less than bad, a pick drawn" in lines[0]
-    assert lines[1].startswith("bad is not shown to beat a random pick")
-    assert "Picks not shown to differ from random ones: bad" in lines[3]
-    assert "Rankings not shown to differ from chance: bad 0.100 [" in lines[5]
-    found["question"] = "good"
-    assert said(found)[1].startswith("good beats a random pick")
+    assert lines[0].startswith("good comes first over 3 cases")
+    assert lines[0].endswith("It ties with bad.")
+    assert "its picks are not shown to beat random ones" in lines[1]
+    assert "it is not shown to rank the candidates better than chance" in lines[1]
+    assert any(line.startswith("Picks not shown to differ from random ones: bad") for line in lines)
+    found["leads"] = {"bad": mean([0.1, -0.05, 0.1]).as_dict()}
+    found["selectors"]["bad"]["regret"] = mean([0.1, 0.0, 0.05]).as_dict()
+    assert said(found)[0].endswith("within the spread of the cases.")
+    # First among bad ones is no winner.
+    found["leads"] = {"bad": mean([0.1, 0.2, 0.1]).as_dict()}
+    good["regret_p_adjusted"] = 0.5
+    assert said(found)[0].startswith("good comes first")
     found["question"] = None
     assert said(found)[1].startswith("Picks")
+    one = {"a": found["cases"]["a"]}
+    assert "over 1 case:" in said({**found, "cases": one})[0]
+
+
+@pytest.mark.parametrize("metric", ["asr_keyword", "over_refusal"])
+def test_a_pick_without_a_metric_is_not_confirmed(metric: str, tmp_path: Path) -> None:
+    compared(tmp_path)
+    stages_ = patched(dict.fromkeys(NAMES, (0.0, 0.0)))
+    metrics = stages_["b_good_pick"]["metrics"]
+    for key in [key for key in metrics if key.endswith(metric)]:
+        del metrics[key]
+    with pytest.raises(OneShotError, match=f"stages.b_good_pick.test: measures no {metric}"):
+        compare_selectors(spec(), tmp_path, stages_)
+
+
+def test_the_gaps_interval_is_paired_by_prompt(tmp_path: Path) -> None:
+    draw = np.random.default_rng(4)
+    best = {"h": draw.random(300) < 0.1, "b": draw.random(400) < 0.05}
+    # The same prompts fail, and twelve more.
+    more = {"h": best["h"].copy(), "b": best["b"]}
+    more["h"][np.flatnonzero(~best["h"])[:12]] = True
+    files = []
+    for name, answers in (("best", best), ("more", more)):
+        rows = [
+            {"set": s, "scores": {m: float(v), "exact_match": None}}
+            for s, m in (("h", "asr_keyword"), ("b", "over_refusal"))
+            for v in answers[s]
+        ]
+        files.append(tmp_path / f"{name}.jsonl")
+        files[-1].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    low, high = gap_interval(files[1], files[0])
+    # Unpaired it would be four times as wide: the difference of paired answers varies little.
+    expected = 12 / 300
+    spread = 1.96 * (expected * (1 - expected) / 300) ** 0.5
+    assert low == pytest.approx(expected - spread, abs=0.006)
+    assert high == pytest.approx(expected + spread, abs=0.006)
+    assert gap_interval(files[0], files[0]) == (0, 0)
+    assert gap_interval(files[0], tmp_path / "none.jsonl") is None
 
 
 def test_table_report_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from rich.console import Console
 
     found = compared(tmp_path) | {"commands": ["oneshot-lit fit --config c.yaml"]}
-    Console(width=80, highlight=False).print(selector_table(found))
-    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
-    assert [row[0] for row in rows[-3:]] == ["good", "bad", "brute"]
-    assert rows[-1][1] == "1.000"
-    assert rows[-3][3:5] == ["0.000", "+0.010"]
-    assert rows[-3][5:] == ["10", "4", "0", "2"]
+    # Names as long as the study's, at the width of a terminal.
+    name = "gradient_matching"
+    found["selectors"][name] = found["selectors"]["bad"] | {"forward_rows": 18944}
+    for table in selector_tables(found):
+        Console(width=80, highlight=False).print(table)
+    printed = capsys.readouterr().out
+    del found["selectors"][name]
+    rows = [line.split() for line in printed.splitlines() if line.strip()]
+    assert "\u2026" not in printed
+    assert next(r for r in rows if r[0] == "brute")[1:] == ["1.000", "1.000", "0.000", "+0.000"]
+    assert [r for r in rows if r[0] == "good"][1] == ["good", "10", "4", "-", "2"]
+    assert [r for r in rows if r[0] == name][1][1] == "18,944"
     stage = {"metrics": {"h/asr_keyword": 0.0}, "samples": {"h": 3}, "commands": {}, "from": "m"}
     results = {"stages": {"s": stage}, "repairs": [], "selections": found, "provenance": {}}
-    results["provenance"] = {"seed": 0, "phrase_list": "v"}
+    results["provenance"] = {"seed": 0, "phrase_list": "v", "jobs": 2, "threads": 1}
     page = render_report(results, "T", tmp_path)
     assert "good wins over 3 cases" in page
     assert "oneshot-lit fit --config c.yaml" in page
@@ -190,10 +287,9 @@ def test_rankings_of_another_pool_are_refused(tmp_path: Path) -> None:
     compared(tmp_path)
     (tmp_path / "b_good" / "selection.json").unlink()
     (tmp_path / "b_good").rmdir()
-    write(tmp_path, "b_good", [0.0] * 6, pool="q")
-    tested = {s.name: {"metrics": {"h/asr_keyword": 0.0}} for s in stages() if s.test is not None}
+    write(tmp_path, "b_good", [0.0] * SIZE, pool="q")
     with pytest.raises(OneShotError, match=r"b_good.selection\.json: ranks other candidates"):
-        compare_selectors(spec(), tmp_path, tested)
+        compare_selectors(spec(), tmp_path, patched(dict.fromkeys(NAMES, (0.0, 0.0))))
 
 
 @pytest.mark.parametrize(
@@ -205,7 +301,11 @@ def test_rankings_of_another_pool_are_refused(tmp_path: Path) -> None:
         ({"goal": 2}, "goal: needs a share"),
         ({"question": "god"}, "question: 'god' is no selector.*good"),
         ({"controls": ["x"]}, "controls: must map a description"),
-        ({"controls": {"x": "{case}_nothing"}}, "pick: 'a_nothing' is no stage"),
+        ({"controls": {"x": "{case}_nothing"}}, r"controls\.x: 'a_nothing' is no stage"),
+        ({"controls": {"x": "a_none"}}, r"controls\.x: needs '\{case\}'"),
+        ({"selectors": ["good", "brute"], "question": None}, "'brute' is there twice"),
+        ({"selectors": ["good", "good"], "question": None}, "'good' is there twice"),
+        ({"ranking": "a_{selector}"}, r"ranking: needs '\{case\}' and '\{selector\}'"),
         ({"picks": "x"}, "unknown key 'picks'.*pick"),
         ({"selectors": ["goood"], "question": None}, "ranking: 'a_goood' is no stage.*a_good"),
         ({"ranking": "{case}_{selector}_pick"}, "ranking: stage 'a_brute_pick' selects nothing"),

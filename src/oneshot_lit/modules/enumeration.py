@@ -84,14 +84,14 @@ class EnumerationModule(UpperLevel):
     def selection_facts(self) -> dict[str, Any]:
         """Return settings, cost and every candidate's upper objective."""
         rows = len(self.divergences)
-        references = sum(len(b["input_ids"]) for term in self._upper for b in term.batches)
         return {
             "aligned": self.aligned,
             "patch_steps": self.patch_steps,
             "task_weight": self.task_weight,
             "candidates": self.progress_rows(),
-            "forward_rows": rows * (self.patch_steps + references),
+            "forward_rows": rows * (self.patch_steps + self.reference_rows) + self.reference_rows,
             "backward_rows": rows * self.patch_steps,
+            "answers": self.answers,
         }
 
     def progress_rows(self) -> list[dict[str, Any]]:

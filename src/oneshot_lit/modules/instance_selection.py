@@ -139,8 +139,9 @@ class InstanceSelectionModule(UpperLevel):
             "entropy": entropy(weights),
             "chosen_rows": [i + 1 for i in top_m(weights, self.m)],
             "last": asdict(self.records[-1]) if self.records else None,
-            "forward_rows": self._problem.forwards,
+            "forward_rows": self._problem.forwards + self.reference_rows,
             "backward_rows": self._problem.backwards,
+            "answers": self.answers,
         }
 
     # ------------------------------------------------------------- what is watched

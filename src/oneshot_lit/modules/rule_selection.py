@@ -69,6 +69,7 @@ class RuleSelectionModule(UpperLevel):
         return {
             "rule": self.rule,
             "seed": self._seen.seed,
-            "forward_rows": self._seen.forwards,
+            "forward_rows": self._seen.forwards + self.reference_rows,
             "backward_rows": self._seen.backwards,
+            "answers": self.answers,
         }

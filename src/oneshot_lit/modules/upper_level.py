@@ -53,6 +53,8 @@ class UpperLevel(SelectionModule):
             raise OneShotError(f"model.task_weight must be above 0, not {task_weight}.")
         self.aligned, self.harmful, self.task = aligned, harmful, task
         self.task_weight = task_weight
+        # What the references cost: rows of forward passes, and prompts answered.
+        self.reference_rows = self.answers = 0
 
     def upper_terms(self) -> list[ReferenceRows]:
         """Return the terms of f; called while the model is still the broken one.
@@ -75,7 +77,9 @@ class UpperLevel(SelectionModule):
         model = partial(self._plain_logits, self.model)
         kept = ReferenceRows(self.batches(task), model, self.task_weight)
         self.model.train(training)
-        return [self._aligned_reference(harmful), kept]
+        terms = [self._aligned_reference(harmful), kept]
+        self.reference_rows = sum(len(b["input_ids"]) for term in terms for b in term.batches)
+        return terms
 
     def _refuse_shared(self, harmful: list[Conversation], task: list[Conversation]) -> None:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -104,6 +108,7 @@ class UpperLevel(SelectionModule):
     def _answered(self, model: Any, rows: list[Conversation]) -> list[Conversation]:
         """Return the rows, each that has no answer with the model's own."""
         silent = [row.prompt for row in rows if row.response_text is None]
+        self.answers += len(silent)
         answers = iter(
             answered_by(
                 model,

@@ -21,7 +21,7 @@ def selector_comparison(found: Mapping[str, Any]) -> Figure:
     """
     names = sorted(
         (n for n in found["selectors"] if n != found["truth"]),
-        key=lambda n: (found["selectors"][n]["regret"]["value"], n != found["winner"]),
+        key=lambda n: (found["selectors"][n]["regret"]["value"], n != found["first"]),
         reverse=True,
     )
     figure, panels = plt.subplots(

@@ -61,7 +61,9 @@ def _estimate(
     value = float(statistic(x, y, np.arange(n)[None])[0])
     drawn = np.random.default_rng(seed).integers(0, n, (RESAMPLES, n))
     found = statistic(x, y, drawn)
-    found = found[np.isfinite(found)]
+    # Resamples without an order, or all alike, say nothing about the spread.
+    if not np.isfinite(found).all() or np.ptp(found) == 0:
+        return Estimate(value, None, None, n, 0)
     tail = (1 - LEVEL) / 2
     low, high = (float(each) for each in np.quantile(found, (tail, 1 - tail)))
     return Estimate(value, min(low, value), max(high, value), n, 0, "bootstrap")
@@ -85,9 +87,16 @@ def _kendall(x: Array, y: Array, drawn: NDArray[np.int64]) -> Array:
     return found
 
 
-def regret(pick: int, outcomes: Sequence[float]) -> float:
-    """Return how much worse the picked candidate's outcome is than the best one's."""
-    return outcomes[pick] - min(outcomes)
+def top(scores: Sequence[float]) -> list[int]:
+    """Return the positions of the best score: one, or those that share it."""
+    best = max(scores)
+    return [i for i, score in enumerate(scores) if score == best]
+
+
+def regret(scores: Sequence[float], outcomes: Sequence[float]) -> float:
+    """Return how much worse the pick's outcome is than the best one's; of a tie, the mean."""
+    picked = top(scores)
+    return sum(outcomes[i] for i in picked) / len(picked) - min(outcomes)
 
 
 def chance_regret(outcomes: Sequence[float]) -> float:
@@ -95,6 +104,68 @@ def chance_regret(outcomes: Sequence[float]) -> float:
     return sum(outcomes) / len(outcomes) - min(outcomes)
 
 
-def as_good(pick: int, outcomes: Sequence[float]) -> float:
-    """Return the share of the candidates that are at least as good as the picked one."""
-    return sum(outcome <= outcomes[pick] for outcome in outcomes) / len(outcomes)
+def as_good(outcome: float, outcomes: Sequence[float]) -> float:
+    """Return the share of the candidates whose outcome is at least as good as this one."""
+    return sum(each <= outcome for each in outcomes) / len(outcomes)
+
+
+PERMUTATIONS = 9999
+
+
+def chance_tests(
+    scores: Sequence[Sequence[float]], outcomes: Sequence[Sequence[float]], seed: int = 0
+) -> tuple[float, float]:
+    """Return two p-values: of the mean regret, and of the mean Spearman correlation.
+
+    Permutation tests, two-sided, with the exact count of one more than the permutations as good.
+    Each permutation renames the candidates in all cases alike: a score that says nothing about the
+    candidates would do as well under any names, though broken models are alike and a rule may give
+    the same scores in every case, so that the cases are not independent.
+
+    Args:
+        scores: A selector's scores in each case, (cases, candidates), of one pool.
+        outcomes: What patching came to in each case, (cases, candidates).
+        seed: Of the permutations.
+    """
+    x, y = np.asarray(scores, dtype=np.float64), np.asarray(outcomes, dtype=np.float64)
+    rng = np.random.default_rng(seed)
+    names = np.stack(
+        [np.arange(x.shape[1])] + [rng.permutation(x.shape[1]) for _ in range(PERMUTATIONS)]
+    )
+    losses, ranks = np.zeros(len(names)), np.zeros(len(names))
+    for score, outcome in zip(x, y, strict=True):
+        losses += _shares(score)[names] @ outcome
+        ranks += _unit(score)[names] @ _unit(-outcome)
+    return _two_sided(-losses), _two_sided(ranks)
+
+
+def _shares(scores: Array) -> Array:
+    """Return the chance of each candidate to be picked, ties broken by lot."""
+    top = scores == scores.max()
+    return top / top.sum()
+
+
+def _unit(values: Array) -> Array:
+    """Return ranks, centred and of length 1: a product is a correlation, 0 without an order."""
+    ranks = stats.rankdata(values) - (len(values) + 1) / 2
+    length = float(np.linalg.norm(ranks))
+    return ranks / length if length else ranks
+
+
+def _two_sided(values: Array) -> float:
+    """Return the p-value of the first value among all of them."""
+    # Sums in another order round differently.
+    slack = 1e-9
+    above = (values >= values[0] - slack).mean()
+    below = (values <= values[0] + slack).mean()
+    return float(min(1.0, 2 * min(above, below)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values adjusted for their number (Holm 1979)."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    found, highest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        found[place] = highest
+    return found

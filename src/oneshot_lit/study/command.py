@@ -77,10 +77,11 @@ def _run(options: Namespace) -> int:
     write_text_atomically(report, render_report(results, study.title, study.root, study.sweeps))
     out = Console(highlight=False)
     if "selections" in results:
-        from oneshot_lit.study.selector_findings import said, selector_table
+        from oneshot_lit.study.selector_findings import said, selector_tables
 
         # Its many stages are in the report; what was asked is which selector ranks best.
-        out.print(selector_table(results["selections"]))
+        for table in selector_tables(results["selections"]):
+            out.print(table)
         lines = said(results["selections"])
     else:
         out.print(score_table(results["stages"]))

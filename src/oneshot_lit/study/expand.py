@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from itertools import product
 from typing import Any
@@ -69,7 +70,9 @@ def fill(content: Any, marks: Mapping[str, Any]) -> Any:
         return content
     for mark, value in marks.items():
         if content == f"{{{mark}}}":
-            return value
+            # A value may hold marks of its own, those of other names.
+            rest = {k: v for k, v in marks.items() if k != mark}
+            return fill(value, rest) if rest else value
     return _text(content, marks)
 
 
@@ -77,3 +80,26 @@ def _text(content: str, marks: Mapping[str, Any]) -> str:
     for mark, value in marks.items():
         content = content.replace(f"{{{mark}}}", str(value))
     return content
+
+
+_MARK = re.compile(r"\{[A-Za-z_]\w*(\.\w+)?\}")
+
+
+def require_filled(content: Any, place: str) -> None:
+    """Refuse a mark that nothing has filled in.
+
+    Raises:
+        OneShotError: naming the place and the mark.
+    """
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            require_filled(key, place)
+            require_filled(value, f"{place}.{key}")
+    elif isinstance(content, list):
+        for each in content:
+            require_filled(each, place)
+    elif isinstance(content, str) and (mark := _MARK.search(content)):
+        raise OneShotError(
+            f"{place}: '{mark[0]}' is filled by nothing; it must be seed, root, or a name under "
+            "'each'."
+        )

@@ -72,7 +72,7 @@ def _collect(value: Any, key: str, folder: Path, found: set[Path]) -> None:
                     _follow(path, found)
         # The parser reads a string that holds YAML like the mapping itself.
         if value.lstrip()[:1] in ("{", "[") or ": " in value or ":\n" in value:
-            inner = _parsed(value)
+            inner = parsed(value)
             if not isinstance(inner, str):
                 _collect(inner, key, folder, found)
 
@@ -85,10 +85,10 @@ def _follow(path: Path, found: set[Path]) -> None:
     if path.stat().st_size <= _FOLLOWED:
         # What cannot be read here is still hashed, and the stage itself says what is wrong.
         text = path.read_text(encoding="utf-8", errors="replace")
-        _collect(_parsed(text), "", path.parent, found)
+        _collect(parsed(text), "", path.parent, found)
 
 
-def _parsed(text: str) -> Any:
+def parsed(text: str) -> Any:
     """Return the content of YAML (JSON included), or None if the text is none."""
     try:
         return yaml.safe_load(text)

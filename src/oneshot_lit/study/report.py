@@ -15,7 +15,7 @@ from oneshot_lit.callbacks.spectra_files import read_spectra
 from oneshot_lit.metrics.registry import LM_EVAL, is_skill
 from oneshot_lit.study.repairs import sentences
 from oneshot_lit.study.results import columns, read_curve
-from oneshot_lit.study.selector_findings import interval, said
+from oneshot_lit.study.selector_findings import amount, interval, said
 from oneshot_lit.study.sweeps import Sweep, sweep_scores
 
 # Shares above or below which a cell is coloured: a reading aid, not a test.
@@ -57,15 +57,22 @@ def render_report(
         selections=selections,
         selected=said(selections) if selections else [],
         interval=interval,
+        amount=amount,
         findings=findings(unswept),
         sweeps={
             sweep.title: plots.embed(plots.sweep_panels(scores, sweep.x))
             for sweep in sweeps
             if (scores := sweep_scores(sweep, stages))
         },
-        curves={name: plots.embed(plots.step_curve(rows)) for name, rows in curves.items()},
+        curves={
+            name: plots.embed(plots.step_curve(rows))
+            for name, rows in ({} if selections else curves).items()
+        },
         pictures={
-            "safety_utility": plots.embed(plots.safety_utility({n: metrics[n] for n in unswept})),
+            # Of a study of selections the points would lie on each other.
+            "safety_utility": None
+            if selections
+            else plots.embed(plots.safety_utility({n: metrics[n] for n in unswept})),
             "energy": plots.embed(plots.energy_curves(spectra)) if spectra else None,
             **{name: plots.embed(figure) for name, figure in _of_selections(selections).items()},
         },

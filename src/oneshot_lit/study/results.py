@@ -59,7 +59,13 @@ def gather(runner: Runner) -> dict[str, Any]:
                     f"{path}: '{key}' differs from the other stages'; scores cannot be compared."
                 )
     machine = {"system": platform.system(), "cpus": os.cpu_count(), "arch": platform.machine()}
-    provenance = {"study": str(runner.study.file), **shared, "machine": machine}
+    provenance = {
+        "study": str(runner.study.file),
+        **shared,
+        "machine": machine,
+        "jobs": runner.study.jobs,
+        "threads": runner.threads,
+    }
     repairs = summarise(runner.study.repairs, stages)
     found: dict[str, Any] = {"stages": stages, "repairs": repairs, "provenance": provenance}
     if runner.study.selections is not None:

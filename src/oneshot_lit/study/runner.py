@@ -22,6 +22,7 @@ from oneshot_lit.callbacks.run_checkpoint import CHECKPOINTS, LAST
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.files import write_json_atomically
 from oneshot_lit.runs import PRODUCTS, SELECTION_FILE
+from oneshot_lit.selection.outcomes import CANDIDATES_FILE
 from oneshot_lit.study.inputs import command_fingerprint
 from oneshot_lit.study.schedule import Schedule, total
 from oneshot_lit.study.spec import Stage, Study
@@ -92,8 +93,10 @@ class Runner:
                             progress.advance(task)
                         else:
                             running[begun.process.sentinel] = begun
-                    names = ", ".join(f"{r.stage.name}: {r.verb}" for r in running.values())
-                    progress.update(task, description=names or self.study.name)
+                    names = [f"{r.stage.name}: {r.verb}" for r in running.values()]
+                    # Several names would leave no room for the clock.
+                    several = f"{len(names)} commands" if len(names) > 1 else self.study.name
+                    progress.update(task, description=names[0] if len(names) == 1 else several)
                     for sentinel in connection.wait(list(running)) if running else ():
                         ended = running.pop(sentinel)  # type: ignore[arg-type]
                         self._end(ended)
@@ -101,16 +104,32 @@ class Runner:
                         schedule.end(ended.stage.name)
                         progress.advance(task)
             except BaseException:
-                for each in running.values():
-                    each.process.terminate()
-                for each in running.values():
-                    each.process.join(10)
+                self._stop(list(running.values()))
                 raise
+
+    def _stop(self, running: list[_Running]) -> None:
+        """End what runs; what has ended well meanwhile counts, and so does the time of the rest."""
+        for each in running:
+            if each.process.exitcode is None:
+                each.process.terminate()
+        for each in running:
+            each.process.join(10)
+            try:
+                self._end(each)
+            except OneShotError:
+                spent = float(each.entry["seconds"]) + time.monotonic() - each.start
+                self._note(self.folder(each.stage), each.verb, each.entry | {"seconds": spent})
 
     def _say(self, ended: _Running) -> None:
         name, verb = ended.stage.name, ended.verb
         took = self.seconds[f"{name} {verb}"]
         self.console.print(Text(f"  {name:<12} {verb:<6} {ended.state} ({took:.0f} s)"))
+
+    @property
+    def threads(self) -> int | None:
+        """How many threads a command has; None for as many as it likes."""
+        jobs = self.study.jobs
+        return max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
 
     def folder(self, stage: Stage) -> Path:
         """Return the stage's output folder."""
@@ -154,6 +173,9 @@ class Runner:
         owned = bool(record.get("owned")) or not product.exists()
         if trains and owned and not resumed:
             shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+            if not same or self.fresh:
+                # What other code or other inputs measured is not taken over.
+                (folder / CANDIDATES_FILE).unlink(missing_ok=True)
         if resumed:
             arguments = [*arguments, "--ckpt_path", "last"]
         if owned and product.exists():
@@ -163,8 +185,7 @@ class Runner:
         self._note(folder, verb, entry)
         log = folder / f"{verb}.log"
         log.unlink(missing_ok=True)
-        threads = max(1, (os.cpu_count() or 1) // self.study.jobs) if self.study.jobs > 1 else None
-        process = self._context.Process(target=run_logged, args=(arguments, str(log), threads))
+        process = self._context.Process(target=run_logged, args=(arguments, str(log), self.threads))
         begun = _Running(
             stage, verb, "resumed" if resumed else "done", process, entry, _stamp(product)
         )

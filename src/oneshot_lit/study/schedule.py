@@ -2,46 +2,72 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from oneshot_lit.runs import PRODUCTS, SELECTION_FILE
+from oneshot_lit.study.inputs import input_paths, parsed
 from oneshot_lit.study.spec import Stage, Study
 
 
-def needs(study: Study) -> dict[str, set[str]]:
-    """Return stage -> the earlier stages whose products its commands read.
+def needs(study: Study) -> dict[str, dict[str, bool]]:
+    """Return stage -> the earlier stages that its commands read, and whether their tests too.
 
-    That is the stage of its model, and every stage whose folder one of its settings names.
+    That is the stage of its model, and every stage below whose folder lies a path that its settings
+    or its config files name, however it is spelled.
     """
-    found: dict[str, set[str]] = {}
+    found: dict[str, dict[str, bool]] = {}
     for stage in study.stages:
-        words = [text for c in stage.commands().values() for text in _texts(dict(c.set))]
-        found[stage.name] = {
-            earlier
-            for earlier in found
-            if stage.model == earlier or any(_within(w, study.root / earlier) for w in words)
-        }
+        named = {_absolute(text) for text in _named(stage)}
+        reads: dict[str, bool] = {}
+        for earlier in found:
+            folder = _absolute(str(study.root / earlier))
+            below = [path for path in named if path == folder or path.startswith(folder + os.sep)]
+            if below or stage.model == earlier:
+                # What a selection or a fit writes is there before the stage's test.
+                done = tuple(
+                    os.path.join(folder, name) for name in (SELECTION_FILE, PRODUCTS["fit"])
+                )
+                reads[earlier] = not all(path.startswith(done) for path in below)
+        found[stage.name] = reads
     return found
 
 
-def _texts(content: Any) -> list[str]:
+def _named(stage: Stage) -> set[str]:
+    """Return every text among a stage's settings and in its config files."""
+    found = {stage.model}
+    for command in stage.commands().values():
+        _collect(dict(command.set), found)
+        for path in input_paths([word for file in command.config for word in ("--config", file)]):
+            if path.suffix in (".yaml", ".yml", ".json") and path.is_file():
+                _collect(parsed(path.read_text(encoding="utf-8", errors="replace")), found)
+    return found
+
+
+def _collect(content: Any, found: set[str]) -> None:
     if isinstance(content, dict):
-        return [text for value in content.values() for text in _texts(value)]
+        content = list(content.values())
     if isinstance(content, list):
-        return [text for value in content for text in _texts(value)]
-    return [content] if isinstance(content, str) else []
+        for each in content:
+            _collect(each, found)
+    elif isinstance(content, str):
+        found.add(content)
+        # The command line reads a text that holds YAML like the mapping itself.
+        if content.lstrip()[:1] in ("{", "[") and not isinstance(inner := parsed(content), str):
+            _collect(inner, found)
 
 
-def _within(text: str, folder: Path) -> bool:
-    return text == str(folder) or text.startswith(f"{folder}/")
+def _absolute(text: str) -> str:
+    # No path holds a NUL, and no text that does names one.
+    return os.path.abspath(os.path.expanduser(text.replace("\0", "")))
 
 
 class Schedule:
     """The commands that are still to run.
 
-    A stage's own commands run one after another, and behind all commands of the stages it needs
-    but their tests: a test writes nothing that another stage reads.
+    A stage's own commands run one after another, and behind those of the stages that it needs; a
+    test of theirs may go on unless it writes what the stage reads.
 
     Args:
         study: The study.
@@ -61,13 +87,14 @@ class Schedule:
     def take(self) -> tuple[Stage, str] | None:
         """Return the first command that can run now, in the study's order; None if none can."""
         for name, (stage, verbs) in self._waiting.items():
-            if name not in self._running and all(self._written(n) for n in self._needs[name]):
+            written = all(self._written(n, tests) for n, tests in self._needs[name].items())
+            if name not in self._running and written:
                 self._running.add(name)
                 return stage, verbs[0]
         return None
 
-    def _written(self, name: str) -> bool:
-        return name not in self._waiting or self._waiting[name][1] == ["test"]
+    def _written(self, name: str, tests: bool) -> bool:
+        return name not in self._waiting or (not tests and self._waiting[name][1] == ["test"])
 
     def end(self, name: str) -> None:
         """Note that the running command of a stage has ended."""

@@ -52,10 +52,9 @@ class Selections:
         return [self.stage(self.ranking, c, s) for c in self.cases for s in names]
 
     def picks(self) -> list[str]:
-        """Return the stages that patch with a pick, and the controls."""
+        """Return the stages that patch with a pick."""
         names = (self.truth, *self.selectors)
-        picks = [self.stage(self.pick, c, s) for c in self.cases for s in names]
-        return picks + [self.stage(p, c) for c in self.cases for p in self.controls.values()]
+        return [self.stage(self.pick, c, s) for c in self.cases for s in names]
 
 
 def parse_selections(raw: Any, stages: Sequence[Stage], place: str) -> Selections | None:
@@ -79,6 +78,14 @@ def parse_selections(raw: Any, stages: Sequence[Stage], place: str) -> Selection
         raise OneShotError(f"{place}.cases: must map the name of a case to a description.")
     if not raw.get("truth"):
         raise OneShotError(f"{place}: needs 'truth', the brute force's name.")
+    names = [str(name) for name in (raw["truth"], *selectors)]
+    for name in names:
+        if names.count(name) > 1:
+            raise OneShotError(f"{place}.selectors: '{name}' is there twice; 'truth' is one, too.")
+    for key, marks in (("ranking", ("case", "selector")), ("pick", ("case", "selector"))):
+        pattern = str(raw.get(key, getattr(Selections, key)))
+        if any(f"{{{mark}}}" not in pattern for mark in marks):
+            raise OneShotError(f"{place}.{key}: needs '{{case}}' and '{{selector}}' in it.")
     question, controls = raw.get("question"), raw.get("controls") or {}
     if question is not None and question not in selectors:
         hint = did_you_mean(str(question), [str(name) for name in selectors])
@@ -91,7 +98,7 @@ def parse_selections(raw: Any, stages: Sequence[Stage], place: str) -> Selection
     found = Selections(
         str(raw["truth"]),
         tuple(str(name) for name in selectors),
-        {str(case): str(text) for case, text in cases.items()},
+        {str(case): str(case if text is None else text) for case, text in cases.items()},
         str(raw.get("ranking", Selections.ranking)),
         str(raw.get("pick", Selections.pick)),
         float(goal),
@@ -99,12 +106,17 @@ def parse_selections(raw: Any, stages: Sequence[Stage], place: str) -> Selection
         {str(text): str(pattern) for text, pattern in controls.items()},
     )
     kinds = {stage.name: "pick" if stage.select is None else "ranking" for stage in stages}
-    for kind, names in (("ranking", found.rankings()), ("pick", found.picks())):
-        for name in names:
-            if name not in kinds:
-                hint = did_you_mean(name, list(kinds))
-                raise OneShotError(f"{place}.{kind}: '{name}' is no stage{hint}.")
-            if kinds[name] != kind:
-                what = "selects nothing" if kind == "ranking" else "is tested on nothing"
-                raise OneShotError(f"{place}.{kind}: stage '{name}' {what}.")
+    wanted = [("ranking", name, "ranking") for name in found.rankings()]
+    wanted += [("pick", name, "pick") for name in found.picks()]
+    for text, pattern in found.controls.items():
+        if "{case}" not in pattern:
+            raise OneShotError(f"{place}.controls.{text}: needs '{{case}}' in it.")
+        wanted += [(f"controls.{text}", found.stage(pattern, c), "pick") for c in found.cases]
+    for key, name, kind in wanted:
+        if name not in kinds:
+            hint = did_you_mean(name, list(kinds))
+            raise OneShotError(f"{place}.{key}: '{name}' is no stage{hint}.")
+        if kinds[name] != kind:
+            what = "selects nothing" if kind == "ranking" else "is tested on nothing"
+            raise OneShotError(f"{place}.{key}: stage '{name}' {what}.")
     return found

@@ -11,11 +11,14 @@ from rich.text import Text
 
 from oneshot_lit.study.selectors import general_against_category
 
+# Of p-values: those of the question as they are, all others adjusted for their number.
+LEVEL = 0.05
+
 
 def said(found: Mapping[str, Any]) -> list[str]:
     """Return what the comparison of `selectors.compare_selectors` says."""
     return [
-        _winner(found),
+        _first(found),
         *([] if found["question"] is None else [_question(found["question"], found)]),
         *_groups(found),
         _confirmation(found),
@@ -27,63 +30,86 @@ def said(found: Mapping[str, Any]) -> list[str]:
 def others(found: Mapping[str, Any]) -> list[str]:
     """Return the selectors without the ground truth, best first."""
     names = [n for n in found["selectors"] if n != found["truth"]]
-    return sorted(
-        names, key=lambda n: (n != found["winner"], found["selectors"][n]["regret"]["value"])
-    )
+    return sorted(names, key=lambda n: (n != found["first"], _regret(n, found)))
 
 
-def _winner(found: Mapping[str, Any]) -> str:
-    name, all_ = found["winner"], found["selectors"]
-    loss = all_[name]["regret"]["value"]
-    equal = [n for n in others(found)[1:] if round(all_[n]["regret"]["value"] - loss, 9) == 0]
-    also = f", no less than {_list(equal)}" if equal else ""
-    second = next((n for n in others(found)[1:] if n not in equal), None)
-    behind = (
-        "" if second is None else f" The next, {second}, loses {interval(all_[second]['regret'])}."
+def _regret(name: str, found: Mapping[str, Any]) -> float:
+    return round(found["selectors"][name]["regret"]["value"], 9)
+
+
+def _first(found: Mapping[str, Any]) -> str:
+    name, all_, count = found["first"], found["selectors"], len(found["cases"])
+    tied = [n for n in others(found)[1:] if _regret(n, found) == _regret(name, found)]
+    rest = [n for n in others(found)[1:] if n not in tied]
+    beats = _better(all_[name], "regret") == "above"
+    lead = found["leads"].get(rest[0]) if rest else None
+    clear = lead is not None and lead["low"] is not None and lead["low"] > 0
+    verb = "wins" if clear and beats and not tied else "comes first"
+    cases = "1 case" if count == 1 else f"{count} cases"
+    text = (
+        f"{name} {verb} over {cases}: its picks lose {interval(all_[name]['regret'])} against the "
+        f"best candidate on development prompts; a pick drawn at random loses "
+        f"{interval(found['chance_regret'])}."
     )
-    lost = interval(all_[name]["regret"])
-    return (
-        f"{name} wins over {len(found['cases'])} cases: its picks lose {lost} "
-        f"against the best candidate on development prompts{also}, a pick drawn at random "
-        f"{interval(found['chance_regret'])}.{behind}"
-    )
+    if tied:
+        text += f" It ties with {_list(tied)}."
+    if lead is not None:
+        note = "" if clear else ", within the spread of the cases"
+        text += f" Its lead over the next, {rest[0]}, is {interval(lead)}{note}."
+    return text
+
+
+def _better(row: Mapping[str, Any], key: str, *, adjusted: bool = True) -> str:
+    """Return on which side of chance a figure is shown to be: above is better; or nothing."""
+    p = row[f"{key}_p_adjusted" if adjusted else f"{key}_p"]
+    if p >= LEVEL:
+        return ""
+    good = row["gain"] > 0 if key == "regret" else row["spearman"]["value"] > 0
+    return "above" if good else "below"
 
 
 def _question(name: str, found: Mapping[str, Any]) -> str:
     """Say of one selector whether it beats chance."""
     row = found["selectors"][name]
-    beats = {"above": "beats", "below": "is worse than", "": "is not shown to beat"}
+    picks = {"above": "beat", "below": "are worse than", "": "are not shown to beat"}
+    ranks = {
+        "above": "it ranks the candidates better than chance",
+        "below": "it ranks the candidates worse than chance",
+        "": "it is not shown to rank the candidates better than chance",
+    }
     return (
-        f"{name} {beats[_side(row['gain_over_chance'])]} a random pick: its picks lose "
-        f"{interval(row['regret'])}, a gain of {interval(row['gain_over_chance'])}; mean Spearman "
-        f"with brute force {interval(row['spearman'])}."
+        f"{name}: its picks {picks[_better(row, 'regret', adjusted=False)]} random ones (they lose "
+        f"{interval(row['regret'])}, p = {row['regret_p']:.4f}); "
+        f"{ranks[_better(row, 'spearman', adjusted=False)]} (mean Spearman with brute force "
+        f"{interval(row['spearman'])}, p = {row['spearman_p']:.4f})."
     )
+
+
+_GROUPS: dict[str, dict[str, str]] = {
+    "regret": {
+        "above": "Picks better than random ones (gain, adjusted p)",
+        "": "Picks not shown to differ from random ones",
+        "below": "Picks worse than random ones",
+    },
+    "spearman": {
+        "above": "Rankings better than chance (mean Spearman, adjusted p)",
+        "": "Rankings not shown to differ from chance",
+        "below": "Rankings worse than chance",
+    },
+}
 
 
 def _groups(found: Mapping[str, Any]) -> list[str]:
     """Say which selectors' picks and rankings are better than chance, which are not shown to be."""
     lines = []
-    for key, words in (
-        (
-            "gain_over_chance",
-            {
-                "above": "Picks better than random ones (gain)",
-                "": "Picks not shown to differ from random ones",
-                "below": "Picks worse than random ones",
-            },
-        ),
-        (
-            "spearman",
-            {
-                "above": "Rankings better than chance (mean Spearman)",
-                "": "Rankings not shown to differ from chance",
-                "below": "Rankings worse than chance",
-            },
-        ),
-    ):
+    for key, words in _GROUPS.items():
         for side, text in words.items():
-            estimates = {n: found["selectors"][n][key] for n in others(found)}
-            parts = [f"{n} {interval(e)}" for n, e in estimates.items() if _side(e) == side]
+            parts = []
+            for name in others(found):
+                row = found["selectors"][name]
+                if _better(row, key) == side:
+                    value = row["gain"] if key == "regret" else row["spearman"]["value"]
+                    parts.append(f"{name} {value:.3f} ({row[f'{key}_p_adjusted']:.4f})")
             if parts:
                 lines.append(f"{text}: {'; '.join(parts)}.")
     return lines
@@ -98,28 +124,26 @@ def _controls(found: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _side(estimate: Mapping[str, Any]) -> str:
-    """Return which side of 0 the interval lies on; nothing if it holds 0 or there is none."""
-    if estimate["low"] is None or estimate["low"] <= 0 <= estimate["high"]:
-        return ""
-    return "above" if estimate["low"] > 0 else "below"
-
-
 def _confirmation(found: Mapping[str, Any]) -> str:
-    name, goal = found["winner"], found["goal"]
+    name, goal = found["first"], found["goal"]
     rows = {c["title"]: c["selectors"][name]["held_out"] for c in found["cases"].values()}
-    missed = [f"{title} ({row['gap']:+.3f})" for title, row in rows.items() if row["gap"] > goal]
+    missed = [f"{title} ({_gap(row)})" for title, row in rows.items() if row["gap"] > goal]
     start = "On held-out prompts, attack success plus over-refusal after"
     if missed:
         return (
             f"{start} {name}'s pick is more than {goal:g} above that after brute force's in "
             f"{'; '.join(missed)}."
         )
-    worst = max(row["gap"] for row in rows.values())
+    worst = max(rows.values(), key=lambda row: row["gap"])
     return (
-        f"{start} {name}'s pick is within {goal:g} of that after brute force's in every case "
-        f"(at most {worst:+.3f})."
+        f"{start} {name}'s pick is nowhere more than {goal:g} above that after brute force's "
+        f"(the largest gap is {_gap(worst)})."
     )
+
+
+def _gap(row: Mapping[str, Any]) -> str:
+    ends = row["gap_interval"]
+    return f"{row['gap']:+.3f}" + (f" [{ends[0]:+.3f}, {ends[1]:+.3f}]" if ends else "")
 
 
 def _general(found: Mapping[str, Any]) -> list[str]:
@@ -148,20 +172,33 @@ def _list(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def selector_table(found: Mapping[str, Any]) -> Table:
-    """Return the selectors' figures as a table for the terminal, best first."""
-    title = f"selectors, means over {len(found['cases'])} cases"
+def selector_tables(found: Mapping[str, Any]) -> list[Table]:
+    """Return the selectors' figures and their costs for the terminal, best first."""
+    names = [*others(found), found["truth"]]
+    # Two tables: in one a number would be cut off at 80 columns.
+    quality = _table(f"selectors, means over the cases ({len(found['cases'])})")
+    for heading in ("Spearman", "Kendall", "regret", "largest gap\nheld out"):
+        quality.add_column(heading, justify="right", no_wrap=True)
+    cost = _table("what a selection costs")
+    for heading in ("rows forward", "rows backward", "answers", "seconds"):
+        cost.add_column(heading, justify="right", no_wrap=True)
+    for name in names:
+        row = found["selectors"][name]
+        shares = (row[key]["value"] for key in ("spearman", "kendall", "regret"))
+        quality.add_row(Text(name), *(f"{v:.3f}" for v in shares), f"{row['gap']:+.3f}")
+        cost.add_row(Text(name), *(amount(row[key]) for key in COSTS))
+    return [quality, cost]
+
+
+COSTS = ("forward_rows", "backward_rows", "answers", "seconds")
+
+
+def amount(value: float | None) -> str:
+    """Return a cost; a dash for one that a selector does not say."""
+    return "-" if value is None else f"{value:,.0f}"
+
+
+def _table(title: str) -> Table:
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("selector", no_wrap=True)
-    # Narrow enough for 80 columns: a number cut off would say nothing.
-    for heading in ("Spearman", "Kendall", "regret", "held-\nout gap", "rows\nfwd", "rows\nbwd"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for heading in ("answers", "seconds"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for name in [*others(found), found["truth"]]:
-        row = found["selectors"][name]
-        shares = [row[key]["value"] for key in ("spearman", "kendall", "regret")]
-        cells = [*(f"{value:.3f}" for value in shares), f"{row['gap']:+.3f}"]
-        costs = [f"{row[k]:,.0f}" for k in ("forward_rows", "backward_rows", "answers", "seconds")]
-        table.add_row(Text(name), *cells, *costs)
     return table

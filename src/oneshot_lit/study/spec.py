@@ -12,7 +12,7 @@ import yaml
 
 from oneshot_lit.cli_errors import check_config_files
 from oneshot_lit.errors import OneShotError, did_you_mean
-from oneshot_lit.study.expand import expand, fill
+from oneshot_lit.study.expand import expand, fill, require_filled
 from oneshot_lit.study.repairs import Repair, parse_repairs
 from oneshot_lit.study.selections import Selections, parse_selections
 from oneshot_lit.study.sweeps import Sweep, parse_sweeps
@@ -164,7 +164,8 @@ def _stage(
         raise OneShotError(f"{place}: a stage's name is its folder; use letters, digits, - _ and .")
     if "model" not in fields:
         raise OneShotError(f"{place}: needs 'model': a folder, a hub name or an earlier stage.")
-    model = str(fields["model"])
+    model = str(fill(fields["model"], marks))
+    require_filled(model, f"{place}.model")
     # A stage that selects has no model.
     models = [s.name for s in earlier if s.select is None]
     if "/" not in model and not Path(model).exists() and model not in models:
@@ -205,7 +206,9 @@ def _command(raw: Any, place: str, marks: Mapping[str, Any]) -> Command | None:
         except OneShotError as error:
             raise OneShotError(f"{place}: {error}") from error
     overrides = _mapping(fields.get("set") or {}, f"{place}.set", None)
-    return Command(tuple(paths), fill(overrides, marks))
+    filled = fill(overrides, marks)
+    require_filled(filled, f"{place}.set")
+    return Command(tuple(paths), filled)
 
 
 def _mapping(raw: Any, place: str, known: tuple[str, ...] | None) -> Mapping[str, Any]:
