@@ -15,6 +15,7 @@ from oneshot_lit.errors import OneShotError
 from oneshot_lit.modules import (
     BruteForceModule,
     Decoding,
+    EnumerationModule,
     HarmfulFineTuningModule,
     InstanceSelectionModule,
     RuleSelectionModule,
@@ -215,6 +216,99 @@ def test_brute_force_measures_each_alone_and_goes_on(attacked: Path, tmp_path: P
     # Other settings share nothing.
     select(brute(attacked, patch_steps=1), tmp_path / "b", pool(limit=3), val_sets=prompts())
     assert len((tmp_path / "b" / "candidates.jsonl").read_text().splitlines()) == 6
+
+
+def test_outcomes_of_other_metrics_are_measured_anew(attacked: Path, tmp_path: Path) -> None:
+    benign = PromptSet(Microworld("benign_dev", size=6), "benign", metrics=["over_refusal"])
+    few = {**prompts(), "benign": benign}
+    for sets in (few, prompts()):
+        found = select(brute(attacked, patch_steps=1), tmp_path, pool(limit=1), val_sets=sets)
+    fresh = select(
+        brute(attacked, patch_steps=1), tmp_path / "fresh", pool(limit=1), val_sets=prompts()
+    )
+    parts = [set(each["provenance"]["candidates"][0]["scores"]) for each in (found, fresh)]
+    assert parts[0] == parts[1]
+
+
+def test_with_dropout_an_outcome_is_the_candidates_own(gpt2_folder: Path, tmp_path: Path) -> None:
+    rows = [list(map(vars, row.messages)) for row in pool(limit=3).load()]
+
+    def losses(root: Path, order: list[int], **options: Any) -> dict[int, float]:
+        source = Inline([rows[i] for i in order])
+        select(brute(gpt2_folder), tmp_path / root, source, val_sets=prompts(), **options)
+        found = json.loads((tmp_path / root / "selection.json").read_text())
+        each = found["provenance"]["candidates"]
+        return {order[one["row"] - 1]: one["loss"] for one in each}
+
+    whole = losses(Path("whole"), [0, 1, 2])
+    assert losses(Path("turned"), [2, 1, 0]) == whole
+    # Ended behind the first, and started again without a checkpoint.
+    with pytest.raises(OneShotError, match="2 of 3 candidates not measured"):
+        losses(Path("parts"), [0, 1, 2], epochs=1)
+    assert losses(Path("parts"), [0, 1, 2]) == whole
+    # It is drawn with the run's seed.
+    assert losses(Path("whole"), [0, 1, 2], seed=5) != whole
+
+
+def constant(factor: float) -> Any:
+    return lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: factor)
+
+
+def test_a_patch_steps_the_scheduler(attacked: Path, tmp_path: Path) -> None:
+    found = [
+        select(brute(attacked, lr_scheduler=given), tmp_path, pool(limit=1), val_sets=prompts())
+        for given in (constant(0.0), constant(1.0), None)
+    ]
+    resting, moving, plain = (each["provenance"]["candidates"][0]["loss"] for each in found)
+    assert moving == plain
+    assert resting > plain + 0.1
+
+
+@pytest.mark.parametrize("module", [InstanceSelectionModule, RuleSelectionModule])
+def test_a_scheduler_that_nothing_steps_is_refused(module: Any) -> None:
+    with pytest.raises(OneShotError, match=r"model\.lr_scheduler: this selection steps no"):
+        module(str(SMALL), lr_scheduler=constant(1.0))
+
+
+def all_kinds(model: Path, optimizer: Any = None, **options: Any) -> dict[str, Any]:
+    """One selection of each kind, with an upper level where it takes one."""
+    given = {"optimizer": optimizer or (lambda p: torch.optim.AdamW(p, lr=1e-3)), **options}
+    steps = PenaltySettings(steps=2, lower_steps=1)
+    return {
+        "brute": lambda: BruteForceModule(
+            str(model), patch_steps=1, decoding=Decoding(max_new_tokens=4), **given
+        ),
+        "enumeration": lambda: EnumerationModule(str(model), patch_steps=1, **upper(), **given),
+        "bilevel": lambda: InstanceSelectionModule(str(model), penalty=steps, **upper(), **given),
+        "rule": lambda: RuleSelectionModule(str(model), rule="longest", **upper(), **given),
+    }
+
+
+@pytest.mark.parametrize("kind", ["brute", "enumeration", "bilevel"])
+def test_narrow_weights_at_a_small_rate_are_refused(
+    attacked: Path, tmp_path: Path, kind: str
+) -> None:
+    def tiny_rate(params: Any) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(params, lr=2e-6)
+
+    made = all_kinds(attacked, tiny_rate, dtype="bfloat16")[kind]
+    with pytest.raises(OneShotError, match="of the bfloat16 weights are too large for a step"):
+        select(made(), tmp_path, pool(limit=2), val_sets=prompts())
+    # A rule takes no step.
+    select(all_kinds(attacked, tiny_rate, dtype="bfloat16")["rule"](), tmp_path, pool(limit=2))
+
+
+@pytest.mark.parametrize("kind", ["brute", "enumeration", "bilevel", "rule"])
+def test_losses_that_nothing_scales_are_refused(attacked: Path, tmp_path: Path, kind: str) -> None:
+    from lightning.pytorch.plugins import MixedPrecision
+
+    half = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+    data = SafetyDataModule(train=pool(), batch_size=1, max_length=128, val_sets=prompts())
+    trainer = quiet_trainer(
+        tmp_path, HuggingFaceExport(), max_epochs=5, num_sanity_val_steps=-1, plugins=[half]
+    )
+    with pytest.raises(OneShotError, match=r"trainer\.precision: 16-mixed .* bf16-mixed or 32-t"):
+        trainer.fit(all_kinds(attacked)[kind](), data)
 
 
 REFUSED = [

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.metrics.refusal import PHRASE_LIST_VERSION
 from oneshot_lit.modules.selection import development_score
 from oneshot_lit.modules.selection_base import SelectionModule
-from oneshot_lit.runs import fingerprint
 from oneshot_lit.selection.outcomes import CandidateOutcome, OutcomeCache
 from oneshot_lit.selection.patching import Patcher
 from oneshot_lit.selection.product import read_provenance, rows_in_order
+from oneshot_lit.selection.settings import candidate_key, outcome_settings, settings_hash
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,6 +37,7 @@ class BruteForceModule(SelectionModule):
         shortlist_size: How many of its candidates to measure.
     """
 
+    trains = schedules = True
     validation_prefix = "dev/"
     progress_name = "candidates"
 
@@ -106,29 +102,12 @@ class BruteForceModule(SelectionModule):
                 "trainer.limit_val_batches: no development prompt was answered; leave it out."
             )
         self._patch = Patcher(self, self.patch_steps)
-        self._cache = OutcomeCache(Path(self.trainer.default_root_dir), self._settings())
+        settings = settings_hash(outcome_settings(self))
+        self._cache = OutcomeCache(Path(self.trainer.default_root_dir), settings)
         known = self.trainer.strategy.broadcast(self._cache.read())
         for row in self.rows_to_measure():
-            if (outcome := known.get(self.pool[row].digest())) is not None:
+            if (outcome := known.get(candidate_key(self, self.pool[row]))) is not None:
                 self.outcomes_by_row[row] = outcome
-
-    def _settings(self) -> str:
-        """Return a hash of what decides an outcome, the candidate apart."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        sets = {
-            d.name: [d.kind, [c.digest() for c in d.conversations]] for d in data.prompt_sets("val")
-        }
-        optimizer = self.optimizer([torch.nn.Parameter(torch.zeros(1))])
-        parts = {
-            "weights": _weights_hash(self.model),
-            "optimizer": [type(optimizer).__name__, str(optimizer.defaults)],
-            "steps": self.patch_steps,
-            "sets": sets,
-            "decoding": vars(self.decoding),
-            "phrases": PHRASE_LIST_VERSION,
-            "max_length": data.max_length,
-        }
-        return fingerprint(json.loads(json.dumps(parts, default=str)))
 
     def rows_to_measure(self) -> list[int]:
         """Return the positions of the candidates to measure, in their order."""
@@ -161,7 +140,7 @@ class BruteForceModule(SelectionModule):
             candidate = self.pool[self._at]
             score = development_score(self.scores, self._before)
             outcome = CandidateOutcome(
-                candidate.digest(),
+                candidate_key(self, candidate),
                 score,
                 dict(self.scores),
                 # JSON has no NaN.
@@ -256,11 +235,3 @@ class BruteForceModule(SelectionModule):
     def load_selection_state(self, state: dict[str, Any]) -> None:
         """Take up the broken model's scores."""
         self._before = dict(state["before"])
-
-
-def _weights_hash(model: Any) -> str:
-    found = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        found.update(name.encode())
-        found.update(parameter.detach().float().cpu().numpy().tobytes())
-    return found.hexdigest()[:16]

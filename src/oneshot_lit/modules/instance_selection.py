@@ -36,6 +36,8 @@ class InstanceSelectionModule(UpperLevel):
         penalty: Steps and step sizes.
     """
 
+    trains = True
+
     def __init__(
         self,
         *args: Any,

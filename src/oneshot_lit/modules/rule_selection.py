@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from oneshot_lit.errors import OneShotError, did_you_mean
 from oneshot_lit.modules.upper_level import UpperLevel
 from oneshot_lit.selection.rules import RULES, Evidence
@@ -50,11 +48,8 @@ class RuleSelectionModule(UpperLevel):
         """Score all candidates."""
         self.eval()
         upper = self.upper_terms() if self.rule == "gradient_match" else []
-        given = self.trainer.datamodule.seed  # type: ignore[attr-defined]
-        # As the order of rows: the run's own seed unless the data have one.
-        seed = torch.initial_seed() if given is None else int(given)
         self._seen = Evidence(
-            self.pool, self.pool_batches(), self.model, upper, seed, self.overlap_k
+            self.pool, self.pool_batches(), self.model, upper, self.run_seed, self.overlap_k
         )
         self._scores = RULES[self.rule](self._seen)
         return True

@@ -43,6 +43,8 @@ class SelectionModule(LanguageModelModule):
     product = SELECTION_FILE
     # What `SelectionProgress` calls its table and its picture.
     progress_name = "selection"
+    # Whether it trains with `model.optimizer`, and whether it steps `model.lr_scheduler`.
+    trains = schedules = False
 
     def __init__(
         self,
@@ -57,11 +59,15 @@ class SelectionModule(LanguageModelModule):
             raise OneShotError("model.model_config: a selection needs a trained model.")
         if rows_at_once < 1:
             raise OneShotError(f"model.rows_at_once must be at least 1, not {rows_at_once}.")
+        if self.lr_scheduler is not None and not self.schedules:
+            raise OneShotError("model.lr_scheduler: this selection steps no scheduler; drop it.")
         self.m, self.require_refusals, self.rows_at_once = m, require_refusals, rows_at_once
         self.automatic_optimization = False
         self.strict_loading = False
         self.pool: list[Conversation] = []
         self.seconds = 0.0
+        # Of what a selection draws, equal in all processes.
+        self.run_seed = 0
 
     # --------------------------------------------------------------- to implement
 
@@ -110,13 +116,17 @@ class SelectionModule(LanguageModelModule):
         return CountingOptimizer([p for p in self.parameters() if p.requires_grad])
 
     def on_fit_start(self) -> None:
-        """Check the pool before any work is done."""
+        """Check the settings and the pool before any work is done."""
         require_whole_weights(self.trainer, "the selection")
         if self.trainer.world_size > 1 and not self.several_processes():
             raise OneShotError("trainer.devices: a selection runs in one process; give 1.")
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if data.training is None or data.train is None:
             raise OneShotError("data.train: give the pool of candidates there, not an instance.")
+        self._check_training()
+        # As the order of rows: the run's own seed unless the data have one.
+        seed = torch.initial_seed() if data.seed is None else int(data.seed)
+        self.run_seed = int(self.trainer.strategy.broadcast(seed))
         self.pool = data.training.conversations
         check_pool(self.pool, self.m, refusals=self.require_refusals)
         require_numbers(self.model, "model.model_name_or_path", str(self.model_name_or_path))
@@ -125,6 +135,23 @@ class SelectionModule(LanguageModelModule):
                 refuse_shared(self.pool, prompt_set.source.load(), f"{kind} set {name}", "pool")
         # A step of the selection is over all candidates.
         self.trainer.limit_train_batches = 1
+
+    def _check_training(self) -> None:
+        if str(self.trainer.precision) == "16-mixed":
+            # Its steps are its own, and nothing scales their losses.
+            raise OneShotError(
+                "trainer.precision: 16-mixed loses a selection's small gradients; give bf16-mixed "
+                "or 32-true."
+            )
+        if self.trains:
+            # The trainer's own optimiser only counts: the real one is checked here.
+            found: Any = super().configure_optimizers()
+            schedule = found["lr_scheduler"]["scheduler"] if isinstance(found, dict) else None
+            if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+                raise OneShotError(
+                    "model.lr_scheduler: ReduceLROnPlateau has nothing to watch in a patch; give "
+                    "another."
+                )
 
     def on_train_start(self) -> None:
         """Prepare with the model in its place."""
