@@ -10,7 +10,14 @@ import pytest
 import torch
 
 from oneshot_lit.callbacks import HuggingFaceExport
-from oneshot_lit.data import Inline, Microworld, PromptSet, SafetyDataModule, SelectedInstance
+from oneshot_lit.data import (
+    ChatJsonl,
+    Inline,
+    Microworld,
+    PromptSet,
+    SafetyDataModule,
+    SelectedInstance,
+)
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.modules import (
     BruteForceModule,
@@ -272,14 +279,19 @@ def test_a_scheduler_that_nothing_steps_is_refused(module: Any) -> None:
 
 def all_kinds(model: Path, optimizer: Any = None, **options: Any) -> dict[str, Any]:
     """One selection of each kind, with an upper level where it takes one."""
+    weight = {"task_weight": options.pop("task_weight", 1.0)}
     given = {"optimizer": optimizer or (lambda p: torch.optim.AdamW(p, lr=1e-3)), **options}
     steps = PenaltySettings(steps=2, lower_steps=1)
     return {
         "brute": lambda: BruteForceModule(
             str(model), patch_steps=1, decoding=Decoding(max_new_tokens=4), **given
         ),
-        "enumeration": lambda: EnumerationModule(str(model), patch_steps=1, **upper(), **given),
-        "bilevel": lambda: InstanceSelectionModule(str(model), penalty=steps, **upper(), **given),
+        "enumeration": lambda: EnumerationModule(
+            str(model), patch_steps=1, **upper(**weight), **given
+        ),
+        "bilevel": lambda: InstanceSelectionModule(
+            str(model), penalty=steps, **upper(**weight), **given
+        ),
         "rule": lambda: RuleSelectionModule(str(model), rule="longest", **upper(), **given),
     }
 
@@ -333,6 +345,31 @@ def test_errors(attacked: Path, tmp_path: Path, source, options, message: str) -
     with pytest.raises(OneShotError, match=message):
         select(bilevel(attacked, **options), tmp_path, source)
     assert not (tmp_path / "selection.json").exists()
+
+
+def test_a_pool_leaves_no_row_out(attacked: Path, tmp_path: Path) -> None:
+    rows = [row.as_dict() for row in pool(limit=2).load()]
+    rows.insert(1, {"messages": [REFUSED[0]]})
+    file = tmp_path / "pool.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    module = RuleSelectionModule(str(attacked), rule="longest")
+    with pytest.raises(
+        OneShotError, match=r"data\.train: .*pool\.jsonl row 2: ends on a user turn"
+    ):
+        select(module, tmp_path, ChatJsonl(str(file), bad_rows="skip"))
+
+
+@pytest.mark.parametrize("kind", ["bilevel", "enumeration", "gradient_match"])
+def test_the_upper_levels_settings_are_told(attacked: Path, tmp_path: Path, kind: str) -> None:
+    made = {**all_kinds(attacked, task_weight=3.0), "gradient_match": None}
+    module = (
+        made[kind]()
+        if made[kind]
+        else RuleSelectionModule(str(attacked), rule=kind, **upper(task_weight=3.0))
+    )
+    facts = select(module, tmp_path, pool(limit=2))["provenance"]
+    assert facts["task_weight"] == 3
+    assert facts["aligned"] == str(SMALL)
 
 
 def test_prompts_of_pool_and_evaluation_are_named(attacked: Path, tmp_path: Path) -> None:

@@ -68,6 +68,9 @@ class SelectionModule(LanguageModelModule):
         self.seconds = 0.0
         # Of what a selection draws, equal in all processes.
         self.run_seed = 0
+        # Epochs of the interrupted run, and whether that is all that `trainer.max_epochs` allows.
+        self._epochs_before = 0
+        self._over = False
 
     # --------------------------------------------------------------- to implement
 
@@ -79,7 +82,10 @@ class SelectionModule(LanguageModelModule):
         raise NotImplementedError
 
     def steps_left(self) -> int | None:
-        """Return how many steps there are to come, or None if that is not known."""
+        """Return how many steps there are to come, or None if that is not known.
+
+        A selection that says 0 takes none, which is so for one that was killed behind its last.
+        """
         return None
 
     def candidate_scores(self) -> list[float]:
@@ -128,6 +134,9 @@ class SelectionModule(LanguageModelModule):
         seed = torch.initial_seed() if data.seed is None else int(data.seed)
         self.run_seed = int(self.trainer.strategy.broadcast(seed))
         self.pool = data.training.conversations
+        if left_out := data.training.left_out:
+            # Each candidate is known by its row in the source.
+            raise OneShotError(f"data.train: {left_out[0]} Remove the row: a pool leaves none out.")
         check_pool(self.pool, self.m, refusals=self.require_refusals)
         require_numbers(self.model, "model.model_name_or_path", str(self.model_name_or_path))
         for kind, sets in (("development", data.val_sets), ("held-out", data.test_sets)):
@@ -135,6 +144,15 @@ class SelectionModule(LanguageModelModule):
                 refuse_shared(self.pool, prompt_set.source.load(), f"{kind} set {name}", "pool")
         # A step of the selection is over all candidates.
         self.trainer.limit_train_batches = 1
+        self._run_if_over()
+
+    def _run_if_over(self) -> None:
+        """Let a resumed run begin even with no epoch left, for its product takes preparation."""
+        loop = self.trainer.fit_loop
+        most = -1 if loop.max_epochs is None else loop.max_epochs
+        self._over = 0 <= most <= self._epochs_before
+        if self._over:
+            loop.max_epochs = self._epochs_before + 1
 
     def _check_training(self) -> None:
         if str(self.trainer.precision) == "16-mixed":
@@ -170,7 +188,10 @@ class SelectionModule(LanguageModelModule):
     def training_step(  # type: ignore[override]
         self, batch: dict[str, Tensor], batch_idx: int
     ) -> None:
-        """Take one step of the selection."""
+        """Take one step of the selection, unless it was interrupted behind its last one."""
+        if self._over or self.steps_left() == 0:
+            self.trainer.should_stop = True
+            return
         start = time.monotonic()
         ended = self.select_step()
         self.seconds += time.monotonic() - start
@@ -202,6 +223,8 @@ class SelectionModule(LanguageModelModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on after the last whole step."""
         super().on_load_checkpoint({k: v for k, v in checkpoint.items() if k != "state_dict"})
+        progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
+        self._epochs_before = int(progress["current"]["processed"])
         state = checkpoint.get("selection")
         if state is not None:
             self.seconds = state["seconds"]
