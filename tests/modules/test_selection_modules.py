@@ -339,6 +339,7 @@ REFUSED = [
         (pool(), {"aligned": None}, r"model\.aligned: is missing"),
         (pool(), {"aligned": "checkpoints/medium"}, r"model\.aligned: .* is .* in .*medium"),
         (pool(), {"harmful": pool(limit=1)}, r"model\.harmful.*also in the pool"),
+        (pool(), {"task": pool(limit=1)}, r"model\.task\): the prompt is also in the pool"),
     ],
 )
 def test_errors(attacked: Path, tmp_path: Path, source, options, message: str) -> None:
@@ -452,3 +453,54 @@ def test_a_shortlist_of_another_pool_is_refused(attacked: Path, tmp_path: Path) 
         select(none, tmp_path / "x", pool(limit=3), val_sets=prompts())
     with pytest.raises(OneShotError, match="shortlist_size must be at least"):
         brute(attacked, shortlist=file, shortlist_size=1, m=2)
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"seconds": None}, r"provenance\.seconds is no number"),
+        ({"answers": "many"}, r"provenance\.answers is no number"),
+        (None, "provenance is no mapping"),
+    ],
+)
+def test_a_shortlist_of_unknown_cost_is_refused(tmp_path: Path, facts: Any, message: str) -> None:
+    file = Path(shortlisted(tmp_path, pool(limit=3), [2, 1, 0])) / "selection.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "provenance": facts}))
+    with pytest.raises(OneShotError, match=message):
+        select(brute(SMALL, shortlist=str(tmp_path)), tmp_path, pool(limit=3), val_sets=prompts())
+    assert not (tmp_path / "candidates.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"peft_type": "IA3"}, r"model\.peft\.peft_type: IA3 is not for this selection"),
+        ({"init_lora_weights": "pissa"}, r"model\.peft\.init_lora_weights: with pissa"),
+        ({"init_lora_weights": False}, r"model\.peft\.init_lora_weights: with False"),
+        ({"modules_to_save": ["lm_head"]}, r"model\.peft\.modules_to_save: two copies share"),
+        ({"bias": "all"}, r"model\.peft\.bias: two copies share"),
+    ],
+)
+def test_adapters_that_do_not_begin_at_the_broken_model(options: Any, message: str) -> None:
+    with pytest.raises(OneShotError, match=message):
+        bilevel(SMALL, peft={**ADAPTER, **options})
+
+
+@pytest.mark.parametrize("start", [True, "gaussian"])
+def test_both_copies_begin_at_the_broken_model(attacked: Path, tmp_path: Path, start: Any) -> None:
+    steps = PenaltySettings(steps=1, lower_steps=1)
+    module = bilevel(attacked, peft={**ADAPTER, "init_lora_weights": start}, penalty=steps, lr=0.0)
+    select(module, tmp_path)
+    copies = module._problem.copies
+    pairs = zip(copies.parameters("theta"), copies.parameters("omega"), strict=True)
+    assert all(torch.equal(theta, omega) for theta, omega in pairs)
+    assert module.records[0].gap == 0
+
+
+def test_references_are_rounded_as_the_steps_are(attacked: Path, tmp_path: Path) -> None:
+    module = bilevel(attacked, aligned=str(attacked), penalty=PenaltySettings(steps=1))
+    data = SafetyDataModule(train=pool(), batch_size=1, max_length=128)
+    trainer = quiet_trainer(tmp_path, HuggingFaceExport(), max_epochs=5, precision="bf16-mixed")
+    trainer.fit(module, data)
+    # Both references are theta itself at the first step.
+    assert module.records[0].f == 0

@@ -12,11 +12,13 @@ from oneshot_lit.modules.selection import development_score
 from oneshot_lit.modules.selection_base import SelectionModule
 from oneshot_lit.selection.outcomes import CandidateOutcome, OutcomeCache
 from oneshot_lit.selection.patching import Patcher
-from oneshot_lit.selection.product import read_provenance, rows_in_order
+from oneshot_lit.selection.product import read_costs, rows_in_order
 from oneshot_lit.selection.settings import candidate_key, outcome_settings, settings_hash
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+_COSTS = ("seconds", "forward_rows", "backward_rows", "answers")
 
 
 class BruteForceModule(SelectionModule):
@@ -82,6 +84,8 @@ class BruteForceModule(SelectionModule):
         self._order = list(range(len(self.pool)))
         if self.shortlist is not None:
             self._order = rows_in_order(self.pool, self.shortlist)
+            # A fault must not show behind the last candidate.
+            read_costs(self.shortlist, _COSTS)
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         kinds = {prompt_set.kind for prompt_set in data.val_sets.values()}
         if "harmful" not in kinds or kinds == {"harmful"}:
@@ -198,8 +202,8 @@ class BruteForceModule(SelectionModule):
             "answers": self._prompts() * len(rows),
         }
         if self.shortlist is not None:
-            earlier = read_provenance(self.shortlist)
-            found = {key: value + earlier.get(key, 0) for key, value in found.items()}
+            earlier = read_costs(self.shortlist, _COSTS)
+            found = {key: value + earlier[key] for key, value in found.items()}
         return found
 
     def _prompts(self) -> int:

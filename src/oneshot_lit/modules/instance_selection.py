@@ -18,6 +18,7 @@ from oneshot_lit.selection.penalty import (
     outer_step,
     top_m,
 )
+from oneshot_lit.selection.plain_adapter import require_plain_lora
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,6 +46,8 @@ class InstanceSelectionModule(UpperLevel):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        if self.peft is not None:
+            require_plain_lora(self.peft)
         self.penalty = penalty or PenaltySettings()
         self.records: list[PenaltyRecord] = []
         self.diverged: str | None = None
