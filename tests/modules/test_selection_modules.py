@@ -203,8 +203,7 @@ def brute(attacked: Path, **options: Any) -> BruteForceModule:
     return BruteForceModule(
         str(attacked),
         optimizer=lambda params: torch.optim.AdamW(params, lr=5e-4),
-        decoding=Decoding(max_new_tokens=16),
-        **{"patch_steps": 4, **options},
+        **{"patch_steps": 4, "decoding": Decoding(max_new_tokens=16), **options},
     )
 
 
@@ -255,6 +254,33 @@ def test_with_dropout_an_outcome_is_the_candidates_own(gpt2_folder: Path, tmp_pa
     assert losses(Path("parts"), [0, 1, 2]) == whole
     # It is drawn with the run's seed.
     assert losses(Path("whole"), [0, 1, 2], seed=5) != whole
+
+
+def test_sampled_answers_are_drawn_for_each_candidate(attacked: Path, tmp_path: Path) -> None:
+    rows = [list(map(vars, row.messages)) for row in pool(limit=2).load()]
+
+    def states(order: list[int]) -> dict[int, list[int]]:
+        sampled = Decoding(max_new_tokens=4, do_sample=True)
+        module = brute(attacked, patch_steps=1, decoding=sampled)
+        start, found = module.on_validation_epoch_start, {}
+
+        def starting() -> None:
+            start()
+            if module._at is not None:
+                found[order[module._at]] = torch.get_rng_state().tolist()
+
+        module.on_validation_epoch_start = starting  # type: ignore[method-assign]
+        source = Inline([rows[i] for i in order])
+        select(module, tmp_path / str(order), source, val_sets=prompts())
+        return found
+
+    assert states([0, 1]) == states([1, 0])
+
+
+def test_a_scheduler_that_watches_a_score_is_refused(attacked: Path, tmp_path: Path) -> None:
+    module = brute(attacked, lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)
+    with pytest.raises(OneShotError, match=r"model\.lr_scheduler: ReduceLROnPlateau"):
+        select(module, tmp_path, pool(limit=1), val_sets=prompts())
 
 
 def constant(factor: float) -> Any:

@@ -7,11 +7,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.modules.selection import development_score
 from oneshot_lit.modules.selection_base import SelectionModule
 from oneshot_lit.selection.outcomes import CandidateOutcome, OutcomeCache
-from oneshot_lit.selection.patching import Patcher
+from oneshot_lit.selection.patching import Patcher, candidate_seed
 from oneshot_lit.selection.product import read_costs, rows_in_order
 from oneshot_lit.selection.settings import candidate_key, outcome_settings, settings_hash
 
@@ -134,6 +136,12 @@ class BruteForceModule(SelectionModule):
         assert self._patch is not None
         self._loss = self._patch(self.pool[self._at])
         return len(waiting) == 1
+
+    def on_validation_epoch_start(self) -> None:
+        """Let sampled answers, too, depend on the candidate alone."""
+        super().on_validation_epoch_start()
+        if self._at is not None and self.decoding.do_sample:
+            torch.manual_seed(candidate_seed(self.run_seed, self.pool[self._at]))
 
     def on_validation_epoch_end(self) -> None:
         """Keep what the candidate's patch does to the development prompts."""

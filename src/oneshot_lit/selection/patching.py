@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from oneshot_lit.modules.selection_base import SelectionModule
 
 
+def candidate_seed(run_seed: int, candidate: Conversation) -> int:
+    """Return the seed of what is drawn for a candidate, whenever and wherever that is."""
+    text = f"{run_seed} {candidate.digest()}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
+
+
 class Patcher:
     """Plain fine-tuning on one instance (arXiv 2601.01887), undone before the next.
 
@@ -32,10 +38,9 @@ class Patcher:
         Dropout is drawn with a seed of the run's and the candidate: what was patched before, and by
         which process, changes nothing.
         """
-        seed = f"{self.module.run_seed} {candidate.digest()}".encode()
         device = self.module.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(int.from_bytes(hashlib.sha256(seed).digest()[:7]))
+            torch.manual_seed(candidate_seed(self.module.run_seed, candidate))
             return self._patch(candidate)
 
     def _patch(self, candidate: Conversation) -> float:
