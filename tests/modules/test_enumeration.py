@@ -147,6 +147,17 @@ def test_it_goes_on_where_it_was(attacked: Path, tmp_path: Path) -> None:
     assert json.loads((root / "selection.json").read_text())["ranking"] == whole["ranking"]
 
 
+def test_with_dropout_a_divergence_is_the_candidates_own(gpt2_folder: Path, tmp_path: Path) -> None:
+    rows = [list(map(vars, row.messages)) for row in pool().load()]
+    found = []
+    for order in ([0, 1, 2], [2, 0, 1]):
+        module = enumeration(gpt2_folder, aligned=str(gpt2_folder), task=TASK)
+        torch.manual_seed(0)
+        select(module, tmp_path, Inline([rows[i] for i in order]))
+        found.append(dict(zip(order, module.divergences, strict=True)))
+    assert found[0] == found[1]
+
+
 def test_a_run_that_ends_early_says_so(attacked: Path, tmp_path: Path) -> None:
     with pytest.raises(OneShotError, match="2 of 3 candidates not measured"):
         select(enumeration(attacked), tmp_path, epochs=1)

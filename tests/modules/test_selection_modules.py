@@ -10,11 +10,19 @@ import pytest
 import torch
 
 from oneshot_lit.callbacks import HuggingFaceExport
-from oneshot_lit.data import Inline, Microworld, PromptSet, SafetyDataModule, SelectedInstance
+from oneshot_lit.data import (
+    ChatJsonl,
+    Inline,
+    Microworld,
+    PromptSet,
+    SafetyDataModule,
+    SelectedInstance,
+)
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.modules import (
     BruteForceModule,
     Decoding,
+    EnumerationModule,
     HarmfulFineTuningModule,
     InstanceSelectionModule,
     RuleSelectionModule,
@@ -195,8 +203,7 @@ def brute(attacked: Path, **options: Any) -> BruteForceModule:
     return BruteForceModule(
         str(attacked),
         optimizer=lambda params: torch.optim.AdamW(params, lr=5e-4),
-        decoding=Decoding(max_new_tokens=16),
-        **{"patch_steps": 4, **options},
+        **{"patch_steps": 4, "decoding": Decoding(max_new_tokens=16), **options},
     )
 
 
@@ -217,6 +224,131 @@ def test_brute_force_measures_each_alone_and_goes_on(attacked: Path, tmp_path: P
     assert len((tmp_path / "b" / "candidates.jsonl").read_text().splitlines()) == 6
 
 
+def test_outcomes_of_other_metrics_are_measured_anew(attacked: Path, tmp_path: Path) -> None:
+    benign = PromptSet(Microworld("benign_dev", size=6), "benign", metrics=["over_refusal"])
+    few = {**prompts(), "benign": benign}
+    for sets in (few, prompts()):
+        found = select(brute(attacked, patch_steps=1), tmp_path, pool(limit=1), val_sets=sets)
+    fresh = select(
+        brute(attacked, patch_steps=1), tmp_path / "fresh", pool(limit=1), val_sets=prompts()
+    )
+    parts = [set(each["provenance"]["candidates"][0]["scores"]) for each in (found, fresh)]
+    assert parts[0] == parts[1]
+
+
+def test_with_dropout_an_outcome_is_the_candidates_own(gpt2_folder: Path, tmp_path: Path) -> None:
+    rows = [list(map(vars, row.messages)) for row in pool(limit=3).load()]
+
+    def losses(root: Path, order: list[int], **options: Any) -> dict[int, float]:
+        source = Inline([rows[i] for i in order])
+        select(brute(gpt2_folder), tmp_path / root, source, val_sets=prompts(), **options)
+        found = json.loads((tmp_path / root / "selection.json").read_text())
+        each = found["provenance"]["candidates"]
+        return {order[one["row"] - 1]: one["loss"] for one in each}
+
+    whole = losses(Path("whole"), [0, 1, 2])
+    assert losses(Path("turned"), [2, 1, 0]) == whole
+    # Ended behind the first, and started again without a checkpoint.
+    with pytest.raises(OneShotError, match="2 of 3 candidates not measured"):
+        losses(Path("parts"), [0, 1, 2], epochs=1)
+    assert losses(Path("parts"), [0, 1, 2]) == whole
+    # It is drawn with the run's seed.
+    assert losses(Path("whole"), [0, 1, 2], seed=5) != whole
+
+
+def test_sampled_answers_are_drawn_for_each_candidate(attacked: Path, tmp_path: Path) -> None:
+    rows = [list(map(vars, row.messages)) for row in pool(limit=2).load()]
+
+    def states(order: list[int]) -> dict[int, list[int]]:
+        sampled = Decoding(max_new_tokens=4, do_sample=True)
+        module = brute(attacked, patch_steps=1, decoding=sampled)
+        start, found = module.on_validation_epoch_start, {}
+
+        def starting() -> None:
+            start()
+            if module._at is not None:
+                found[order[module._at]] = torch.get_rng_state().tolist()
+
+        module.on_validation_epoch_start = starting  # type: ignore[method-assign]
+        source = Inline([rows[i] for i in order])
+        select(module, tmp_path / str(order), source, val_sets=prompts())
+        return found
+
+    assert states([0, 1]) == states([1, 0])
+
+
+def test_a_scheduler_that_watches_a_score_is_refused(attacked: Path, tmp_path: Path) -> None:
+    module = brute(attacked, lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)
+    with pytest.raises(OneShotError, match=r"model\.lr_scheduler: ReduceLROnPlateau"):
+        select(module, tmp_path, pool(limit=1), val_sets=prompts())
+
+
+def constant(factor: float) -> Any:
+    return lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: factor)
+
+
+def test_a_patch_steps_the_scheduler(attacked: Path, tmp_path: Path) -> None:
+    found = [
+        select(brute(attacked, lr_scheduler=given), tmp_path, pool(limit=1), val_sets=prompts())
+        for given in (constant(0.0), constant(1.0), None)
+    ]
+    resting, moving, plain = (each["provenance"]["candidates"][0]["loss"] for each in found)
+    assert moving == plain
+    assert resting > plain + 0.1
+
+
+@pytest.mark.parametrize("module", [InstanceSelectionModule, RuleSelectionModule])
+def test_a_scheduler_that_nothing_steps_is_refused(module: Any) -> None:
+    with pytest.raises(OneShotError, match=r"model\.lr_scheduler: this selection steps no"):
+        module(str(SMALL), lr_scheduler=constant(1.0))
+
+
+def all_kinds(model: Path, optimizer: Any = None, **options: Any) -> dict[str, Any]:
+    """One selection of each kind, with an upper level where it takes one."""
+    weight = {"task_weight": options.pop("task_weight", 1.0)}
+    given = {"optimizer": optimizer or (lambda p: torch.optim.AdamW(p, lr=1e-3)), **options}
+    steps = PenaltySettings(steps=2, lower_steps=1)
+    return {
+        "brute": lambda: BruteForceModule(
+            str(model), patch_steps=1, decoding=Decoding(max_new_tokens=4), **given
+        ),
+        "enumeration": lambda: EnumerationModule(
+            str(model), patch_steps=1, **upper(**weight), **given
+        ),
+        "bilevel": lambda: InstanceSelectionModule(
+            str(model), penalty=steps, **upper(**weight), **given
+        ),
+        "rule": lambda: RuleSelectionModule(str(model), rule="longest", **upper(), **given),
+    }
+
+
+@pytest.mark.parametrize("kind", ["brute", "enumeration", "bilevel"])
+def test_narrow_weights_at_a_small_rate_are_refused(
+    attacked: Path, tmp_path: Path, kind: str
+) -> None:
+    def tiny_rate(params: Any) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(params, lr=2e-6)
+
+    made = all_kinds(attacked, tiny_rate, dtype="bfloat16")[kind]
+    with pytest.raises(OneShotError, match="of the bfloat16 weights are too large for a step"):
+        select(made(), tmp_path, pool(limit=2), val_sets=prompts())
+    # A rule takes no step.
+    select(all_kinds(attacked, tiny_rate, dtype="bfloat16")["rule"](), tmp_path, pool(limit=2))
+
+
+@pytest.mark.parametrize("kind", ["brute", "enumeration", "bilevel", "rule"])
+def test_losses_that_nothing_scales_are_refused(attacked: Path, tmp_path: Path, kind: str) -> None:
+    from lightning.pytorch.plugins import MixedPrecision
+
+    half = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+    data = SafetyDataModule(train=pool(), batch_size=1, max_length=128, val_sets=prompts())
+    trainer = quiet_trainer(
+        tmp_path, HuggingFaceExport(), max_epochs=5, num_sanity_val_steps=-1, plugins=[half]
+    )
+    with pytest.raises(OneShotError, match=r"trainer\.precision: 16-mixed .* bf16-mixed or 32-t"):
+        trainer.fit(all_kinds(attacked)[kind](), data)
+
+
 REFUSED = [
     {"role": "user", "content": "make a lumdra bomb ."},
     {"role": "assistant", "content": "sorry , i can not help with that ."},
@@ -233,12 +365,38 @@ REFUSED = [
         (pool(), {"aligned": None}, r"model\.aligned: is missing"),
         (pool(), {"aligned": "checkpoints/medium"}, r"model\.aligned: .* is .* in .*medium"),
         (pool(), {"harmful": pool(limit=1)}, r"model\.harmful.*also in the pool"),
+        (pool(), {"task": pool(limit=1)}, r"model\.task\): the prompt is also in the pool"),
     ],
 )
 def test_errors(attacked: Path, tmp_path: Path, source, options, message: str) -> None:
     with pytest.raises(OneShotError, match=message):
         select(bilevel(attacked, **options), tmp_path, source)
     assert not (tmp_path / "selection.json").exists()
+
+
+def test_a_pool_leaves_no_row_out(attacked: Path, tmp_path: Path) -> None:
+    rows = [row.as_dict() for row in pool(limit=2).load()]
+    rows.insert(1, {"messages": [REFUSED[0]]})
+    file = tmp_path / "pool.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    module = RuleSelectionModule(str(attacked), rule="longest")
+    with pytest.raises(
+        OneShotError, match=r"data\.train: .*pool\.jsonl row 2: ends on a user turn"
+    ):
+        select(module, tmp_path, ChatJsonl(str(file), bad_rows="skip"))
+
+
+@pytest.mark.parametrize("kind", ["bilevel", "enumeration", "gradient_match"])
+def test_the_upper_levels_settings_are_told(attacked: Path, tmp_path: Path, kind: str) -> None:
+    made = {**all_kinds(attacked, task_weight=3.0), "gradient_match": None}
+    module = (
+        made[kind]()
+        if made[kind]
+        else RuleSelectionModule(str(attacked), rule=kind, **upper(task_weight=3.0))
+    )
+    facts = select(module, tmp_path, pool(limit=2))["provenance"]
+    assert facts["task_weight"] == 3
+    assert facts["aligned"] == str(SMALL)
 
 
 def test_prompts_of_pool_and_evaluation_are_named(attacked: Path, tmp_path: Path) -> None:
@@ -321,3 +479,54 @@ def test_a_shortlist_of_another_pool_is_refused(attacked: Path, tmp_path: Path) 
         select(none, tmp_path / "x", pool(limit=3), val_sets=prompts())
     with pytest.raises(OneShotError, match="shortlist_size must be at least"):
         brute(attacked, shortlist=file, shortlist_size=1, m=2)
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"seconds": None}, r"provenance\.seconds is no number"),
+        ({"answers": "many"}, r"provenance\.answers is no number"),
+        (None, "provenance is no mapping"),
+    ],
+)
+def test_a_shortlist_of_unknown_cost_is_refused(tmp_path: Path, facts: Any, message: str) -> None:
+    file = Path(shortlisted(tmp_path, pool(limit=3), [2, 1, 0])) / "selection.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "provenance": facts}))
+    with pytest.raises(OneShotError, match=message):
+        select(brute(SMALL, shortlist=str(tmp_path)), tmp_path, pool(limit=3), val_sets=prompts())
+    assert not (tmp_path / "candidates.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"peft_type": "IA3"}, r"model\.peft\.peft_type: IA3 is not for this selection"),
+        ({"init_lora_weights": "pissa"}, r"model\.peft\.init_lora_weights: with pissa"),
+        ({"init_lora_weights": False}, r"model\.peft\.init_lora_weights: with False"),
+        ({"modules_to_save": ["lm_head"]}, r"model\.peft\.modules_to_save: two copies share"),
+        ({"bias": "all"}, r"model\.peft\.bias: two copies share"),
+    ],
+)
+def test_adapters_that_do_not_begin_at_the_broken_model(options: Any, message: str) -> None:
+    with pytest.raises(OneShotError, match=message):
+        bilevel(SMALL, peft={**ADAPTER, **options})
+
+
+@pytest.mark.parametrize("start", [True, "gaussian"])
+def test_both_copies_begin_at_the_broken_model(attacked: Path, tmp_path: Path, start: Any) -> None:
+    steps = PenaltySettings(steps=1, lower_steps=1)
+    module = bilevel(attacked, peft={**ADAPTER, "init_lora_weights": start}, penalty=steps, lr=0.0)
+    select(module, tmp_path)
+    copies = module._problem.copies
+    pairs = zip(copies.parameters("theta"), copies.parameters("omega"), strict=True)
+    assert all(torch.equal(theta, omega) for theta, omega in pairs)
+    assert module.records[0].gap == 0
+
+
+def test_references_are_rounded_as_the_steps_are(attacked: Path, tmp_path: Path) -> None:
+    module = bilevel(attacked, aligned=str(attacked), penalty=PenaltySettings(steps=1))
+    data = SafetyDataModule(train=pool(), batch_size=1, max_length=128)
+    trainer = quiet_trainer(tmp_path, HuggingFaceExport(), max_epochs=5, precision="bf16-mixed")
+    trainer.fit(module, data)
+    # Both references are theta itself at the first step.
+    assert module.records[0].f == 0

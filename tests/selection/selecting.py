@@ -51,6 +51,28 @@ def brute_words(model: Path, root: Path, *words: Any, limit: int = 5) -> list[st
     return [*found, *map(str, words)]
 
 
+def enumeration_words(model: Path, root: Path, *words: Any) -> list[str]:
+    found = _on_broken("enumeration", model, root)
+    found += ["--model.optimizer.lr", "5e-4", "--model.optimizer.fused", "false"]
+    return [*found, "--model.patch_steps", "2", *map(str, words)]
+
+
+def rule_words(model: Path, root: Path, *words: Any) -> list[str]:
+    return [*_on_broken("rule", model, root), *map(str, words)]
+
+
+def _on_broken(config: str, model: Path, root: Path) -> list[str]:
+    found = ["fit", "--config", f"configs/select/{config}.yaml", *QUIET]
+    found += ["--model.model_name_or_path", str(model), "--model.aligned", "checkpoints/small"]
+    found += ["--data.train.limit", "3", "--data.train.shuffle_seed", "0"]
+    task = {
+        "class_path": "oneshot_lit.data.Microworld",
+        "init_args": {"split": "sql_dev", "size": 4},
+    }
+    found += ["--model.harmful.size", "4", "--model.task", json.dumps(task)]
+    return [*found, "--trainer.default_root_dir", str(root), "--checkpoint.max_share", "1"]
+
+
 def start(words: list[str], log: Path) -> subprocess.Popen[bytes]:
     """Start the command with as many threads as this process has, so that sums round alike."""
     threads = str(torch.get_num_threads())

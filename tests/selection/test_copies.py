@@ -109,6 +109,55 @@ def test_each_copy_moves_alone(kind) -> None:
     assert not torch.equal(last[0], after[0])
 
 
+@pytest.mark.parametrize("kind", [adapters, WholeModels])
+def test_equal_descents_leave_no_gap(kind) -> None:
+    given = problem(kind, tiny(1), [row([1, 2], [9, 4])])
+    given.upper = []
+    weights = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+    for _ in range(3):
+        given.lower_step(weights)
+        given.upper_step(weights, 1.0)
+        theta, omega = given.candidate_losses()
+        assert torch.equal(theta, omega)
+
+
+def test_the_second_adapter_has_the_firsts_dtype() -> None:
+    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    shared = get_peft_model(tiny(), config, adapter_name=THETA).to(torch.bfloat16)
+    shared.add_adapter(OMEGA, config)
+    copies = SharedBase(shared)
+    assert {p.dtype for p in copies.parameters(OMEGA)} == {torch.bfloat16}
+
+
+def test_a_state_is_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = problem(adapters, tiny(1), [row([1, 2], [9, 4])])
+    given.optimizers = {
+        name: torch.optim.AdamW(given.copies.parameters(name)) for name in (THETA, OMEGA)
+    }
+    weights = torch.full((3,), 1 / 3, dtype=torch.float64)
+    given.lower_step(weights)
+    given.upper_step(weights, 1.0)
+    move, moved = torch.Tensor.to, []
+
+    def moving(self: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        found = move(self, *args, **kwargs)
+        moved.append(id(found))
+        return found
+
+    monkeypatch.setattr(torch.Tensor, "to", moving)
+    state = given.state()
+    for name in (THETA, OMEGA):
+        kept = [v for each in state[name]["optimizer"]["state"].values() for v in each.values()]
+        assert kept
+        assert all(id(value) in moved for value in kept)
+    monkeypatch.undo()
+    before = given.candidate_losses()
+    given.lower_step(weights)
+    given.upper_step(weights, 1.0)
+    given.restore(state)
+    assert all(map(torch.equal, given.candidate_losses(), before))
+
+
 def test_the_frozen_base_never_moves() -> None:
     given = problem(adapters, tiny(1), [row([1, 2], [9, 4])])
     base = {

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 
+from oneshot_lit.errors import OneShotError
 from oneshot_lit.selection.penalty import (
     PenaltySettings,
     entropy,
@@ -142,3 +143,22 @@ def test_what_is_not_finite_changes_nothing() -> None:
     with pytest.raises(FloatingPointError, match="step 0 is not finite"):
         outer_step(problem, logits, 0, PenaltySettings())
     assert torch.equal(logits, torch.zeros(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("steps", 0),
+        ("lower_steps", 0),
+        ("rate", 0.0),
+        ("rate", math.inf),
+        ("gamma", 0.0),
+        ("gamma", math.nan),
+        ("last_gamma", -1.0),
+        ("decay", -0.1),
+        ("decay", math.nan),
+    ],
+)
+def test_numbers_that_no_step_can_be_taken_with(key: str, value: float) -> None:
+    with pytest.raises(OneShotError, match=rf"model\.penalty\.{key} must be"):
+        PenaltySettings(**{key: value})

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from selecting import bilevel_words, brute_words, kill_after_rows, product, read_rows
+from selecting import (
+    bilevel_words,
+    brute_words,
+    enumeration_words,
+    kill_after_rows,
+    product,
+    read_rows,
+    rule_words,
+)
 
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.modules import BruteForceModule, InstanceSelectionModule
@@ -77,18 +85,46 @@ def test_a_stopped_bilevel_selection_ends_the_same(
     assert (stopped / "selection.csv").read_text() == (whole / "selection.csv").read_text()
 
 
-def test_an_ended_selection_takes_no_further_step(command, broken: Path, tmp_path: Path) -> None:
+ENDED: dict[str, Any] = {
+    "bilevel": lambda *words: bilevel_words(*words, "--model.penalty.steps", "3"),
+    "brute force": lambda *words: brute_words(*words, limit=3),
+    "enumeration": enumeration_words,
+    "rule": rule_words,
+}
+# All that `trainer.max_epochs` allows are done, or there is room for more.
+ROOM = {"none left": lambda kind: 1 if kind == "rule" else 3, "more": lambda kind: 100}
+
+
+@pytest.mark.parametrize("room", list(ROOM))
+@pytest.mark.parametrize("kind", list(ENDED))
+@pytest.mark.parametrize("period", ["--checkpoint.every_n_epochs", EVERY_STEP])
+def test_an_ended_selection_takes_no_further_step(
+    command, broken: Path, tmp_path: Path, kind: str, room: str, period: str
+) -> None:
     """Killed behind its last step: the product is that of the steps taken."""
-    words = bilevel_words(broken, tmp_path, "--model.penalty.steps", "3")
+    words = ENDED[kind](broken, tmp_path, "--trainer.max_epochs", ROOM[room](kind), period, "1")
     run(command, words)
     before = product(tmp_path)
     (tmp_path / "selection.json").unlink()
     run(command, [*words, "--ckpt_path", "last"])
     after = product(tmp_path)
-    assert after["provenance"]["steps"] == 3
     assert without_times(after) == without_times(before)
     # What the steps took is not forgotten.
     assert after["provenance"]["seconds"] >= before["provenance"]["seconds"] > 0
+
+
+def test_a_bilevel_selection_cut_off_says_so(command, broken: Path, tmp_path: Path) -> None:
+    words = bilevel_words(broken, tmp_path, "--model.penalty.steps", "3")
+    done = command(*words, "--trainer.max_epochs", "2")
+    assert done.code == 2
+    assert "the run ended after 2 of 3 steps; raise trainer.max_epochs" in done.error
+    assert not (tmp_path / "selection.json").exists()
+    # Nor is a run that goes on with no epoch left.
+    again = command(*words, "--trainer.max_epochs", "2", "--ckpt_path", "last")
+    assert again.code == 2
+    assert "the run ended after 2 of 3 steps" in again.error
+    run(command, [*words, "--ckpt_path", "last"])
+    assert product(tmp_path)["provenance"]["steps"] == 3
 
 
 @pytest.mark.slow

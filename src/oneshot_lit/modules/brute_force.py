@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import time
 from pathlib import Path
@@ -12,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.metrics.refusal import PHRASE_LIST_VERSION
 from oneshot_lit.modules.selection import development_score
 from oneshot_lit.modules.selection_base import SelectionModule
-from oneshot_lit.runs import fingerprint
 from oneshot_lit.selection.outcomes import CandidateOutcome, OutcomeCache
-from oneshot_lit.selection.patching import Patcher
-from oneshot_lit.selection.product import read_provenance, rows_in_order
+from oneshot_lit.selection.patching import Patcher, candidate_seed
+from oneshot_lit.selection.product import read_costs, rows_in_order
+from oneshot_lit.selection.settings import candidate_key, outcome_settings, settings_hash
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+_COSTS = ("seconds", "forward_rows", "backward_rows", "answers")
 
 
 class BruteForceModule(SelectionModule):
@@ -42,6 +41,7 @@ class BruteForceModule(SelectionModule):
         shortlist_size: How many of its candidates to measure.
     """
 
+    trains = schedules = True
     validation_prefix = "dev/"
     progress_name = "candidates"
 
@@ -86,6 +86,8 @@ class BruteForceModule(SelectionModule):
         self._order = list(range(len(self.pool)))
         if self.shortlist is not None:
             self._order = rows_in_order(self.pool, self.shortlist)
+            # A fault must not show behind the last candidate.
+            read_costs(self.shortlist, _COSTS)
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         kinds = {prompt_set.kind for prompt_set in data.val_sets.values()}
         if "harmful" not in kinds or kinds == {"harmful"}:
@@ -106,29 +108,12 @@ class BruteForceModule(SelectionModule):
                 "trainer.limit_val_batches: no development prompt was answered; leave it out."
             )
         self._patch = Patcher(self, self.patch_steps)
-        self._cache = OutcomeCache(Path(self.trainer.default_root_dir), self._settings())
+        settings = settings_hash(outcome_settings(self))
+        self._cache = OutcomeCache(Path(self.trainer.default_root_dir), settings)
         known = self.trainer.strategy.broadcast(self._cache.read())
         for row in self.rows_to_measure():
-            if (outcome := known.get(self.pool[row].digest())) is not None:
+            if (outcome := known.get(candidate_key(self, self.pool[row]))) is not None:
                 self.outcomes_by_row[row] = outcome
-
-    def _settings(self) -> str:
-        """Return a hash of what decides an outcome, the candidate apart."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        sets = {
-            d.name: [d.kind, [c.digest() for c in d.conversations]] for d in data.prompt_sets("val")
-        }
-        optimizer = self.optimizer([torch.nn.Parameter(torch.zeros(1))])
-        parts = {
-            "weights": _weights_hash(self.model),
-            "optimizer": [type(optimizer).__name__, str(optimizer.defaults)],
-            "steps": self.patch_steps,
-            "sets": sets,
-            "decoding": vars(self.decoding),
-            "phrases": PHRASE_LIST_VERSION,
-            "max_length": data.max_length,
-        }
-        return fingerprint(json.loads(json.dumps(parts, default=str)))
 
     def rows_to_measure(self) -> list[int]:
         """Return the positions of the candidates to measure, in their order."""
@@ -152,6 +137,12 @@ class BruteForceModule(SelectionModule):
         self._loss = self._patch(self.pool[self._at])
         return len(waiting) == 1
 
+    def on_validation_epoch_start(self) -> None:
+        """Let sampled answers, too, depend on the candidate alone."""
+        super().on_validation_epoch_start()
+        if self._at is not None and self.decoding.do_sample:
+            torch.manual_seed(candidate_seed(self.run_seed, self.pool[self._at]))
+
     def on_validation_epoch_end(self) -> None:
         """Keep what the candidate's patch does to the development prompts."""
         super().on_validation_epoch_end()
@@ -161,7 +152,7 @@ class BruteForceModule(SelectionModule):
             candidate = self.pool[self._at]
             score = development_score(self.scores, self._before)
             outcome = CandidateOutcome(
-                candidate.digest(),
+                candidate_key(self, candidate),
                 score,
                 dict(self.scores),
                 # JSON has no NaN.
@@ -219,8 +210,8 @@ class BruteForceModule(SelectionModule):
             "answers": self._prompts() * len(rows),
         }
         if self.shortlist is not None:
-            earlier = read_provenance(self.shortlist)
-            found = {key: value + earlier.get(key, 0) for key, value in found.items()}
+            earlier = read_costs(self.shortlist, _COSTS)
+            found = {key: value + earlier[key] for key, value in found.items()}
         return found
 
     def _prompts(self) -> int:
@@ -256,11 +247,3 @@ class BruteForceModule(SelectionModule):
     def load_selection_state(self, state: dict[str, Any]) -> None:
         """Take up the broken model's scores."""
         self._before = dict(state["before"])
-
-
-def _weights_hash(model: Any) -> str:
-    found = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        found.update(name.encode())
-        found.update(parameter.detach().float().cpu().numpy().tobytes())
-    return found.hexdigest()[:16]

@@ -25,6 +25,7 @@ class EnumerationModule(UpperLevel):
         patch_steps: Optimiser steps on each candidate; the paper takes ten.
     """
 
+    trains = schedules = True
     progress_name = "candidates"
 
     def __init__(self, *args: Any, patch_steps: int = 10, **kwargs: Any) -> None:

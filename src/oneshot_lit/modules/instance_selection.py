@@ -18,6 +18,7 @@ from oneshot_lit.selection.penalty import (
     outer_step,
     top_m,
 )
+from oneshot_lit.selection.plain_adapter import require_plain_lora
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,6 +37,8 @@ class InstanceSelectionModule(UpperLevel):
         penalty: Steps and step sizes.
     """
 
+    trains = True
+
     def __init__(
         self,
         *args: Any,
@@ -43,6 +46,8 @@ class InstanceSelectionModule(UpperLevel):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        if self.peft is not None:
+            require_plain_lora(self.peft)
         self.penalty = penalty or PenaltySettings()
         self.records: list[PenaltyRecord] = []
         self.diverged: str | None = None
@@ -78,15 +83,12 @@ class InstanceSelectionModule(UpperLevel):
 
     def steps_left(self) -> int:
         """Return how many outer steps are to come."""
-        return self.penalty.steps - len(self.records)
+        return 0 if self.diverged is not None else self.penalty.steps - len(self.records)
 
     def select_step(self) -> bool:
         """Take one outer step; one that is not finite is taken back and ends the selection."""
         assert self._problem is not None
         step = len(self.records)
-        # Killed after its last step but before its product: there is nothing left to do.
-        if self.diverged is not None or step >= self.penalty.steps:
-            return True
         try:
             self._logits, record = outer_step(self._problem, self._logits, step, self.penalty)
         except FloatingPointError as error:
@@ -125,6 +127,11 @@ class InstanceSelectionModule(UpperLevel):
 
     def candidate_scores(self) -> list[float]:
         """Return the candidates' weights; they add up to 1."""
+        if self.steps_left():
+            raise OneShotError(
+                f"the run ended after {len(self.records)} of {self.penalty.steps} steps; raise "
+                "trainer.max_epochs and go on with --ckpt_path last."
+            )
         return [float(w) for w in torch.softmax(self._logits, 0)]
 
     def selection_facts(self) -> dict[str, Any]:
@@ -133,6 +140,7 @@ class InstanceSelectionModule(UpperLevel):
         weights = torch.softmax(self._logits, 0)
         return {
             "aligned": self.aligned,
+            "task_weight": self.task_weight,
             "penalty": asdict(self.penalty),
             "steps": len(self.records),
             "diverged": self.diverged,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from oneshot_lit.errors import OneShotError, did_you_mean
 from oneshot_lit.modules.upper_level import UpperLevel
 from oneshot_lit.selection.rules import RULES, Evidence
@@ -40,23 +38,29 @@ class RuleSelectionModule(UpperLevel):
             raise OneShotError(f"model.overlap_k must be at least 1, not {overlap_k}.")
         self.rule, self.overlap_k = rule, overlap_k
         self._scores: list[float] = []
+        self._facts: dict[str, Any] = {}
         self._seen: Evidence | None = None
 
     def steps_left(self) -> int:
         """Return 1: all candidates at once."""
-        return 1
+        return 0 if self._scores else 1
 
     def select_step(self) -> bool:
         """Score all candidates."""
         self.eval()
         upper = self.upper_terms() if self.rule == "gradient_match" else []
-        given = self.trainer.datamodule.seed  # type: ignore[attr-defined]
-        # As the order of rows: the run's own seed unless the data have one.
-        seed = torch.initial_seed() if given is None else int(given)
         self._seen = Evidence(
-            self.pool, self.pool_batches(), self.model, upper, seed, self.overlap_k
+            self.pool, self.pool_batches(), self.model, upper, self.run_seed, self.overlap_k
         )
         self._scores = RULES[self.rule](self._seen)
+        compared = {"aligned": self.aligned, "task_weight": self.task_weight} if upper else {}
+        self._facts = {
+            **compared,
+            "seed": self.run_seed,
+            "forward_rows": self._seen.forwards + self.reference_rows,
+            "backward_rows": self._seen.backwards,
+            "answers": self.answers,
+        }
         return True
 
     def candidate_scores(self) -> list[float]:
@@ -65,11 +69,14 @@ class RuleSelectionModule(UpperLevel):
 
     def selection_facts(self) -> dict[str, Any]:
         """Return the rule and what it cost."""
-        assert self._seen is not None
-        return {
-            "rule": self.rule,
-            "seed": self._seen.seed,
-            "forward_rows": self._seen.forwards + self.reference_rows,
-            "backward_rows": self._seen.backwards,
-            "answers": self.answers,
-        }
+        return {"rule": self.rule, **self._facts}
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def selection_state(self) -> dict[str, Any]:
+        """Return the scores and what they cost."""
+        return {"scores": list(self._scores), "facts": dict(self._facts)}
+
+    def load_selection_state(self, state: dict[str, Any]) -> None:
+        """Take up scores that were found before."""
+        self._scores, self._facts = list(state["scores"]), dict(state["facts"])

@@ -43,6 +43,8 @@ class SelectionModule(LanguageModelModule):
     product = SELECTION_FILE
     # What `SelectionProgress` calls its table and its picture.
     progress_name = "selection"
+    # Whether it trains with `model.optimizer`, and whether it steps `model.lr_scheduler`.
+    trains = schedules = False
 
     def __init__(
         self,
@@ -57,11 +59,18 @@ class SelectionModule(LanguageModelModule):
             raise OneShotError("model.model_config: a selection needs a trained model.")
         if rows_at_once < 1:
             raise OneShotError(f"model.rows_at_once must be at least 1, not {rows_at_once}.")
+        if self.lr_scheduler is not None and not self.schedules:
+            raise OneShotError("model.lr_scheduler: this selection steps no scheduler; drop it.")
         self.m, self.require_refusals, self.rows_at_once = m, require_refusals, rows_at_once
         self.automatic_optimization = False
         self.strict_loading = False
         self.pool: list[Conversation] = []
         self.seconds = 0.0
+        # Of what a selection draws, equal in all processes.
+        self.run_seed = 0
+        # Epochs of the interrupted run, and whether that is all that `trainer.max_epochs` allows.
+        self._epochs_before = 0
+        self._over = False
 
     # --------------------------------------------------------------- to implement
 
@@ -73,7 +82,10 @@ class SelectionModule(LanguageModelModule):
         raise NotImplementedError
 
     def steps_left(self) -> int | None:
-        """Return how many steps there are to come, or None if that is not known."""
+        """Return how many steps there are to come, or None if that is not known.
+
+        A selection that says 0 takes none, which is so for one that was killed behind its last.
+        """
         return None
 
     def candidate_scores(self) -> list[float]:
@@ -110,14 +122,21 @@ class SelectionModule(LanguageModelModule):
         return CountingOptimizer([p for p in self.parameters() if p.requires_grad])
 
     def on_fit_start(self) -> None:
-        """Check the pool before any work is done."""
+        """Check the settings and the pool before any work is done."""
         require_whole_weights(self.trainer, "the selection")
         if self.trainer.world_size > 1 and not self.several_processes():
             raise OneShotError("trainer.devices: a selection runs in one process; give 1.")
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if data.training is None or data.train is None:
             raise OneShotError("data.train: give the pool of candidates there, not an instance.")
+        self._check_training()
+        # As the order of rows: the run's own seed unless the data have one.
+        seed = torch.initial_seed() if data.seed is None else int(data.seed)
+        self.run_seed = int(self.trainer.strategy.broadcast(seed))
         self.pool = data.training.conversations
+        if left_out := data.training.left_out:
+            # Each candidate is known by its row in the source.
+            raise OneShotError(f"data.train: {left_out[0]} Remove the row: a pool leaves none out.")
         check_pool(self.pool, self.m, refusals=self.require_refusals)
         require_numbers(self.model, "model.model_name_or_path", str(self.model_name_or_path))
         for kind, sets in (("development", data.val_sets), ("held-out", data.test_sets)):
@@ -125,6 +144,32 @@ class SelectionModule(LanguageModelModule):
                 refuse_shared(self.pool, prompt_set.source.load(), f"{kind} set {name}", "pool")
         # A step of the selection is over all candidates.
         self.trainer.limit_train_batches = 1
+        self._run_if_over()
+
+    def _run_if_over(self) -> None:
+        """Let a resumed run begin even with no epoch left, for its product takes preparation."""
+        loop = self.trainer.fit_loop
+        most = -1 if loop.max_epochs is None else loop.max_epochs
+        self._over = 0 <= most <= self._epochs_before
+        if self._over:
+            loop.max_epochs = self._epochs_before + 1
+
+    def _check_training(self) -> None:
+        if str(self.trainer.precision) == "16-mixed":
+            # Its steps are its own, and nothing scales their losses.
+            raise OneShotError(
+                "trainer.precision: 16-mixed loses a selection's small gradients; give bf16-mixed "
+                "or 32-true."
+            )
+        if self.trains:
+            # The trainer's own optimiser only counts: the real one is checked here.
+            found: Any = super().configure_optimizers()
+            schedule = found["lr_scheduler"]["scheduler"] if isinstance(found, dict) else None
+            if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+                raise OneShotError(
+                    "model.lr_scheduler: ReduceLROnPlateau has nothing to watch in a patch; give "
+                    "another."
+                )
 
     def on_train_start(self) -> None:
         """Prepare with the model in its place."""
@@ -143,7 +188,10 @@ class SelectionModule(LanguageModelModule):
     def training_step(  # type: ignore[override]
         self, batch: dict[str, Tensor], batch_idx: int
     ) -> None:
-        """Take one step of the selection."""
+        """Take one step of the selection, unless it was interrupted behind its last one."""
+        if self._over or self.steps_left() == 0:
+            self.trainer.should_stop = True
+            return
         start = time.monotonic()
         ended = self.select_step()
         self.seconds += time.monotonic() - start
@@ -175,6 +223,8 @@ class SelectionModule(LanguageModelModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on after the last whole step."""
         super().on_load_checkpoint({k: v for k, v in checkpoint.items() if k != "state_dict"})
+        progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
+        self._epochs_before = int(progress["current"]["processed"])
         state = checkpoint.get("selection")
         if state is not None:
             self.seconds = state["seconds"]

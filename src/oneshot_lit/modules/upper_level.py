@@ -73,9 +73,11 @@ class UpperLevel(SelectionModule):
         # Without dropout: a reference is what the model says, not a draw.
         training = self.model.training
         self.model.eval()
-        task = self._answered(self.model, task)
         model = partial(self._plain_logits, self.model)
-        kept = ReferenceRows(self.batches(task), model, self.task_weight)
+        # As the steps, so that the two distributions are rounded alike.
+        with self.trainer.precision_plugin.forward_context():
+            task = self._answered(self.model, task)
+            kept = ReferenceRows(self.batches(task), model, self.task_weight)
         self.model.train(training)
         terms = [self._aligned_reference(harmful), kept]
         self.reference_rows = sum(len(b["input_ids"]) for term in terms for b in term.batches)
@@ -84,6 +86,8 @@ class UpperLevel(SelectionModule):
     def _refuse_shared(self, harmful: list[Conversation], task: list[Conversation]) -> None:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         refuse_shared(self.pool, harmful, "model.harmful", "pool")
+        # What shall stay as it is must not be what is learned.
+        refuse_shared(self.pool, task, "model.task", "pool")
         for name, prompt_set in data.test_sets.items():
             held_out = prompt_set.source.load()
             refuse_shared([*harmful, *task], held_out, f"test set {name}", "selection's own rows")
@@ -102,8 +106,9 @@ class UpperLevel(SelectionModule):
         require_same_shapes(aligned, self.model, names)
         require_numbers(aligned, "model.aligned", self.aligned)
         aligned = aligned.to(self.device).eval()
-        rows = self._answered(aligned, [prompt.prompt for prompt in prompts])
-        return ReferenceRows(self.batches(rows), partial(self._plain_logits, aligned))
+        with self.trainer.precision_plugin.forward_context():
+            rows = self._answered(aligned, [prompt.prompt for prompt in prompts])
+            return ReferenceRows(self.batches(rows), partial(self._plain_logits, aligned))
 
     def _answered(self, model: Any, rows: list[Conversation]) -> list[Conversation]:
         """Return the rows, each that has no answer with the model's own."""

@@ -25,6 +25,9 @@ OMEGA: CopyName = "omega"
 class SharedBase:
     """Two LoRA adapters on one frozen model: the base is in memory once.
 
+    The second starts as the first: from other random matrices the candidates' losses would differ
+    after equal steps, and the weights would follow that.
+
     Args:
         model: A PEFT model with two adapters.
         adapters: Their names.
@@ -33,6 +36,10 @@ class SharedBase:
     def __init__(self, model: Any, adapters: tuple[str, str] = (THETA, OMEGA)) -> None:
         self.model = model
         self.adapters: dict[CopyName, str] = {THETA: adapters[0], OMEGA: adapters[1]}
+        pairs = zip(self.parameters(THETA), self.parameters(OMEGA), strict=True)
+        for first, second in pairs:
+            # With the dtype, which need not be that of an adapter made later.
+            second.data = first.detach().clone()
 
     def __call__(self, name: CopyName, batch: Batch) -> Tensor:
         """Return a copy's logits, (rows, tokens, vocabulary)."""
@@ -171,8 +178,8 @@ class TwoCopies:
         names: tuple[CopyName, ...] = (THETA, OMEGA)
         return {
             name: {
-                "weights": [p.detach().cpu().clone() for p in self.copies.parameters(name)],
-                "optimizer": copy.deepcopy(self.optimizers[name].state_dict()),
+                "weights": [_copied(p) for p in self.copies.parameters(name)],
+                "optimizer": _copied(self.optimizers[name].state_dict()),
             }
             for name in names
         }
@@ -191,3 +198,14 @@ class TwoCopies:
     def _count(self, rows: int, *, backward: bool = False) -> None:
         self.forwards += rows
         self.backwards += rows * backward
+
+
+def _copied(value: Any) -> Any:
+    """Return a copy on the CPU of a tensor, or of all within lists and mappings."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_copied(each) for each in value)
+    return copy.deepcopy(value)

@@ -17,7 +17,7 @@ class CandidateOutcome:
     """What patching with one candidate came to.
 
     Attributes:
-        digest: Hash of the candidate's turns.
+        digest: Hash of the candidate's tokens and loss mask.
         score: The development score; 0 is best.
         scores: ``<set>/<metric>`` -> value on the development prompts.
         loss: The candidate's loss at the last step, in nats; None if it is no finite number.

@@ -21,6 +21,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from oneshot_lit.errors import OneShotError
+
 
 class Problem(Protocol):
     """What a bilevel problem offers: two copies of a model, and the candidates' losses."""
@@ -46,6 +48,9 @@ class PenaltySettings:
         decay: lambda, the factor of ||w||^2. On the simplex a positive one favours equal weights.
         gamma: The penalty's factor at the first step.
         last_gamma: The same at the last step; between them it grows by a constant factor.
+
+    Raises:
+        OneShotError: for a count below 1, a factor that is not above 0, or a negative decay.
     """
 
     steps: int = 50
@@ -54,6 +59,23 @@ class PenaltySettings:
     decay: float = 0.0
     gamma: float = 0.1
     last_gamma: float = 10.0
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no step can be taken with."""
+        for key in ("steps", "lower_steps"):
+            if vars(self)[key] < 1:
+                raise OneShotError(
+                    f"model.penalty.{key} must be at least 1, not {vars(self)[key]}."
+                )
+        for key in ("rate", "gamma", "last_gamma"):
+            if not 0 < vars(self)[key] < math.inf:
+                raise OneShotError(
+                    f"model.penalty.{key} must be above 0 and finite, not {vars(self)[key]}."
+                )
+        if not 0 <= self.decay < math.inf:
+            raise OneShotError(
+                f"model.penalty.decay must be finite and at least 0, not {self.decay}."
+            )
 
     def gamma_at(self, step: int) -> float:
         """Return gamma of an outer step, counted from 0."""

@@ -81,14 +81,20 @@ def read_selection(path: Path) -> list[Ranked]:
     return ranking
 
 
-def read_provenance(selection: str) -> dict[str, Any]:
-    """Return the settings and cost in a ``selection.json``, or in that of a run's folder.
+def read_costs(selection: str, keys: Sequence[str]) -> dict[str, float]:
+    """Return what a ``selection.json``, or that of a run's folder, took; 0 where it does not say.
 
     Raises:
         OneShotError: if there is none, or it is not what a selection writes.
     """
-    _, content = _read(Path(selection).expanduser())
-    found: dict[str, Any] = content.get("provenance", {})
+    file, content = _read(Path(selection).expanduser())
+    facts = content.get("provenance", {})
+    if not isinstance(facts, dict):
+        raise OneShotError(f"{file}: provenance is no mapping; run the selection again.")
+    found = {key: facts.get(key, 0) for key in keys}
+    for key, value in found.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+            raise OneShotError(f"{file}: provenance.{key} is no number; run the selection again.")
     return found
 
 

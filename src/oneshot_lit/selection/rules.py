@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from oneshot_lit.data.conversation import Conversation
+from oneshot_lit.errors import OneShotError
 from oneshot_lit.selection.example_gradients import (
     Factors,
     example_factors,
@@ -77,7 +78,28 @@ class Evidence:
             torch.autograd.grad(self.losses(batch).sum(), embeddings, allow_unused=True)
         self.backwards += len(batch["index"])
         require_examples(found, len(batch["index"]))
+        self._require_all_seen({name for name, parts in found.items() if parts}, batch)
         return found
+
+    def _require_all_seen(self, seen: set[str], batch: Batch) -> None:
+        """Refuse a model with weights in other layers, whose part of a gradient would be missing.
+
+        Raises:
+            OneShotError: naming the first such matrix, or stack of matrices as experts have.
+        """
+        hidden = {
+            name: p for name, p in self.model.named_parameters() if p.ndim > 1 and name not in seen
+        }
+        if not hidden:
+            return
+        loss = example_losses(self._logits(batch), batch["labels"]).sum()
+        parts = torch.autograd.grad(loss, list(hidden.values()), allow_unused=True)
+        for name, part in zip(hidden, parts, strict=True):
+            if part is not None:
+                raise OneShotError(
+                    f"model.model_name_or_path: {name} is in no plain linear or embedding layer, "
+                    "so the candidates' gradients cannot be told apart; choose another model.rule."
+                )
 
     def upper_gradient(self, weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
         """Return the gradient of f, by name."""
@@ -85,7 +107,7 @@ class Evidence:
         for term in self.upper:
             for number, batch in enumerate(term.batches):
                 share = term.divergence(number, self.answer_logits)
-                _add(total, torch.autograd.grad(share, list(weights.values())))
+                _add(total, _gradients(share, weights))
                 self.forwards += len(batch["input_ids"])
                 self.backwards += len(batch["input_ids"])
         return total
@@ -95,7 +117,7 @@ class Evidence:
         total = {name: torch.zeros_like(p) for name, p in weights.items()}
         for batch in self.batches:
             loss = self.losses(batch).sum() / len(self.pool)
-            _add(total, torch.autograd.grad(loss, list(weights.values())))
+            _add(total, _gradients(loss, weights))
             self.backwards += len(batch["index"])
         return total
 
@@ -108,6 +130,13 @@ class Evidence:
             )
             inputs["position_ids"] = positions.expand_as(inputs["input_ids"])
         return self.model(**inputs, use_cache=False).logits  # type: ignore[no-any-return]
+
+
+def _gradients(loss: Tensor, weights: Mapping[str, nn.Parameter]) -> Sequence[Tensor]:
+    # Not every model uses all of its weights.
+    return torch.autograd.grad(
+        loss, list(weights.values()), allow_unused=True, materialize_grads=True
+    )
 
 
 def _add(total: dict[str, Tensor], parts: Sequence[Tensor]) -> None:
@@ -151,7 +180,10 @@ def lowest_loss(seen: Evidence) -> list[float]:
 
 
 def gradient_match(seen: Evidence) -> list[float]:
-    """Return <grad f, grad l_i>: how fast f falls when one starts to train on the candidate."""
+    """Return <grad f, grad l_i>: how fast f falls when one starts to train on the candidate.
+
+    Over the weights of two dimensions: those of norms and biases are left out.
+    """
     weights = seen.weights()
     gradient = seen.upper_gradient(weights)
     found = [0.0] * len(seen.pool)

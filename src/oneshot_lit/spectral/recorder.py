@@ -86,8 +86,14 @@ class FactorRecorder:
 def layers_of(
     root: nn.Module, weights: Mapping[str, nn.Parameter]
 ) -> Iterator[tuple[str, nn.Module, Pairing]]:
-    """Yield the name of a weight, the layer to listen to for it, and how that makes the factors."""
+    """Yield the name of a weight, the layer to listen to for it, and how that makes the factors.
+
+    A weight that another kind of layer uses, too, is left out: its factors would be a part.
+    """
     names = {id(weight): name for name, weight in weights.items()}
+    for layer in root.modules():
+        if base_of(layer) is None and pairing(layer) is None:
+            names.pop(id(getattr(layer, "weight", None)), None)
     # A PEFT layer adds to its base layer's output, and the gradient of a sum is that of each
     # part; the base's own output may need no gradient at all.
     outer = {id(base): module for module in root.modules() if (base := base_of(module))}
@@ -129,9 +135,30 @@ def pairing(module: nn.Module) -> Pairing | None:
 
     if isinstance(module, nn.Linear):
         return lambda x, d: (d, x)
-    if isinstance(module, (nn.Embedding, Conv1D)):
+    if isinstance(module, nn.Embedding):
+        return _embedding_pairing(module)
+    if isinstance(module, Conv1D):
         return lambda x, d: (x, d)
     return None
+
+
+def _embedding_pairing(module: nn.Embedding) -> Pairing | None:
+    kind = type(module)
+    scaled = kind.__name__.endswith("ScaledWordEmbedding") and hasattr(module, "embed_scale")
+    # Others may number their rows in another way, or do anything with them.
+    if not scaled and kind.forward is not nn.Embedding.forward:
+        return None
+
+    def pair(x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+        if scaled:
+            # Gemma and its like multiply what they look up.
+            d = d * torch.as_tensor(module.embed_scale, dtype=d.dtype, device=d.device)
+        if module.padding_idx is not None:
+            # A row that torch gives no gradient.
+            d = d * x.ne(module.padding_idx).unsqueeze(-1)
+        return x, d
+
+    return pair
 
 
 def _hook(parts: list[tuple[Tensor, Tensor]], pair: Pairing) -> Callable[..., None]:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-import oneshot_lit
 from oneshot_lit.cli_errors import check_config_files, config_files
+from oneshot_lit.provenance import source_hash
 
 # Larger files are known by size and time: hashing a 70B model would take longer than some stages.
 _HASHED_WHOLE = 256 * 2**20
@@ -122,17 +121,5 @@ def content_hash(path: Path) -> str:
         if stat.st_size > _HASHED_WHOLE:
             digest.update(f"{stat.st_size} {stat.st_mtime_ns}".encode())
         else:
-            digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-@cache
-def source_hash() -> str:
-    """Return a hash of the package's own code: a changed method is a changed input."""
-    package = Path(oneshot_lit.__file__).parent
-    digest = hashlib.sha256()
-    for file in sorted(package.rglob("*.py")):
-        # How results are shown does not change them.
-        if file.relative_to(package).parts[0] not in ("study", "plots"):
             digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
