@@ -57,7 +57,7 @@ def test_command_parses(command, tmp_path: Path, page: str, words: list[str]) ->
     if words[0] not in ("fit", "test", "predict", "validate"):
         assert command(words[0], "--help").code == 0
         return
-    if "my_package.modules.ProximalFineTuning" in words:
+    if any(word.startswith("my_package.") for word in words):
         pytest.skip("run in tests/modules/test_subclass.py")
     blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
     files = {

@@ -114,7 +114,7 @@ def test_from_the_file_to_the_report(command, tmp_path: Path) -> None:
         assert entry["regret"] == pytest.approx(outcomes[entry["pick"]] - min(outcomes.values()))
     assert found["selectors"]["brute"]["regret"]["value"] == 0
     assert found["selectors"]["brute"]["answers"] == 3 * 12
-    assert "random wins over 2 cases" in done.out
+    assert "random comes first over 2 cases" in done.out
     page = (root / "report.html").read_text()
     assert "Which selector wins" in page
     assert "oneshot-lit fit --config configs/select/rule.yaml" in page
