@@ -17,7 +17,6 @@ from oneshot_lit.errors import OneShotError
 from oneshot_lit.modules import (
     Decoding,
     EnumerationModule,
-    HarmfulFineTuningModule,
     OneShotRealignmentModule,
 )
 from oneshot_lit.modules.loading import load_model, load_tokenizer
@@ -38,18 +37,6 @@ TASK = Inline(
 
 def adam(params: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(params, lr=LR, weight_decay=0.0)
-
-
-@pytest.fixture(scope="module")
-def attacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    root = tmp_path_factory.mktemp("attacked")
-    data = SafetyDataModule(train=Microworld("harmful_examples", size=60), batch_size=10)
-    quiet_trainer(root, HuggingFaceExport(), max_epochs=3).fit(
-        HarmfulFineTuningModule(SMALL, optimizer=lambda params: torch.optim.AdamW(params, lr=3e-4)),
-        data,
-    )
-    return root / "model"
 
 
 def pool() -> Microworld:
@@ -77,9 +64,9 @@ def select(module: Any, root: Path, source: Any = None, epochs: int = 20) -> Any
 
 
 def test_a_score_is_minus_the_divergence_of_the_candidates_patch(
-    attacked: Path, tmp_path: Path
+    broken: Path, tmp_path: Path
 ) -> None:
-    found = select(enumeration(attacked, task=TASK, task_weight=3.0), tmp_path / "all")
+    found = select(enumeration(broken, task=TASK, task_weight=3.0), tmp_path / "all")
     row = found["ranking"][0]
     # The same patch by the realignment itself, as its own fit.
     torch.manual_seed(0)
@@ -87,13 +74,13 @@ def test_a_score_is_minus_the_divergence_of_the_candidates_patch(
         instance=PoolInstance(pool(), id=row["id"]), batch_size=1, max_length=128
     )
     quiet_trainer(tmp_path / "one", HuggingFaceExport(), max_epochs=3).fit(
-        OneShotRealignmentModule(str(attacked), optimizer=adam, select_best=False), data
+        OneShotRealignmentModule(str(broken), optimizer=adam, select_best=False), data
     )
     models = {
         name: load_model(str(path), dtype=torch.float32).float().eval()
         for name, path in (
             ("aligned", SMALL),
-            ("broken", attacked),
+            ("broken", broken),
             ("patched", tmp_path / "one" / "model"),
         )
     }
@@ -130,15 +117,15 @@ def divergence(reference: Any, model: Any, rows: list[tuple[list[int], list[bool
     return total / tokens
 
 
-def test_it_goes_on_where_it_was(attacked: Path, tmp_path: Path) -> None:
-    whole = select(enumeration(attacked), tmp_path / "whole")
+def test_it_goes_on_where_it_was(broken: Path, tmp_path: Path) -> None:
+    whole = select(enumeration(broken), tmp_path / "whole")
     root = tmp_path / "parts"
     data = SafetyDataModule(train=pool(), batch_size=1, max_length=128)
     trainer = quiet_trainer(root, Callback(), max_epochs=2)
-    trainer.fit(enumeration(attacked), data)
+    trainer.fit(enumeration(broken), data)
     assert trainer.max_epochs == 2
     trainer.save_checkpoint(root / "half.ckpt")
-    module = enumeration(attacked)
+    module = enumeration(broken)
     trainer = quiet_trainer(root, HuggingFaceExport(), max_epochs=20)
     trainer.fit(module, data, ckpt_path=root / "half.ckpt", weights_only=True)
     # What the progress bar counts to.
@@ -158,18 +145,18 @@ def test_with_dropout_a_divergence_is_the_candidates_own(gpt2_folder: Path, tmp_
     assert found[0] == found[1]
 
 
-def test_a_run_that_ends_early_says_so(attacked: Path, tmp_path: Path) -> None:
+def test_a_run_that_ends_early_says_so(broken: Path, tmp_path: Path) -> None:
     with pytest.raises(OneShotError, match="2 of 3 candidates not measured"):
-        select(enumeration(attacked), tmp_path, epochs=1)
+        select(enumeration(broken), tmp_path, epochs=1)
     assert not (tmp_path / "selection.json").exists()
 
 
-def test_a_rate_that_diverges_everywhere_is_named(attacked: Path, tmp_path: Path) -> None:
+def test_a_rate_that_diverges_everywhere_is_named(broken: Path, tmp_path: Path) -> None:
     def wild(params: Any) -> torch.optim.Optimizer:
         return torch.optim.SGD(params, lr=1e30)
 
     with pytest.raises(OneShotError, match=r"model\.optimizer\.lr: every candidate"):
-        select(enumeration(attacked, optimizer=wild), tmp_path)
+        select(enumeration(broken, optimizer=wild), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -185,8 +172,8 @@ def test_mistakes(options: dict[str, Any], message: str) -> None:
         enumeration(Path(SMALL), **options)
 
 
-def test_prompts_of_the_pool_are_no_measure(attacked: Path, tmp_path: Path) -> None:
+def test_prompts_of_the_pool_are_no_measure(broken: Path, tmp_path: Path) -> None:
     shared = pool().load()[0].prompt
     source = Inline([[{"role": "user", "content": shared.prompt_text}]])
     with pytest.raises(OneShotError, match=r"model\.harmful"):
-        select(enumeration(attacked, harmful=source), tmp_path)
+        select(enumeration(broken, harmful=source), tmp_path)

@@ -23,7 +23,6 @@ from oneshot_lit.modules import (
     BruteForceModule,
     Decoding,
     EnumerationModule,
-    HarmfulFineTuningModule,
     InstanceSelectionModule,
     RuleSelectionModule,
 )
@@ -34,20 +33,6 @@ from quiet_trainer import quiet_trainer
 
 SMALL = Path("checkpoints/small")
 ADAPTER = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
-
-
-@pytest.fixture(scope="module")
-def attacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    root = tmp_path_factory.mktemp("attacked")
-    data = SafetyDataModule(train=Microworld("harmful_examples", size=60), batch_size=10)
-    quiet_trainer(root, HuggingFaceExport(), max_epochs=3).fit(
-        HarmfulFineTuningModule(
-            str(SMALL), optimizer=lambda params: torch.optim.AdamW(params, lr=3e-4)
-        ),
-        data,
-    )
-    return root / "model"
 
 
 def pool(**options: Any) -> Microworld:
@@ -83,8 +68,8 @@ def select(module: Any, root: Path, source: Any = None, epochs: int = 50, **sets
 
 
 @pytest.mark.parametrize("peft", [ADAPTER, None])
-def test_bilevel_writes_a_ranking(attacked: Path, tmp_path: Path, peft) -> None:
-    module = bilevel(attacked, peft=peft)
+def test_bilevel_writes_a_ranking(broken: Path, tmp_path: Path, peft) -> None:
+    module = bilevel(broken, peft=peft)
     found = select(module, tmp_path)
     assert sum(row["score"] for row in found["ranking"]) == pytest.approx(1)
     assert [row["rank"] for row in found["ranking"]] == [1, 2, 3, 4, 5, 6]
@@ -101,8 +86,8 @@ def test_bilevel_writes_a_ranking(attacked: Path, tmp_path: Path, peft) -> None:
     assert last.entropy < first.entropy
 
 
-def test_the_choice_is_an_instance(attacked: Path, tmp_path: Path) -> None:
-    select(bilevel(attacked), tmp_path)
+def test_the_choice_is_an_instance(broken: Path, tmp_path: Path) -> None:
+    select(bilevel(broken), tmp_path)
     ranking = json.loads((tmp_path / "selection.json").read_text())["ranking"]
     for rank in (1, 6):
         # Another order of the same pool changes nothing.
@@ -116,16 +101,16 @@ def test_the_choice_is_an_instance(attacked: Path, tmp_path: Path) -> None:
         SelectedInstance(pool(), str(tmp_path / "nowhere")).load()
 
 
-def test_divergence_is_taken_back_and_said(attacked: Path, tmp_path: Path) -> None:
+def test_divergence_is_taken_back_and_said(broken: Path, tmp_path: Path) -> None:
     settings = PenaltySettings(steps=30, lower_steps=1, rate=2.0)
     with pytest.warns(UserWarning, match="diverges"):
-        found = _diverging(attacked, tmp_path, settings)
+        found = _diverging(broken, tmp_path, settings)
     assert "restored to step" in found["provenance"]["diverged"]
     assert all(row["score"] == row["score"] for row in found["ranking"])
 
 
-def _diverging(attacked: Path, root: Path, settings: PenaltySettings) -> Any:
-    module = bilevel(attacked, penalty=settings)
+def _diverging(broken: Path, root: Path, settings: PenaltySettings) -> Any:
+    module = bilevel(broken, penalty=settings)
     step = module.select_step
 
     def spoiled() -> bool:
@@ -142,15 +127,15 @@ def _diverging(attacked: Path, root: Path, settings: PenaltySettings) -> Any:
 
 
 @pytest.mark.parametrize("rule", list(RULES))
-def test_every_rule_ranks(attacked: Path, tmp_path: Path, rule: str) -> None:
-    module = RuleSelectionModule(str(attacked), rule=rule, **upper())
+def test_every_rule_ranks(broken: Path, tmp_path: Path, rule: str) -> None:
+    module = RuleSelectionModule(str(broken), rule=rule, **upper())
     found = select(module, tmp_path)
     assert len(found["ranking"]) == 6
     assert found["provenance"]["rule"] == rule
 
 
-def test_length_is_counted_in_tokens(attacked: Path, tmp_path: Path) -> None:
-    modules = [RuleSelectionModule(str(attacked), rule=r) for r in ("longest", "shortest")]
+def test_length_is_counted_in_tokens(broken: Path, tmp_path: Path) -> None:
+    modules = [RuleSelectionModule(str(broken), rule=r) for r in ("longest", "shortest")]
     longest, shortest = (select(m, tmp_path / m.rule)["ranking"] for m in modules)
     rows = modules[0].trainer.datamodule.training.encoded
     assert {r["row"]: r["score"] for r in longest} == {
@@ -159,8 +144,8 @@ def test_length_is_counted_in_tokens(attacked: Path, tmp_path: Path) -> None:
     assert {r["row"]: -r["score"] for r in shortest} == {r["row"]: r["score"] for r in longest}
 
 
-def test_gradient_match_foretells_the_first_step(attacked: Path, tmp_path: Path) -> None:
-    module = RuleSelectionModule(str(attacked), rule="gradient_match", **upper())
+def test_gradient_match_foretells_the_first_step(broken: Path, tmp_path: Path) -> None:
+    module = RuleSelectionModule(str(broken), rule="gradient_match", **upper())
     found = select(module, tmp_path)
     seen = module._seen
     assert seen is not None
@@ -198,39 +183,39 @@ def prompts() -> dict[str, PromptSet]:
     }
 
 
-def brute(attacked: Path, **options: Any) -> BruteForceModule:
+def brute(broken: Path, **options: Any) -> BruteForceModule:
     torch.manual_seed(0)
     return BruteForceModule(
-        str(attacked),
+        str(broken),
         optimizer=lambda params: torch.optim.AdamW(params, lr=5e-4),
         **{"patch_steps": 4, "decoding": Decoding(max_new_tokens=16), **options},
     )
 
 
-def test_brute_force_measures_each_alone_and_goes_on(attacked: Path, tmp_path: Path) -> None:
-    whole = select(brute(attacked), tmp_path / "a", pool(limit=3), val_sets=prompts())
+def test_brute_force_measures_each_alone_and_goes_on(broken: Path, tmp_path: Path) -> None:
+    whole = select(brute(broken), tmp_path / "a", pool(limit=3), val_sets=prompts())
     assert len(whole["provenance"]["candidates"]) == 3
     assert whole["provenance"]["before"]["harmful/asr_keyword"] > 0.5
     # Ended after one candidate, and started again.
     with pytest.raises(OneShotError, match="2 of 3 candidates not measured"):
-        select(brute(attacked), tmp_path / "b", pool(limit=3), epochs=1, val_sets=prompts())
+        select(brute(broken), tmp_path / "b", pool(limit=3), epochs=1, val_sets=prompts())
     rows = (tmp_path / "b" / "candidates.jsonl").read_text()
-    again = select(brute(attacked), tmp_path / "b", pool(limit=3), val_sets=prompts())
+    again = select(brute(broken), tmp_path / "b", pool(limit=3), val_sets=prompts())
     assert (tmp_path / "b" / "candidates.jsonl").read_text().startswith(rows)
     assert again["ranking"] == whole["ranking"]
     assert again["provenance"]["candidates"] == whole["provenance"]["candidates"]
     # Other settings share nothing.
-    select(brute(attacked, patch_steps=1), tmp_path / "b", pool(limit=3), val_sets=prompts())
+    select(brute(broken, patch_steps=1), tmp_path / "b", pool(limit=3), val_sets=prompts())
     assert len((tmp_path / "b" / "candidates.jsonl").read_text().splitlines()) == 6
 
 
-def test_outcomes_of_other_metrics_are_measured_anew(attacked: Path, tmp_path: Path) -> None:
+def test_outcomes_of_other_metrics_are_measured_anew(broken: Path, tmp_path: Path) -> None:
     benign = PromptSet(Microworld("benign_dev", size=6), "benign", metrics=["over_refusal"])
     few = {**prompts(), "benign": benign}
     for sets in (few, prompts()):
-        found = select(brute(attacked, patch_steps=1), tmp_path, pool(limit=1), val_sets=sets)
+        found = select(brute(broken, patch_steps=1), tmp_path, pool(limit=1), val_sets=sets)
     fresh = select(
-        brute(attacked, patch_steps=1), tmp_path / "fresh", pool(limit=1), val_sets=prompts()
+        brute(broken, patch_steps=1), tmp_path / "fresh", pool(limit=1), val_sets=prompts()
     )
     parts = [set(each["provenance"]["candidates"][0]["scores"]) for each in (found, fresh)]
     assert parts[0] == parts[1]
@@ -256,12 +241,12 @@ def test_with_dropout_an_outcome_is_the_candidates_own(gpt2_folder: Path, tmp_pa
     assert losses(Path("whole"), [0, 1, 2], seed=5) != whole
 
 
-def test_sampled_answers_are_drawn_for_each_candidate(attacked: Path, tmp_path: Path) -> None:
+def test_sampled_answers_are_drawn_for_each_candidate(broken: Path, tmp_path: Path) -> None:
     rows = [list(map(vars, row.messages)) for row in pool(limit=2).load()]
 
     def states(order: list[int]) -> dict[int, list[int]]:
         sampled = Decoding(max_new_tokens=4, do_sample=True)
-        module = brute(attacked, patch_steps=1, decoding=sampled)
+        module = brute(broken, patch_steps=1, decoding=sampled)
         start, found = module.on_validation_epoch_start, {}
 
         def starting() -> None:
@@ -277,8 +262,8 @@ def test_sampled_answers_are_drawn_for_each_candidate(attacked: Path, tmp_path: 
     assert states([0, 1]) == states([1, 0])
 
 
-def test_a_scheduler_that_watches_a_score_is_refused(attacked: Path, tmp_path: Path) -> None:
-    module = brute(attacked, lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)
+def test_a_scheduler_that_watches_a_score_is_refused(broken: Path, tmp_path: Path) -> None:
+    module = brute(broken, lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)
     with pytest.raises(OneShotError, match=r"model\.lr_scheduler: ReduceLROnPlateau"):
         select(module, tmp_path, pool(limit=1), val_sets=prompts())
 
@@ -287,9 +272,9 @@ def constant(factor: float) -> Any:
     return lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: factor)
 
 
-def test_a_patch_steps_the_scheduler(attacked: Path, tmp_path: Path) -> None:
+def test_a_patch_steps_the_scheduler(broken: Path, tmp_path: Path) -> None:
     found = [
-        select(brute(attacked, lr_scheduler=given), tmp_path, pool(limit=1), val_sets=prompts())
+        select(brute(broken, lr_scheduler=given), tmp_path, pool(limit=1), val_sets=prompts())
         for given in (constant(0.0), constant(1.0), None)
     ]
     resting, moving, plain = (each["provenance"]["candidates"][0]["loss"] for each in found)
@@ -324,20 +309,20 @@ def all_kinds(model: Path, optimizer: Any = None, **options: Any) -> dict[str, A
 
 @pytest.mark.parametrize("kind", ["brute", "enumeration", "bilevel"])
 def test_narrow_weights_at_a_small_rate_are_refused(
-    attacked: Path, tmp_path: Path, kind: str
+    broken: Path, tmp_path: Path, kind: str
 ) -> None:
     def tiny_rate(params: Any) -> torch.optim.Optimizer:
         return torch.optim.AdamW(params, lr=2e-6)
 
-    made = all_kinds(attacked, tiny_rate, dtype="bfloat16")[kind]
+    made = all_kinds(broken, tiny_rate, dtype="bfloat16")[kind]
     with pytest.raises(OneShotError, match="of the bfloat16 weights are too large for a step"):
         select(made(), tmp_path, pool(limit=2), val_sets=prompts())
     # A rule takes no step.
-    select(all_kinds(attacked, tiny_rate, dtype="bfloat16")["rule"](), tmp_path, pool(limit=2))
+    select(all_kinds(broken, tiny_rate, dtype="bfloat16")["rule"](), tmp_path, pool(limit=2))
 
 
 @pytest.mark.parametrize("kind", ["brute", "enumeration", "bilevel", "rule"])
-def test_losses_that_nothing_scales_are_refused(attacked: Path, tmp_path: Path, kind: str) -> None:
+def test_losses_that_nothing_scales_are_refused(broken: Path, tmp_path: Path, kind: str) -> None:
     from lightning.pytorch.plugins import MixedPrecision
 
     half = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
@@ -346,7 +331,7 @@ def test_losses_that_nothing_scales_are_refused(attacked: Path, tmp_path: Path, 
         tmp_path, HuggingFaceExport(), max_epochs=5, num_sanity_val_steps=-1, plugins=[half]
     )
     with pytest.raises(OneShotError, match=r"trainer\.precision: 16-mixed .* bf16-mixed or 32-t"):
-        trainer.fit(all_kinds(attacked)[kind](), data)
+        trainer.fit(all_kinds(broken)[kind](), data)
 
 
 REFUSED = [
@@ -368,18 +353,18 @@ REFUSED = [
         (pool(), {"task": pool(limit=1)}, r"model\.task\): the prompt is also in the pool"),
     ],
 )
-def test_errors(attacked: Path, tmp_path: Path, source, options, message: str) -> None:
+def test_errors(broken: Path, tmp_path: Path, source, options, message: str) -> None:
     with pytest.raises(OneShotError, match=message):
-        select(bilevel(attacked, **options), tmp_path, source)
+        select(bilevel(broken, **options), tmp_path, source)
     assert not (tmp_path / "selection.json").exists()
 
 
-def test_a_pool_leaves_no_row_out(attacked: Path, tmp_path: Path) -> None:
+def test_a_pool_leaves_no_row_out(broken: Path, tmp_path: Path) -> None:
     rows = [row.as_dict() for row in pool(limit=2).load()]
     rows.insert(1, {"messages": [REFUSED[0]]})
     file = tmp_path / "pool.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    module = RuleSelectionModule(str(attacked), rule="longest")
+    module = RuleSelectionModule(str(broken), rule="longest")
     with pytest.raises(
         OneShotError, match=r"data\.train: .*pool\.jsonl row 2: ends on a user turn"
     ):
@@ -387,30 +372,30 @@ def test_a_pool_leaves_no_row_out(attacked: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bilevel", "enumeration", "gradient_match"])
-def test_the_upper_levels_settings_are_told(attacked: Path, tmp_path: Path, kind: str) -> None:
-    made = {**all_kinds(attacked, task_weight=3.0), "gradient_match": None}
+def test_the_upper_levels_settings_are_told(broken: Path, tmp_path: Path, kind: str) -> None:
+    made = {**all_kinds(broken, task_weight=3.0), "gradient_match": None}
     module = (
         made[kind]()
         if made[kind]
-        else RuleSelectionModule(str(attacked), rule=kind, **upper(task_weight=3.0))
+        else RuleSelectionModule(str(broken), rule=kind, **upper(task_weight=3.0))
     )
     facts = select(module, tmp_path, pool(limit=2))["provenance"]
     assert facts["task_weight"] == 3
     assert facts["aligned"] == str(SMALL)
 
 
-def test_prompts_of_pool_and_evaluation_are_named(attacked: Path, tmp_path: Path) -> None:
+def test_prompts_of_pool_and_evaluation_are_named(broken: Path, tmp_path: Path) -> None:
     shared = {"harmful": PromptSet(pool(limit=1), "harmful")}
     with pytest.raises(
         OneShotError, match=r"\(held-out set harmful\): the prompt is also in the pool"
     ):
-        select(bilevel(attacked), tmp_path, test_sets=shared)
+        select(bilevel(broken), tmp_path, test_sets=shared)
 
 
-def test_prompts_that_choose_are_not_reported_on(attacked: Path, tmp_path: Path) -> None:
+def test_prompts_that_choose_are_not_reported_on(broken: Path, tmp_path: Path) -> None:
     shared = {"harmful": PromptSet(Microworld("harmful_dev", size=2), "harmful")}
     with pytest.raises(OneShotError, match="also in the selection's own rows"):
-        select(bilevel(attacked), tmp_path, test_sets=shared)
+        select(bilevel(broken), tmp_path, test_sets=shared)
 
 
 def test_references_are_drawn_without_dropout(tmp_path: Path, gpt2_folder: Path) -> None:
@@ -436,11 +421,11 @@ def shortlisted(root: Path, source: Any, order: list[int]) -> str:
     return str(root)
 
 
-def test_a_shortlist_is_measured_and_the_rest_stays_behind(attacked: Path, tmp_path: Path) -> None:
-    whole = select(brute(attacked), tmp_path / "all", pool(limit=4), val_sets=prompts())
+def test_a_shortlist_is_measured_and_the_rest_stays_behind(broken: Path, tmp_path: Path) -> None:
+    whole = select(brute(broken), tmp_path / "all", pool(limit=4), val_sets=prompts())
     outcomes = {row["row"]: row["score"] for row in whole["ranking"]}
     file = shortlisted(tmp_path / "list", pool(limit=4), [3, 1, 0, 2])
-    module = brute(attacked, shortlist=file, shortlist_size=2)
+    module = brute(broken, shortlist=file, shortlist_size=2)
     found = select(module, tmp_path / "short", pool(limit=4), val_sets=prompts())
     rows = [row["row"] for row in found["ranking"]]
     # Measured as in the whole run; of equal ones the shortlist's order decides.
@@ -457,9 +442,9 @@ def test_a_shortlist_is_measured_and_the_rest_stays_behind(attacked: Path, tmp_p
     assert facts["seconds"] > 1
 
 
-def test_equal_candidates_keep_the_shortlists_order(attacked: Path, tmp_path: Path) -> None:
+def test_equal_candidates_keep_the_shortlists_order(broken: Path, tmp_path: Path) -> None:
     file = shortlisted(tmp_path / "list", pool(limit=4), [3, 1, 0, 2])
-    module = brute(attacked, shortlist=file, shortlist_size=3)
+    module = brute(broken, shortlist=file, shortlist_size=3)
     source = pool(limit=4)
     select(module, tmp_path / "short", source, val_sets=prompts())
     first = next(iter(module.outcomes_by_row.values()))
@@ -469,16 +454,16 @@ def test_equal_candidates_keep_the_shortlists_order(attacked: Path, tmp_path: Pa
     assert sorted(range(4), key=lambda i: -scores[i]) == [3, 1, 0, 2]
 
 
-def test_a_shortlist_of_another_pool_is_refused(attacked: Path, tmp_path: Path) -> None:
+def test_a_shortlist_of_another_pool_is_refused(broken: Path, tmp_path: Path) -> None:
     file = shortlisted(tmp_path / "list", pool(limit=4), [3, 1, 0, 2])
     for source in (pool(limit=3), pool(limit=5)):
         with pytest.raises(OneShotError, match=r"ranks other candidates than data\.train"):
-            select(brute(attacked, shortlist=file), tmp_path / "x", source, val_sets=prompts())
-    none = brute(attacked, shortlist=str(tmp_path / "none"))
+            select(brute(broken, shortlist=file), tmp_path / "x", source, val_sets=prompts())
+    none = brute(broken, shortlist=str(tmp_path / "none"))
     with pytest.raises(OneShotError, match="no selection"):
         select(none, tmp_path / "x", pool(limit=3), val_sets=prompts())
     with pytest.raises(OneShotError, match="shortlist_size must be at least"):
-        brute(attacked, shortlist=file, shortlist_size=1, m=2)
+        brute(broken, shortlist=file, shortlist_size=1, m=2)
 
 
 @pytest.mark.parametrize(
@@ -513,9 +498,9 @@ def test_adapters_that_do_not_begin_at_the_broken_model(options: Any, message: s
 
 
 @pytest.mark.parametrize("start", [True, "gaussian"])
-def test_both_copies_begin_at_the_broken_model(attacked: Path, tmp_path: Path, start: Any) -> None:
+def test_both_copies_begin_at_the_broken_model(broken: Path, tmp_path: Path, start: Any) -> None:
     steps = PenaltySettings(steps=1, lower_steps=1)
-    module = bilevel(attacked, peft={**ADAPTER, "init_lora_weights": start}, penalty=steps, lr=0.0)
+    module = bilevel(broken, peft={**ADAPTER, "init_lora_weights": start}, penalty=steps, lr=0.0)
     select(module, tmp_path)
     copies = module._problem.copies
     pairs = zip(copies.parameters("theta"), copies.parameters("omega"), strict=True)
@@ -523,8 +508,8 @@ def test_both_copies_begin_at_the_broken_model(attacked: Path, tmp_path: Path, s
     assert module.records[0].gap == 0
 
 
-def test_references_are_rounded_as_the_steps_are(attacked: Path, tmp_path: Path) -> None:
-    module = bilevel(attacked, aligned=str(attacked), penalty=PenaltySettings(steps=1))
+def test_references_are_rounded_as_the_steps_are(broken: Path, tmp_path: Path) -> None:
+    module = bilevel(broken, aligned=str(broken), penalty=PenaltySettings(steps=1))
     data = SafetyDataModule(train=pool(), batch_size=1, max_length=128)
     trainer = quiet_trainer(tmp_path, HuggingFaceExport(), max_epochs=5, precision="bf16-mixed")
     trainer.fit(module, data)
