@@ -191,3 +191,21 @@ def test_a_failing_command_ends_those_beside_it(
     assert entry["done"] is ended
     assert entry["seconds"] > 0
     assert not (tmp_path / "out" / "c").exists()
+
+
+def test_a_fresh_selection_takes_no_outcome_over(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(
+        "oneshot_lit.study.runner.start_server", lambda: SimpleNamespace(Process=Ending)
+    )
+    config = Command(("configs/select/brute_force.yaml",))
+    stage = Stage("a", "checkpoints/small", None, None, select=config)
+    given = Study("s", "s", tmp_path / "out", 0, (stage,), tmp_path / "s.yaml")
+    Runner(given, Console(file=io.StringIO())).run()
+    outcomes = tmp_path / "out" / "a" / "candidates.jsonl"
+    outcomes.write_text("")
+    Runner(given, Console(file=io.StringIO())).run()
+    assert outcomes.exists()
+    Runner(given, Console(file=io.StringIO()), fresh=True).run()
+    assert not outcomes.exists()

@@ -230,15 +230,17 @@ def test_a_pick_without_a_metric_is_not_confirmed(metric: str, tmp_path: Path) -
 
 def test_the_gaps_interval_is_paired_by_prompt(tmp_path: Path) -> None:
     draw = np.random.default_rng(4)
-    best = {"h": draw.random(300) < 0.1, "b": draw.random(400) < 0.05}
+    # The worst harmful set counts; the other answers nothing.
+    none = np.zeros(200, dtype=bool)
+    best = {"h": draw.random(300) < 0.1, "h2": none, "b": draw.random(400) < 0.05}
     # The same prompts fail, and twelve more.
-    more = {"h": best["h"].copy(), "b": best["b"]}
+    more = best | {"h": best["h"].copy()}
     more["h"][np.flatnonzero(~best["h"])[:12]] = True
     files = []
     for name, answers in (("best", best), ("more", more)):
         rows = [
             {"set": s, "scores": {m: float(v), "exact_match": None}}
-            for s, m in (("h", "asr_keyword"), ("b", "over_refusal"))
+            for s, m in (("h", "asr_keyword"), ("h2", "asr_keyword"), ("b", "over_refusal"))
             for v in answers[s]
         ]
         files.append(tmp_path / f"{name}.jsonl")
