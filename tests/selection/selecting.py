@@ -18,18 +18,9 @@ QUIET = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false
 
 
 def bilevel_words(model: Path, root: Path, *words: Any) -> list[str]:
-    found = ["fit", "--config", "configs/select/bilevel.yaml", *QUIET]
-    found += ["--model.model_name_or_path", str(model), "--model.aligned", "checkpoints/small"]
-    found += ["--data.train.limit", "12", "--data.train.shuffle_seed", "0"]
-    task = {
-        "class_path": "oneshot_lit.data.Microworld",
-        "init_args": {"split": "sql_dev", "size": 4},
-    }
-    found += ["--model.harmful.size", "4", "--model.task", json.dumps(task)]
     # Of a small pool the weights move faster.
-    found += ["--model.penalty.steps", "8", "--model.penalty.rate", "20"]
-    found += ["--trainer.default_root_dir", str(root), "--checkpoint.max_share", "1"]
-    return [*found, *map(str, words)]
+    found = ["--model.penalty.steps", "8", "--model.penalty.rate", "20"]
+    return [*_on_broken("bilevel", model, root, limit=12), *found, *map(str, words)]
 
 
 def brute_words(model: Path, root: Path, *words: Any, limit: int = 5) -> list[str]:
@@ -61,10 +52,10 @@ def rule_words(model: Path, root: Path, *words: Any) -> list[str]:
     return [*_on_broken("rule", model, root), *map(str, words)]
 
 
-def _on_broken(config: str, model: Path, root: Path) -> list[str]:
+def _on_broken(config: str, model: Path, root: Path, limit: int = 3) -> list[str]:
     found = ["fit", "--config", f"configs/select/{config}.yaml", *QUIET]
     found += ["--model.model_name_or_path", str(model), "--model.aligned", "checkpoints/small"]
-    found += ["--data.train.limit", "3", "--data.train.shuffle_seed", "0"]
+    found += ["--data.train.limit", str(limit), "--data.train.shuffle_seed", "0"]
     task = {
         "class_path": "oneshot_lit.data.Microworld",
         "init_args": {"split": "sql_dev", "size": 4},

@@ -8,7 +8,8 @@ from functools import partial
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_llama import tiny_llama
+from transformers import LlamaForCausalLM
 
 from oneshot_lit.data.chat import Encoded
 from oneshot_lit.selection.copies import OMEGA, THETA, SharedBase, TwoCopies, WholeModels
@@ -21,20 +22,6 @@ from oneshot_lit.selection.reference import (
 )
 
 CPU = torch.device("cpu")
-
-
-def tiny(seed: int = 0) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=24,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        tie_word_embeddings=False,
-    )
-    return LlamaForCausalLM(config)
 
 
 def row(prompt: list[int], answer: list[int]) -> Encoded:
@@ -52,7 +39,7 @@ POOL = [row([1, 2, 3], [10, 4]), row([1, 5], [11, 6, 4]), row([7, 2, 2, 1], [12,
 
 
 def problem(kind, reference: LlamaForCausalLM, rows: list[Encoded]) -> TwoCopies:
-    model = tiny()
+    model = tiny_llama()
 
     def logits(batch):
         found = reference(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
@@ -65,7 +52,7 @@ def problem(kind, reference: LlamaForCausalLM, rows: list[Encoded]) -> TwoCopies
 
 
 def test_losses_of_examples_are_those_of_each_alone() -> None:
-    model = tiny()
+    model = tiny_llama()
     for batch in batches_of(POOL, 0, 3, CPU):
         output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
         found = example_losses(output.logits, batch["labels"])
@@ -77,7 +64,7 @@ def test_losses_of_examples_are_those_of_each_alone() -> None:
 
 
 def test_divergence_is_torchs_own_mean() -> None:
-    model, other = tiny(), tiny(1)
+    model, other = tiny_llama(), tiny_llama(1)
     (batch,) = batches_of(POOL, 0, 3, CPU)
 
     def logits(which, b):
@@ -94,7 +81,7 @@ def test_divergence_is_torchs_own_mean() -> None:
 
 @pytest.mark.parametrize("kind", [adapters, WholeModels])
 def test_each_copy_moves_alone(kind) -> None:
-    given = problem(kind, tiny(1), [row([1, 2], [9, 4]), row([3], [8])])
+    given = problem(kind, tiny_llama(1), [row([1, 2], [9, 4]), row([3], [8])])
     weights = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
     before = given.candidate_losses()
     assert torch.equal(before[0], before[1])
@@ -111,7 +98,7 @@ def test_each_copy_moves_alone(kind) -> None:
 
 @pytest.mark.parametrize("kind", [adapters, WholeModels])
 def test_equal_descents_leave_no_gap(kind) -> None:
-    given = problem(kind, tiny(1), [row([1, 2], [9, 4])])
+    given = problem(kind, tiny_llama(1), [row([1, 2], [9, 4])])
     given.upper = []
     weights = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
     for _ in range(3):
@@ -123,14 +110,14 @@ def test_equal_descents_leave_no_gap(kind) -> None:
 
 def test_the_second_adapter_has_the_firsts_dtype() -> None:
     config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-    shared = get_peft_model(tiny(), config, adapter_name=THETA).to(torch.bfloat16)
+    shared = get_peft_model(tiny_llama(), config, adapter_name=THETA).to(torch.bfloat16)
     shared.add_adapter(OMEGA, config)
     copies = SharedBase(shared)
     assert {p.dtype for p in copies.parameters(OMEGA)} == {torch.bfloat16}
 
 
 def test_a_state_is_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = problem(adapters, tiny(1), [row([1, 2], [9, 4])])
+    given = problem(adapters, tiny_llama(1), [row([1, 2], [9, 4])])
     given.optimizers = {
         name: torch.optim.AdamW(given.copies.parameters(name)) for name in (THETA, OMEGA)
     }
@@ -159,7 +146,7 @@ def test_a_state_is_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_frozen_base_never_moves() -> None:
-    given = problem(adapters, tiny(1), [row([1, 2], [9, 4])])
+    given = problem(adapters, tiny_llama(1), [row([1, 2], [9, 4])])
     base = {
         name: p.clone() for name, p in given.copies.model.named_parameters() if "lora_" not in name
     }
@@ -175,7 +162,7 @@ def test_the_frozen_base_never_moves() -> None:
 @pytest.mark.parametrize("wanted", [0, 1, 2])
 def test_the_candidate_that_teaches_the_reference_is_found(kind, wanted: int) -> None:
     # The reference is the model trained on one candidate, so that one reaches it and no other.
-    reference = tiny()
+    reference = tiny_llama()
     optimizer = torch.optim.SGD(reference.parameters(), lr=0.5)
     (batch,) = batches_of([POOL[wanted]], 0, 1, CPU)
     for _ in range(10):
@@ -198,7 +185,7 @@ def test_the_candidate_that_teaches_the_reference_is_found(kind, wanted: int) ->
 
 @pytest.mark.parametrize("kind", [adapters, WholeModels])
 def test_losses_are_compared_without_dropout(kind) -> None:
-    reference, model = tiny(1), tiny()
+    reference, model = tiny_llama(1), tiny_llama()
     for module in (reference, model):
         module.config.attention_dropout = 0.5
         for layer in module.model.layers:

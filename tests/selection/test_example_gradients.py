@@ -4,27 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_llama import tiny_llama
 
 from oneshot_lit.selection.example_gradients import (
     example_factors,
     inner_products,
     squared_norms,
 )
-
-
-def tiny(tied: bool, dtype: torch.dtype) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=40,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=tied,
-    )
-    return LlamaForCausalLM(config).to(dtype)
 
 
 def losses(model, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -56,7 +42,7 @@ def explicit(model, weights, ids, mask) -> list[dict[str, torch.Tensor]]:
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-7), (torch.float32, 1e-5)])
 def test_products_equal_explicit_gradients(tied: bool, dtype: torch.dtype, close: float) -> None:
-    model = tiny(tied, dtype)
+    model = tiny_llama(vocabulary=40, groups=2, tied=tied).to(dtype)
     weights = {n: p for n, p in model.named_parameters() if p.ndim == 2}
     ids, mask = batch()
     reference = explicit(model, weights, ids, mask)
@@ -85,7 +71,7 @@ def test_products_equal_explicit_gradients(tied: bool, dtype: torch.dtype, close
 
 
 def test_hooks_are_gone_afterwards() -> None:
-    model = tiny(False, torch.float32)
+    model = tiny_llama(vocabulary=40, groups=2)
     weights = {n: p for n, p in model.named_parameters() if p.ndim == 2}
     with example_factors(model, weights):
         pass

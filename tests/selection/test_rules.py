@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_llama import tiny_llama
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -15,8 +16,6 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
 )
@@ -32,17 +31,7 @@ LENGTHS = [(4, 3), (2, 5), (6, 2), (3, 3)]
 
 
 def llama() -> Any:
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=24,
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            tie_word_embeddings=True,
-        )
-    )
+    return tiny_llama(tied=True)
 
 
 def gpt2() -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -149,6 +151,23 @@ def test_as_many_commands_as_jobs_run_side_by_side(
     # Alone a command has all cores; beside others its share.
     share = max(1, (os.cpu_count() or 1) // jobs)
     assert threads == [None if jobs == 1 else share] * 3
+
+
+@pytest.mark.parametrize("threads", [None, 2])
+def test_a_command_takes_as_many_threads_as_its_share(threads: int | None, tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    code = f"""
+import sys, torch
+import oneshot_lit.__main__ as program
+from oneshot_lit.study.worker import run_logged
+program.main = lambda words: print(*words, torch.get_num_threads())
+run_logged(["threads:"], {str(log)!r}, {threads})
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120
+    )
+    assert done.returncode == 0
+    assert log.read_text() == f"threads: {threads or 1}\n"
 
 
 @pytest.mark.parametrize("ended", [False, True])

@@ -136,6 +136,22 @@ def test_figures(tmp_path: Path) -> None:
     )
 
 
+def test_an_interval_of_regrets_ends_at_zero(tmp_path: Path) -> None:
+    for case, outcomes in OUTCOMES.items():
+        write(tmp_path, f"{case}_brute", [-o for o in outcomes])
+        # In one case the second best comes first.
+        order = sorted(range(SIZE), key=lambda i: outcomes[i])
+        scores = [-o for o in outcomes]
+        scores[order[1 if case == "b" else 0]] = 1.0
+        for name in ("good", "bad"):
+            write(tmp_path, f"{case}_{name}", scores)
+    found = compare_selectors(spec(), tmp_path, patched(dict.fromkeys(NAMES, (0.0, 0.0))))
+    regret = found["selectors"]["good"]["regret"]
+    assert 0 == regret["low"] < regret["value"] < regret["high"]
+    lead = found["leads"]["bad"]
+    assert (lead["value"], lead["low"]) == (0, None)
+
+
 def test_a_cost_that_is_not_said_is_no_zero(tmp_path: Path) -> None:
     compared(tmp_path)
     for case in CASES:

@@ -48,6 +48,11 @@ def selector_comparison(found: Mapping[str, Any]) -> Figure:
             textcoords="offset points", fontsize=8, color="#666",
         )  # fmt: skip
         axes.set(xlabel=label)
+        if key == "regret":
+            # Most are near 0 and a few near 1: both must show.
+            axes.set_xscale("symlog", linthresh=0.01)
+            axes.set_xticks([0, 0.01, 0.1, 1], ["0", "0.01", "0.1", "1"])
+            axes.set_xlim(left=-0.001)
         axes.grid(axis="x", alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_yticks(range(len(names)), [n.replace("_", " ") for n in names])

@@ -26,6 +26,8 @@ from oneshot_lit.study.held_out import gap_interval, held_out
 from oneshot_lit.study.selections import Selections
 
 _COSTS = ("forward_rows", "backward_rows", "answers", "seconds")
+# The least and the most that a regret can be: outcomes are sums of three shares.
+_REGRETS = (0.0, 3.0)
 
 
 def compare_selectors(spec: Selections, root: Path, stages: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,7 +57,7 @@ def compare_selectors(spec: Selections, root: Path, stages: Mapping[str, Any]) -
         "controls": {text: _control(spec, text, root, stages) for text in spec.controls},
         "first": first({n: overall[n] for n in spec.selectors}),
         "leads": _leads({n: overall[n] for n in spec.selectors}, cases),
-        "chance_regret": intervals.mean(chance).as_dict(),
+        "chance_regret": intervals.mean(chance, bounds=_REGRETS).as_dict(),
         "selectors": overall,
         "cases": cases,
     }
@@ -91,7 +93,7 @@ def _overall(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "spearman": _mean(rows, "spearman"),
         "kendall": _mean(rows, "kendall"),
-        "regret": intervals.mean([row["regret"] for row in rows]).as_dict(),
+        "regret": intervals.mean([row["regret"] for row in rows], bounds=_REGRETS).as_dict(),
         "as_good": intervals.mean([row["as_good"] for row in rows]).as_dict(),
         "held_out": intervals.mean([row["held_out"]["sum"] for row in rows]).as_dict(),
         "gap": max(row["held_out"]["gap"] for row in rows),
