@@ -17,7 +17,8 @@ def selector_comparison(found: Mapping[str, Any]) -> Figure:
     """Draw each selector's rank correlation and regret: a dot a case, the mean with its interval.
 
     Args:
-        found: What `study.selectors.compare_selectors` returns.
+        found: What `compare_selectors` or `compare_seeds` of a study returns; cases of one group
+            have one colour.
     """
     names = sorted(
         (n for n in found["selectors"] if n != found["truth"]),
@@ -28,6 +29,8 @@ def selector_comparison(found: Mapping[str, Any]) -> Figure:
         1, 2, figsize=(10, 0.42 * len(names) + 1.9), layout="constrained", sharey=True
     )
     cases = list(found["cases"].values())
+    groups = [case.get("group", case["title"]) for case in cases]
+    colours = {g: CYCLE[i % len(CYCLE)] for i, g in enumerate(dict.fromkeys(groups))}
     for axes, key, label, level in (
         (panels[0], "spearman", "Spearman correlation with brute force", 0.0),
         (panels[1], "regret", "regret of the pick (development)", found["chance_regret"]["value"]),
@@ -39,7 +42,7 @@ def selector_comparison(found: Mapping[str, Any]) -> Figure:
                 # Dots of different cases lie beside each other.
                 shift = 0.22 * (number / max(1, len(cases) - 1) - 0.5)
                 if value is not None:
-                    colour = CYCLE[number % len(CYCLE)]
+                    colour = colours[groups[number]]
                     axes.plot(value, place + shift, "o", color=colour, ms=4, alpha=0.75, zorder=2)
             _mean_with_interval(axes, found["selectors"][name][key], place)
         axes.axvline(level, color="#666", lw=1, ls="--", zorder=1)
@@ -57,8 +60,8 @@ def selector_comparison(found: Mapping[str, Any]) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_yticks(range(len(names)), [n.replace("_", " ") for n in names])
     handles = [
-        plt.Line2D([], [], marker="o", ls="", ms=4, color=CYCLE[i % len(CYCLE)], label=c["title"])
-        for i, c in enumerate(cases)
+        plt.Line2D([], [], marker="o", ls="", ms=4, color=colour, label=group)
+        for group, colour in colours.items()
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     return figure

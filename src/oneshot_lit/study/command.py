@@ -32,6 +32,14 @@ def run_study_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--root", help="output folder in place of the file's")
     parser.add_argument("--seed", type=int, help="seed in place of the file's")
     parser.add_argument("--fresh", action="store_true", help="run every stage again")
+    parser.add_argument(
+        "--beside",
+        nargs="+",
+        default=[],
+        metavar="ROOT",
+        help="folders of the same study at other seeds, finished: of a study of selections, "
+        "compare the selectors over the cases of all seeds, too",
+    )
     options = parser.parse(arguments)
     if options is None:
         return 0
@@ -50,6 +58,11 @@ def _run(options: Namespace) -> int:
     study = load_study(
         Path(options.config), None if options.root is None else Path(options.root), options.seed
     )
+
+    from oneshot_lit.study.seeds import Seed, compare_seeds, read_seeds
+
+    # A mistake there must not show behind the last stage.
+    beside = read_seeds(study.selections, study.seed, options.beside)
     console = Console(stderr=True, highlight=False)
     # Text shows a title such as "[v2]" as it is; a plain string would be read as markup.
     console.print(Text.assemble((study.title, "bold"), f" -> {study.root}"))
@@ -67,11 +80,13 @@ def _run(options: Namespace) -> int:
         save_selections,
         save_sweeps,
     )
-    from oneshot_lit.study.results import gather
+    from oneshot_lit.study.results import RESULTS, gather
 
     results = gather(runner)
+    if beside and study.selections is not None:
+        results["all_seeds"] = compare_seeds(study.selections, Seed(study.root, results), beside)
     report = study.root / "report.html"
-    write_json_atomically(study.root / "results.json", results)
+    write_json_atomically(study.root / RESULTS, results)
     save_sweeps(results, study.sweeps, study.root)
     save_selections(results, study.root)
     write_text_atomically(report, render_report(results, study.title, study.root, study.sweeps))
@@ -80,9 +95,10 @@ def _run(options: Namespace) -> int:
         from oneshot_lit.study.selector_findings import said, selector_tables
 
         # Its many stages are in the report; what was asked is which selector ranks best.
-        for table in selector_tables(results["selections"]):
+        found = results.get("all_seeds", results["selections"])
+        for table in selector_tables(found):
             out.print(table)
-        lines = said(results["selections"])
+        lines = said(found)
     else:
         out.print(score_table(results["stages"]))
         lines = sentences(results["repairs"]) or findings(
@@ -90,7 +106,7 @@ def _run(options: Namespace) -> int:
         )
     for line in lines:
         out.print(Text(f"- {line}"))
-    out.print(Text(f"\nresults: {study.root / 'results.json'}\nreport:  {report}"))
+    out.print(Text(f"\nresults: {study.root / RESULTS}\nreport:  {report}"))
     return 0
 
 

@@ -55,7 +55,11 @@ def render_report(
         colours=plots.COLOURS,
         verdict=verdict,
         selections=selections,
-        selected=said(selections) if selections else [],
+        # What is compared, its heading, what it says, and its picture.
+        compared=[
+            (found, heading, said(found), plots.embed(plots.selector_comparison(found)))
+            for found, heading in _compared(results)
+        ],
         interval=interval,
         amount=amount,
         findings=findings(unswept),
@@ -74,23 +78,36 @@ def render_report(
             if selections
             else plots.embed(plots.safety_utility({n: metrics[n] for n in unswept})),
             "energy": plots.embed(plots.energy_curves(spectra)) if spectra else None,
-            **{name: plots.embed(figure) for name, figure in _of_selections(selections).items()},
+            "outcomes": plots.embed(plots.outcomes_by_category(list(selections["cases"].values())))
+            if selections
+            else None,
         },
     )
 
 
-def _of_selections(found: Mapping[str, Any] | None) -> dict[str, Any]:
-    if found is None:
-        return {}
-    return {
-        "selectors": plots.selector_comparison(found),
-        "outcomes": plots.outcomes_by_category(list(found["cases"].values())),
-    }
+def _compared(results: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], str]]:
+    """Return the comparisons of selectors with their headings: of all seeds, and of this one."""
+    found = []
+    if (pooled := results.get("all_seeds")) is not None:
+        numbers = " and ".join(str(seed) for seed in pooled["seeds"])
+        found.append((pooled, f"Which selector wins over seeds {numbers}"))
+    if (own := results.get("selections")) is not None:
+        alone = f" at seed {results['provenance']['seed']} alone" if found else ""
+        found.append((own, f"Which selector wins{alone}"))
+    return found
 
 
 def save_selections(results: Mapping[str, Any], root: Path) -> None:
     """Write the pictures of a study of selections to ``<root>/selections/``."""
-    for name, figure in _of_selections(results.get("selections")).items():
+    pictures = {
+        name: plots.selector_comparison(results[key])
+        for name, key in (("selectors", "selections"), ("all_seeds", "all_seeds"))
+        if key in results
+    }
+    if "selections" in results:
+        cases = list(results["selections"]["cases"].values())
+        pictures["outcomes"] = plots.outcomes_by_category(cases)
+    for name, figure in pictures.items():
         plots.save_figure(figure, root / "selections" / f"{name}.png")
 
 

@@ -15,7 +15,9 @@ from oneshot_lit.errors import OneShotError
 from oneshot_lit.study.repairs import summarise
 from oneshot_lit.study.runner import Runner
 
-_SHARED = ("seed", "dtype", "precision", "decoding", "phrase_list", "versions")
+RESULTS = "results.json"
+# Settings that all scores of a study have in common.
+SHARED = ("seed", "dtype", "precision", "decoding", "phrase_list", "versions")
 
 
 def gather(runner: Runner) -> dict[str, Any]:
@@ -53,7 +55,7 @@ def gather(runner: Runner) -> dict[str, Any]:
         }
         if (kept := kept_step(runner.folder(stage))) is not None:
             stages[stage.name]["kept_step"] = kept
-        for key in _SHARED:
+        for key in SHARED:
             if shared.setdefault(key, scores[key]) != scores[key]:
                 raise OneShotError(
                     f"{path}: '{key}' differs from the other stages'; scores cannot be compared."

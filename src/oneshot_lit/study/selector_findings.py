@@ -9,14 +9,17 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from oneshot_lit.study.selector_summary import COSTS
 from oneshot_lit.study.selectors import general_against_category
 
 # Of p-values: those of the question as they are, all others adjusted for their number.
 LEVEL = 0.05
+# More cases than these are not listed in a sentence.
+_MANY_CASES = 6
 
 
 def said(found: Mapping[str, Any]) -> list[str]:
-    """Return what the comparison of `selectors.compare_selectors` says."""
+    """Return what the comparison of `compare_selectors`, or of `compare_seeds`, says."""
     return [
         _first(found),
         *([] if found["question"] is None else [_question(found["question"], found)]),
@@ -153,6 +156,9 @@ def _general(found: Mapping[str, Any]) -> list[str]:
         return []
     better = sum(general < other for general, other in known.values())
     parts = "; ".join(f"{t}: {g:.3f} against {o:.3f}" for t, (g, o) in known.items())
+    if len(known) > _MANY_CASES:
+        g, o = (sum(each) / len(known) for each in zip(*known.values(), strict=True))
+        parts = f"{g:.3f} against {o:.3f} on average"
     return [
         f"General instances are better than category ones on average in {better} of {len(known)} "
         f"cases (attack success + over-refusal + lost skill: {parts})."
@@ -188,9 +194,6 @@ def selector_tables(found: Mapping[str, Any]) -> list[Table]:
         quality.add_row(Text(name), *(f"{v:.3f}" for v in shares), f"{row['gap']:+.3f}")
         cost.add_row(Text(name), *(amount(row[key]) for key in COSTS))
     return [quality, cost]
-
-
-COSTS = ("forward_rows", "backward_rows", "answers", "seconds")
 
 
 def amount(value: float | None) -> str:
