@@ -97,6 +97,24 @@ def test_each_copy_moves_alone(kind) -> None:
 
 
 @pytest.mark.parametrize("kind", [adapters, WholeModels])
+def test_omega_goes_to_theta_and_on_from_there(kind) -> None:
+    given = problem(kind, tiny_llama(1), [row([1, 2], [9, 4])])
+    weights = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+    given.lower_step(weights)
+    given.upper_step(weights, 1.0)
+    theta, omega = given.candidate_losses()
+    assert not torch.equal(theta, omega)
+    given.follow()
+    both = given.candidate_losses()
+    assert torch.equal(both[0], theta)
+    assert torch.equal(both[1], theta)
+    given.lower_step(weights)
+    theta_after, omega_after = given.candidate_losses()
+    assert torch.equal(theta_after, theta)
+    assert weights @ omega_after < weights @ theta
+
+
+@pytest.mark.parametrize("kind", [adapters, WholeModels])
 def test_equal_descents_leave_no_gap(kind) -> None:
     given = problem(kind, tiny_llama(1), [row([1, 2], [9, 4])])
     given.upper = []

@@ -152,6 +152,13 @@ class TwoCopies:
         with self.copies.without_dropout():
             return self._losses(THETA), self._losses(OMEGA)
 
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Put omega where theta is; its optimiser keeps what it knows."""
+        pairs = zip(self.copies.parameters(OMEGA), self.copies.parameters(THETA), strict=True)
+        for omega, theta in pairs:
+            omega.copy_(theta)
+
     def answer_logits(self, batch: Batch) -> Tensor:
         """Return theta's logits on the answers of a batch, (labelled tokens, vocabulary)."""
         return labelled_logits(self.copies(THETA, batch), batch["labels"])

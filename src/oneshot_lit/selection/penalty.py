@@ -10,6 +10,9 @@ and gives no more; this is V-PBGD (Shen & Chen 2023, "On Penalty-based Bilevel G
 with v(w) = min over omega of g(w, omega), kept up to date by a second copy omega. By the envelope
 theorem its gradient is d/dw_i = 2 lambda w_i + gamma (l_i(theta) - l_i(omega)), which needs no
 second derivative. w = softmax(x) stays on the simplex.
+
+The envelope theorem holds at the minimum. A theta below omega on g shows that omega is not there;
+omega then goes on from theta, the better of the two, so that g - v is never negative.
 """
 
 from __future__ import annotations
@@ -35,6 +38,9 @@ class Problem(Protocol):
 
     def candidate_losses(self) -> tuple[Tensor, Tensor]:
         """Return l_i(theta) and l_i(omega), each (candidates,), as the copies are now."""
+
+    def follow(self) -> None:
+        """Put omega where theta is."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +100,8 @@ class PenaltyRecord:
         gamma: Its penalty factor.
         f: The upper objective at theta, before the step.
         g: sum_i w_i l_i(theta).
-        v: sum_i w_i l_i(omega), the estimate of the lower level's optimum.
-        gap: g - v; not below 0 once omega has converged.
+        v: The estimate of the lower level's optimum: sum_i w_i l_i(omega), or g if that is lower.
+        gap: g - v; never below 0.
         entropy: Of the weights, in nats; ln N for equal ones.
         best: Position of the candidate with the largest weight.
         weight: That weight.
@@ -175,9 +181,12 @@ def outer_step(
     f = problem.upper_step(weights, gamma)
     upper, lower = (each.to(logits) for each in problem.candidate_losses())
     g, v = float(weights @ upper), float(weights @ lower)
-    gradient = penalty_gradient(weights, upper, lower, gamma, settings.decay)
-    if not (math.isfinite(f) and bool(torch.isfinite(gradient).all())):
+    if not all(map(math.isfinite, (f, g, v))):
         raise FloatingPointError(f"step {step} is not finite (f {f}, g {g}, v {v})")
+    if v > g:
+        problem.follow()
+        v, lower = g, upper
+    gradient = penalty_gradient(weights, upper, lower, gamma, settings.decay)
     found = logits - settings.rate * through_softmax(weights, gradient)
     best = top_m(weights, 1)[0]
     record = PenaltyRecord(

@@ -10,8 +10,8 @@ from oneshot_lit.selection.ranking import chance_tests, holm
 from oneshot_lit.study.selections import Selections
 
 COSTS = ("forward_rows", "backward_rows", "answers", "seconds")
-# The least and the most that a regret can be: outcomes are sums of three shares.
-_REGRETS = (0.0, 3.0)
+# The least and the most that they can be: outcomes are sums of three shares, these of two.
+_REGRETS, _HELD_OUT = (0.0, 3.0), (0.0, 2.0)
 # Selector -> the scores of the candidates, in the pool's order.
 Scores = Mapping[str, Sequence[float]]
 
@@ -82,7 +82,9 @@ def _overall(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "kendall": _mean(rows, "kendall"),
         "regret": intervals.mean([row["regret"] for row in rows], bounds=_REGRETS).as_dict(),
         "as_good": intervals.mean([row["as_good"] for row in rows]).as_dict(),
-        "held_out": intervals.mean([row["held_out"]["sum"] for row in rows]).as_dict(),
+        "held_out": intervals.mean(
+            [row["held_out"]["sum"] for row in rows], bounds=_HELD_OUT
+        ).as_dict(),
         "gap": max(row["held_out"]["gap"] for row in rows),
         **costs,
     }
@@ -110,6 +112,8 @@ def _control(rows: Mapping[str, Any]) -> dict[str, Any]:
     """Return a control's held-out figures by case, their mean, and the largest gap."""
     return {
         "cases": dict(rows),
-        "held_out": intervals.mean([row["sum"] for row in rows.values()]).as_dict(),
+        "held_out": intervals.mean(
+            [row["sum"] for row in rows.values()], bounds=_HELD_OUT
+        ).as_dict(),
         "gap": max(row["gap"] for row in rows.values()),
     }
