@@ -35,7 +35,7 @@ def selection_course(rows: Sequence[Mapping[str, Any]], candidates: int) -> Figu
     gaps = [row["gap"] for row in rows]
     grid[1].axhline(0, color="black", linewidth=0.8, alpha=0.5)
     grid[1].plot(steps, gaps, color=CYCLE[3], **mark)
-    # Around 0 a logarithm alone would hide a gap below it: omega has then not converged.
+    # A logarithm alone would hide a gap of 0, which is one where omega has followed theta.
     size = max((abs(gap) for gap in gaps), default=0.0) or 1.0
     grid[1].set_yscale("symlog", linthresh=size / 100)
     grid[1].set(ylabel="gap g - v, nats a token")
