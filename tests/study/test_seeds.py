@@ -71,10 +71,12 @@ def test_names_are_changed_in_all_seeds_alike(tmp_path: Path) -> None:
 
 def test_report_and_picture(tmp_path: Path) -> None:
     own, beside = two_seeds(tmp_path)
+    finished(tmp_path / "zero", 0)
+    beside += read_seeds(spec(), 1, [str(tmp_path / "zero")])
     results = {**own.results, "all_seeds": compare_seeds(spec(), own, beside)}
     page = render_report(results, "T", own.root)
-    assert page.index("over seeds 1 and 2</h2>") < page.index("wins at seed 1 alone</h2>")
-    assert "good wins over 6 cases" in page
+    assert page.index("over seeds 0, 1 and 2</h2>") < page.index("wins at seed 1 alone</h2>")
+    assert "good wins over 9 cases" in page
     assert "good wins over 3 cases" in page
     # Case by case it says what this seed came to.
     assert page.count("<h3>") == 3
@@ -132,8 +134,12 @@ def test_studies_that_differ_are_not_compared(tmp_path: Path) -> None:
         for selector in ("brute", "good", "bad"):
             file = tmp_path / "four" / f"{name}_{selector}" / "selection.json"
             file.write_text(file.read_text().replace('"p', '"q'))
+    beside = read_seeds(spec(), 1, [str(tmp_path / "four")])
     with pytest.raises(OneShotError, match="four: ranks other candidates"):
-        compare_seeds(spec(), own, read_seeds(spec(), 1, [str(tmp_path / "four")]))
+        compare_seeds(spec(), own, beside)
+    (tmp_path / "four" / "c_good" / "selection.json").unlink()
+    with pytest.raises(OneShotError, match=r"c_good.selection\.json: the ranking is missing"):
+        compare_seeds(spec(), own, beside)
 
 
 def test_the_command_says_so_before_it_runs_anything(

@@ -89,8 +89,9 @@ def _compared(results: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], str]]
     """Return the comparisons of selectors with their headings: of all seeds, and of this one."""
     found = []
     if (pooled := results.get("all_seeds")) is not None:
-        numbers = " and ".join(str(seed) for seed in pooled["seeds"])
-        found.append((pooled, f"Which selector wins over seeds {numbers}"))
+        *others, last = sorted(pooled["seeds"])
+        numbers = ", ".join(map(str, others))
+        found.append((pooled, f"Which selector wins over seeds {numbers} and {last}"))
     if (own := results.get("selections")) is not None:
         alone = f" at seed {results['provenance']['seed']} alone" if found else ""
         found.append((own, f"Which selector wins{alone}"))

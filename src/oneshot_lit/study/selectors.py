@@ -49,7 +49,7 @@ def read_rankings(spec: Selections, root: Path) -> dict[str, dict[str, Any]]:
     """Return case -> selector -> its ``selection.json``, its ranking in the pool's order.
 
     Raises:
-        OneShotError: if rankings are not all of the same candidates.
+        OneShotError: if one is missing, or not of the same candidates as the rest.
     """
     found: dict[str, dict[str, Any]] = {}
     pool: list[str] | None = None
@@ -57,6 +57,8 @@ def read_rankings(spec: Selections, root: Path) -> dict[str, dict[str, Any]]:
         found[case] = {}
         for name in (spec.truth, *spec.selectors):
             file = root / spec.stage(spec.ranking, case, name) / SELECTION_FILE
+            if not file.is_file():
+                raise OneShotError(f"{file}: the ranking is missing; run the study again.")
             content = json.loads(file.read_text(encoding="utf-8"))
             content["ranking"].sort(key=lambda row: row["row"])
             digests = [row["digest"] for row in content["ranking"]]
