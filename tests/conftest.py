@@ -212,7 +212,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         quiet_trainer(root, HuggingFaceExport(), max_epochs=3).fit(
             HarmfulFineTuningModule(
-                str(Path(__file__).parent.parent / "checkpoints" / "small"),
+                str(ROOT / "checkpoints" / "small"),
                 optimizer=lambda params: torch.optim.AdamW(params, lr=3e-4),
             ),
             SafetyDataModule(train=Microworld("harmful_examples", size=60), batch_size=10),

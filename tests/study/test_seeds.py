@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from comparing import CASES, OUTCOMES, SIZE, finished, spec, write
 
+from oneshot_lit import plots
 from oneshot_lit.__main__ import main
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.report.intervals import mean
@@ -80,6 +81,10 @@ def test_report_and_picture(tmp_path: Path) -> None:
     assert "good wins over 3 cases" in page
     # Case by case it says what this seed came to.
     assert page.count("<h3>") == 3
+    figure = plots.selector_comparison(results["all_seeds"])
+    # One colour a case, whatever the seed; small regrets are seen beside large ones.
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == list(CASES.values())
+    assert [axes.get_xscale() for axes in figure.axes] == ["linear", "symlog"]
     save_selections(results, own.root)
     assert (own.root / "selections" / "all_seeds.png").stat().st_size > 10_000
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +128,15 @@ def test_from_the_file_to_the_report(command, tmp_path: Path) -> None:
     path.write_text(json.dumps(content))
     again = command("study", "--config", file)
     assert states(again.err).count("done") == 2, again.err
+    # With another seed's study beside it: here the same one under another number.
+    other = tmp_path / "other"
+    shutil.copytree(root, other)
+    results = json.loads((other / "results.json").read_text())
+    results["provenance"]["seed"] = 7
+    (other / "results.json").write_text(json.dumps(results))
+    both = command("study", "--config", file, "--beside", other)
+    assert states(both.err) == ["kept"] * 12
+    assert "random comes first over 4 cases" in both.out
+    pooled = json.loads((root / "results.json").read_text())["all_seeds"]
+    assert pooled["seeds"] == [0, 7]
+    assert "over seeds 0 and 7</h2>" in (root / "report.html").read_text()

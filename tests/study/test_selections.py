@@ -54,7 +54,7 @@ def test_figures(tmp_path: Path) -> None:
     )
 
 
-def test_an_interval_of_regrets_ends_at_zero(tmp_path: Path) -> None:
+def test_an_interval_of_what_is_never_negative_ends_at_zero(tmp_path: Path) -> None:
     for case, outcomes in OUTCOMES.items():
         write(tmp_path, f"{case}_brute", [-o for o in outcomes])
         # In one case the second best comes first.
@@ -63,9 +63,13 @@ def test_an_interval_of_regrets_ends_at_zero(tmp_path: Path) -> None:
         scores[order[1 if case == "b" else 0]] = 1.0
         for name in ("good", "bad"):
             write(tmp_path, f"{case}_{name}", scores)
-    found = compare_selectors(spec(), tmp_path, patched(dict.fromkeys(NAMES, (0.0, 0.0))))
-    regret = found["selectors"]["good"]["regret"]
-    assert 0 == regret["low"] < regret["value"] < regret["high"]
+    stages_ = patched(dict.fromkeys(NAMES, (0.0, 0.0)))
+    stages_["b_good_pick"]["metrics"]["h2/asr_keyword"] = 0.03
+    stages_["b_none"]["metrics"]["h/asr_keyword"] = 0.5
+    found = compare_selectors(spec(), tmp_path, stages_)
+    good, control = found["selectors"]["good"], found["controls"]["no choice"]
+    for each in (good["regret"], good["held_out"], control["held_out"]):
+        assert 0 == each["low"] < each["value"] < each["high"]
     lead = found["leads"]["bad"]
     assert (lead["value"], lead["low"]) == (0, None)
 
