@@ -88,6 +88,12 @@ def test_a_save_put_off_never_falls_between_accumulated_batches(tmp_path: Path) 
         default_root_dir=str(tmp_path),
         strategy=SimpleNamespace(broadcast=lambda value: value),
         save_checkpoint=lambda path, weights_only: saved.append((trainer.global_step, batch)),
+        # Neither an epoch's end nor a validation follows, which a save would wait for.
+        is_last_batch=False,
+        fit_loop=SimpleNamespace(
+            _data_fetcher=None,
+            epoch_loop=SimpleNamespace(_should_check_val_fx=lambda fetcher: False),
+        ),
     )
     checkpoint = RunCheckpoint(every_n_train_steps=1, max_share=0.5)
     batch = 0

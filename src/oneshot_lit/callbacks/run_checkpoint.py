@@ -49,6 +49,8 @@ class RunCheckpoint(Checkpoint):
         self.every_n_epochs = 1 if every_n_epochs is None else every_n_epochs
         self.max_share = max_share
         self._began, self._cost, self._last_step = time.monotonic(), 0.0, -1
+        # Whether the batch at hand ends a period of steps.
+        self._due = False
         # The command line sets what identifies the run.
         self.run: dict[str, Any] = {}
 
@@ -76,18 +78,30 @@ class RunCheckpoint(Checkpoint):
         """Start the clock and guess what a save costs."""
         size = sum(p.numel() * p.element_size() for p in pl_module.parameters() if p.requires_grad)
         self._began, self._cost = time.monotonic(), _COPIES * size / _BYTES_A_SECOND
-        self._last_step = trainer.global_step
+        self._last_step, self._due = trainer.global_step, False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save in mid-epoch if a number of steps is the period."""
-        if self.every_n_train_steps and trainer.global_step % self.every_n_train_steps == 0:
+        self._due = bool(self.every_n_train_steps) and (
+            trainer.global_step % self.every_n_train_steps == 0  # type: ignore[operator]
+        )
+        loop = trainer.fit_loop
+        # What follows the batch would be missing from a resumed run: that is waited for.
+        ends = trainer.is_last_batch or loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
+        if self._due and not ends:
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save after the validation that a step is followed by."""
+        if self._due and not trainer.sanity_checking and not trainer.is_last_batch:
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save at the end of an epoch, after its validation."""
-        if not self.every_n_train_steps and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+        epochs = trainer.current_epoch + 1
+        if self._due if self.every_n_train_steps else epochs % self.every_n_epochs == 0:
             self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:

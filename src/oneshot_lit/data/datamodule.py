@@ -30,6 +30,7 @@ from oneshot_lit.data.samplers import (
 )
 from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.errors import OneShotError
+from oneshot_lit.strategies.resumed_loops import correct_counts
 
 
 class SafetyDataModule(LightningDataModule):
@@ -231,7 +232,13 @@ class SafetyDataModule(LightningDataModule):
         """Return the epoch and the batches done in it, from the progress a checkpoint restored."""
         if self.trainer is None:
             return 0, 0
-        total: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
+        loop: Any = self.trainer.fit_loop
+        if getattr(loop, "is_resuming", False):
+            # For a module that isn't of this package; ours has done so already.
+            state = loop.state_dict()
+            correct_counts(self.trainer, state)
+            loop.load_state_dict(state)
+        total: Any = loop.epoch_loop.batch_progress.total
         per_epoch = batches_let_through(batches, self.trainer.limit_train_batches)
         return self._epochs.resume(int(total.processed), per_epoch, self._rows_of_all())
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, distributed
 from torch.optim import Optimizer
@@ -32,6 +33,7 @@ from oneshot_lit.modules.rounding import check_rounding
 from oneshot_lit.modules.scoring import PromptScoring
 from oneshot_lit.strategies.gradients import is_boundary, total_norm
 from oneshot_lit.strategies.random_state import random_states, restore_random_state
+from oneshot_lit.strategies.resumed_loops import accumulated_batches, correct_counts
 
 
 class LanguageModelModule(PromptScoring, ModelBuilding, LightningModule):
@@ -279,6 +281,8 @@ class LanguageModelModule(PromptScoring, ModelBuilding, LightningModule):
                 "model.model_name_or_path, or choose model.decoding.backend auto."
             )
         self._random_states = checkpoint.get("random_states")
+        if self.trainer.state.fn == TrainerFn.FITTING and "loops" in checkpoint:
+            correct_counts(self.trainer, checkpoint["loops"]["fit_loop"])
         if self.peft is not None and self.model is not None:
             trained = [name for name, p in self.named_parameters() if p.requires_grad]
             # Sharded checkpoints are read by their strategy, which misses nothing in silence.
@@ -288,7 +292,9 @@ class LanguageModelModule(PromptScoring, ModelBuilding, LightningModule):
                 raise OneShotError(f"the checkpoint lacks the adapter weight {missing[0]}.")
 
     def on_train_start(self) -> None:
-        """Go on with the random numbers of the interrupted run."""
+        """Go on with the random numbers of the interrupted run, and its accumulation."""
+        # Lightning's scheduler of it is asked at the start of epochs only.
+        self.trainer.accumulate_grad_batches = accumulated_batches(self.trainer, self.current_epoch)
         states = getattr(self, "_random_states", None)
         if states is not None:
             restore_random_state(self.trainer, states)
