@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.optim import Optimizer
 
 from oneshot_lit.data.chat import (
@@ -34,6 +34,7 @@ from oneshot_lit.modules.scoring import PromptScoring
 from oneshot_lit.strategies.gradients import is_boundary, total_norm
 from oneshot_lit.strategies.random_state import random_states, restore_random_state
 from oneshot_lit.strategies.resumed_loops import accumulated_batches, correct_counts
+from oneshot_lit.strategies.step_window import StepWindow
 
 
 class LanguageModelModule(PromptScoring, ModelBuilding, LightningModule):
@@ -114,6 +115,7 @@ class LanguageModelModule(PromptScoring, ModelBuilding, LightningModule):
         self.unscored_counts: dict[str, int] = {}
         self.outcomes: list[dict[str, Any]] = []
         self._metrics: dict[str, dict[str, TextScore]] = {}
+        self._window = StepWindow(self.loss_weight)
         # Only the adapter is in a checkpoint when only the adapter is trained.
         self.strict_loading = peft is None
 
@@ -202,33 +204,39 @@ class LanguageModelModule(PromptScoring, ModelBuilding, LightningModule):
                 f"{self.current_epoch} ({self._rows(batch)}); lower the learning rate or mend the "
                 "rows. No product was written."
             )
+        whole = self._step_loss(loss)
         # Only what is shown is logged: a scalar a step costs more than the tiny models' own work.
-        if self._log_this_step():
-            self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
+        if whole is not None and self._log_this_step():
+            self.log("train/loss", whole, prog_bar=True, sync_dist=True)
             self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
 
     def loss_weight(self, batch: dict[str, Tensor]) -> Tensor:
         """Return over how many terms `compute_loss` takes its mean: labelled tokens.
 
-        Processes are weighted by it, so that their number does not change the gradient of a step.
-        Override it together with `compute_loss` if that takes another mean.
+        Accumulated batches and processes are weighted by it, so that neither changes the gradient
+        of a step. Override it together with `compute_loss` if that takes another mean. It is asked
+        before the first backward pass of a step, of all its batches.
         """
         return (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
 
     def _shared_loss(self, batch: dict[str, Tensor]) -> Tensor:
-        """Return the loss whose mean over the processes is that of all their rows at once."""
-        if self.trainer.world_size == 1:
+        """Return the loss so scaled that a step takes the mean over all rows of its batches."""
+        if self.trainer.world_size == 1 and self.trainer.accumulate_grad_batches == 1:
             return self.compute_loss(batch)
-        weight = self.loss_weight(batch).float()
-        mean = weight / self.trainer.world_size
-        # Not by the strategy's `reduce`, which lets all processes wait for each other first.
-        distributed.all_reduce(mean)
-        # Rows that fill up an epoch stand at its end only, and take the usual way, as all processes
-        # must; but a mean over nothing is no number, even times zero.
-        if self.trainer.is_last_batch and weight == 0:
+        weight, scale = self._window.begin(self.trainer, batch)
+        # Only rows that fill up an epoch, or accumulated ones, may leave a batch without a term. It
+        # goes the usual way, as all processes must; but a mean over nothing is no number, even
+        # times zero.
+        if (self.trainer.accumulate_grad_batches > 1 or self.trainer.is_last_batch) and weight == 0:
             batch = {**batch, "labels": batch["input_ids"]}
-        return self.compute_loss(batch) * (weight / mean)
+        return self.compute_loss(batch) * scale
+
+    def _step_loss(self, loss: Tensor) -> Tensor | None:
+        """Return the loss over all batches of a step behind its last one, and otherwise None."""
+        if self.trainer.world_size == 1 and self.trainer.accumulate_grad_batches == 1:
+            return loss.detach()
+        return self._window.mean_loss(self.trainer, loss)
 
     def _log_this_step(self) -> bool:
         period = max(1, int(getattr(self.trainer, "log_every_n_steps", 1)))
