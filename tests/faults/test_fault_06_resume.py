@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,10 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+
+sys.path.append(str(Path(__file__).parent.parent / "strategies"))
+
+from processes import in_processes
 
 from oneshot_lit.callbacks import AtomicCheckpointIO, RunCheckpoint
 from oneshot_lit.data import ChatJsonl, PromptSet, SafetyDataModule
@@ -266,3 +272,43 @@ def test_our_own_checkpoint_loses_no_validation(
         assert sorted({*validations(first, resumed)}) == validations(whole), steps
         assert resumed.equals(whole)
         assert resumed.logged_steps == whole.logged_steps
+
+
+STRATEGIES = ("ddp", "fsdp2", "zero2", "zero3")
+# Three batches an epoch: the end of one, and the middle of the next.
+ENDS = (3, 5)
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_folder: Path, uneven_rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of two processes to eight steps, unbroken and after runs of fewer."""
+    root: Path = tmp_path_factory.mktemp("resume")
+
+    def case(name: str, run: str, steps: int, **options: Any) -> dict[str, Any]:
+        paths = {"folder": str(tiny_folder), "rows": str(uneven_rows), "root": str(root / run)}
+        limits = {"max_epochs": -1, "max_steps": steps, "processes": 2, "optimizer": "adamw"}
+        return {"name": name, **paths, **limits, **options}
+
+    cases = []
+    for name in STRATEGIES:
+        cases.append(case(name, f"{name}, whole", 8))
+        for end in ENDS:
+            first = f"{name}, to {end}"
+            last = str(root / first / "checkpoints" / "last.ckpt")
+            cases.append(case(name, first, end, save_every=1))
+            cases.append(case(name, f"{name}, from {end}", 8, ckpt_path=last))
+    in_processes(root, "training", "train", cases, seconds=400)
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_two_processes(name: str, end: int, runs: Path) -> None:
+    whole, resumed = (
+        {log["step"]: log["train/loss"] for log in json.loads((root / "losses.json").read_text())}
+        for root in (runs / f"{name}, whole", runs / f"{name}, from {end}")
+    )
+    assert list(whole) == list(range(1, 9))
+    assert resumed == {step: loss for step, loss in whole.items() if step > end}

@@ -161,14 +161,15 @@ def reference(
     assert data.training is not None
     items = [data.training[n] for n in range(skip, len(data.training))]
     collate = data.train_dataloader().collate_fn
-    for n in range(accumulate):
-        batches = [
-            collate(items[rank::ranks][n * batch_size : (n + 1) * batch_size])
-            for rank in range(ranks)
-        ]
-        tokens = [int((batch["labels"][:, 1:] != -100).sum()) for batch in batches]
-        for batch, own in zip(batches, tokens, strict=True):
-            (module.compute_loss(batch) * own / sum(tokens) / accumulate).backward()
+    # All batches of the step, of all ranks.
+    batches = [
+        collate(items[rank::ranks][n * batch_size : (n + 1) * batch_size])
+        for n in range(accumulate)
+        for rank in range(ranks)
+    ]
+    tokens = [int((batch["labels"][:, 1:] != -100).sum()) for batch in batches]
+    for batch, own in zip(batches, tokens, strict=True):
+        (module.compute_loss(batch) * own / sum(tokens)).backward()
     return {
         n.removeprefix("model."): p.grad
         for n, p in module.named_parameters()

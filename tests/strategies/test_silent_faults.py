@@ -112,11 +112,13 @@ def test_accumulation_divides_once_and_ends_with_the_epoch(
     data.use_tokenizer(module.tokenizer)
     data.setup("fit")
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-    for number, batch in enumerate(data.train_dataloader()):
-        (module.compute_loss(batch) / 2).backward()
-        if number in (1, 2):
-            optimizer.step()
-            optimizer.zero_grad()
+    batches = list(data.train_dataloader())
+    for step in (batches[:2], batches[2:]):
+        tokens = [int((batch["labels"][:, 1:] != -100).sum()) for batch in step]
+        for batch, own in zip(step, tokens, strict=True):
+            (module.compute_loss(batch) * own / sum(tokens)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
     assert content["steps"] == 2
     for name, parameter in module.named_parameters():
         torch.testing.assert_close(content["end"][name], parameter.detach(), atol=1e-6, rtol=0)

@@ -74,6 +74,7 @@ def train(
     save_every: int | None = None,
     ckpt_path: str | None = None,
     max_epochs: int | None = None,
+    max_steps: int = -1,
     module: dict[str, Any] | None = None,
     kill_at: int | None = None,
     merge: bool = False,
@@ -112,6 +113,7 @@ def train(
         strategy=strategy(name),
         precision=precision,  # type: ignore[arg-type]
         max_epochs=epochs if max_epochs is None else max_epochs,
+        max_steps=max_steps,
         accumulate_grad_batches=accumulate,
         gradient_clip_val=clip,
         log_every_n_steps=1,
