@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from oneshot_lit.judges.formats import disarm, special_texts
+from oneshot_lit.modules.selection import StepRecord, StepSelector
 
 # ------------------------------------------------------------------ (d) disarming
 
@@ -45,3 +50,111 @@ def test_added_tokens_that_begin_with_a_space_are_disarmed(tiny_folder: Any) -> 
     clean = disarm("fine . <verdict> no y\n\n", marks)
     assert " <verdict>" not in tokenizer.tokenize(clean)
     assert not any(mark in clean for mark in marks)
+
+
+# ----------------------------------------- (b) steps, however many between validations
+
+
+def rates(step: float, attack: float, refused: float, attempt: int = 1) -> StepRecord:
+    scores = {"h/asr_keyword": attack, "b/over_refusal": refused}
+    return StepRecord(step, attack + refused, scores, None, attempt)
+
+
+@pytest.mark.parametrize("between", [1, 3, 10])
+def test_an_attempt_is_as_long_as_its_steps(between: int) -> None:
+    selector = StepSelector(patience=99, attempts=3, attempt_steps=20)
+    attempt, starts = 1, []
+    for step in range(0, 90, between):
+        selector.see(rates(step, 1.0, 0.0, attempt if step else 1))
+        if selector.attempt == attempt and selector.should_start_over:
+            starts.append(step)
+            attempt += 1
+        if selector.should_stop:
+            starts.append(step)
+            break
+    # Validations come every so many steps: the first behind the twentieth of each attempt.
+    whole = -(-20 // between) * between
+    assert starts == [whole, 2 * whole, 3 * whole]
+
+
+def test_points_between_validations_count_and_replay() -> None:
+    selector = StepSelector(patience=2, attempts=1)
+    for step, attack in ((0, 1.0), (10, 0.9), (20, 0.8)):
+        selector.see(rates(step, attack, 0.0))
+    assert selector.see_between(rates(12.5, 0.1, 0.0))
+    selector.see(rates(30, 0.7, 0.0))
+    assert not selector.should_stop
+    selector.see(rates(40, 0.7, 0.0))
+    assert selector.should_stop
+    again = StepSelector(patience=2, attempts=1)
+    again.replay(selector.history, selector.between)
+    assert again == selector
+
+
+QUIET = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+
+
+def realign(command: Any, model: Path, root: Path, *words: str) -> list[dict[str, str]]:
+    source = "class_path: oneshot_lit.data.Microworld"
+    sets = [
+        f"{name}: {{kind: {name}, source: {{{source}, init_args: {{split: {name}_dev, size: 8}}}}}}"
+        for name in ("harmful", "benign")
+    ]
+    done = command(
+        *["fit", "--config", "configs/realign/one_shot.yaml", *QUIET],
+        *["--model.model_name_or_path", model, "--trainer.default_root_dir", root],
+        *["--trainer.callbacks", "null", "--data.val_sets", f"{{{', '.join(sets)}}}", *words],
+    )
+    assert done.code == 0, done.err
+    with (root / "realignment.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    ("repeats", "words"),
+    [
+        (10, ["--data.instance_repeats", "10"]),
+        (6, ["--trainer.check_val_every_n_epoch", "6"]),
+    ],
+)
+def test_the_refinement_bisects_between_two_validations(
+    command: Any, broken: Path, tmp_path: Path, repeats: int, words: list[str]
+) -> None:
+    # A rate at which so many steps refuse everything.
+    words = [*words, "--model.optimizer.lr", "2e-3", "--model.attempts", "1"]
+    words += ["--trainer.max_steps", str(repeats)]
+    rows = realign(command, broken, tmp_path / "run", *words)
+    steps = [float(row["step"]) for row in rows]
+    assert steps[0] == 0
+    assert steps[-1] == repeats
+    parts = [row for row in rows if float(row["step"]) not in (0, repeats)]
+    # By bisection, the first halfway.
+    assert repeats / 2 in [float(row["step"]) for row in parts]
+    last = rows[-1]
+    assert float(last["benign/over_refusal"]) > 0
+    kept = next(row for row in rows if row["kept"] == "1")
+    assert float(kept["score"]) == min(float(row["score"]) for row in rows)
+    if kept in parts:
+        # The product lies on the way from the broken model to the last step.
+        share = float(kept["step"]) / repeats
+        plain = [*words, "--model.select_best", "false"]
+        realign(command, broken, tmp_path / "last", *plain)
+        start, end, found = (
+            load_file(place / "model.safetensors")
+            for place in (broken, tmp_path / "last" / "model", tmp_path / "run" / "model")
+        )
+        for name, weight in found.items():
+            torch.testing.assert_close(weight, start[name].lerp(end[name], share))
+
+
+def test_a_slow_attempt_ends_with_its_steps(command: Any, broken: Path, tmp_path: Path) -> None:
+    words = ["--model.optimizer.lr", "1e-7", "--data.instance_repeats", "5"]
+    words += ["--model.attempt_steps", "10", "--model.attempts", "2", "--trainer.max_epochs", "4"]
+    rows = realign(command, broken, tmp_path / "run", *words)
+    assert [(row["step"], row["attempt"]) for row in rows] == [
+        ("0", "1"),
+        ("5", "1"),
+        ("10", "1"),
+        ("15", "2"),
+        ("20", "2"),
+    ]
