@@ -24,7 +24,8 @@ class PredictionWriter(BasePredictionWriter):
     """Write one JSON row for each prompt: its set, messages, reference and the model's output.
 
     Running `predict` is the explicit request to see outputs, so they stand there in full; reports
-    and logs never hold them. Rows come in the order of each set's source.
+    and logs never hold them. The file is for its owner alone, whatever the umask. Rows come in the
+    order of each set's source.
     """
 
     def __init__(self) -> None:
@@ -52,7 +53,7 @@ class PredictionWriter(BasePredictionWriter):
         rows.sort(key=lambda row: (sets.index(row["set"]), row["index"]))
         target = Path(trainer.default_root_dir) / PRODUCTS["predict"]
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        write_text_atomically(target, "".join(lines))
+        write_text_atomically(target, "".join(lines), private=True)
         record_run(target.parent, "predict", self.run)
         rank_zero_info(f"{len(rows)} answers written to {target}")
         with suppress(OneShotError):
