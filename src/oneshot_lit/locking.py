@@ -65,7 +65,7 @@ def _taken(root: Path, path: Path) -> int | None:
             who = path.read_text(encoding="utf-8")
         raise OneShotError(
             f"{root}: another run is writing there{f' ({who})' if who else ''}; wait for its end, "
-            "or choose another folder (trainer.default_root_dir)."
+            "or choose another folder."
         ) from error
     except OSError as error:
         name_full_disk(error, path)

@@ -1,4 +1,4 @@
-"""Fault 15: what is chosen by validations is never chosen without them, or by some of the prompts."""
+"""Fault 15: what validations choose is never chosen without them, or by some of the prompts."""
 
 from __future__ import annotations
 

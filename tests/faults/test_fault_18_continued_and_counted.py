@@ -1,4 +1,4 @@
-"""Fault 18: longer runs, steps that are counted as steps, filler rows, marks that begin with a space."""
+"""Fault 18: longer runs, steps counted as steps, marks that begin with a space."""
 
 from __future__ import annotations
 

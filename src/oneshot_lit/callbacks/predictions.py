@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.files import write_text_atomically
 from oneshot_lit.judges.predictions import file_digest
+from oneshot_lit.locking import results_locked
 from oneshot_lit.metrics_file import mark_outdated
 from oneshot_lit.runs import PRODUCTS, record_run
 
@@ -54,7 +55,9 @@ class PredictionWriter(BasePredictionWriter):
         target = Path(trainer.default_root_dir) / PRODUCTS["predict"]
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
         write_text_atomically(target, "".join(lines), private=True)
-        record_run(target.parent, "predict", self.run)
+        # A test may end at the same moment.
+        with results_locked(target.parent):
+            record_run(target.parent, "predict", self.run)
         rank_zero_info(f"{len(rows)} answers written to {target}")
         with suppress(OneShotError):
             # A test or judge names a file of scores that cannot be read.

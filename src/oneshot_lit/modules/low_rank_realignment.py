@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from oneshot_lit.data.conversation import Conversation
 from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.metrics.refusal import is_refusal
@@ -330,6 +331,10 @@ class LowRankRealignmentModule(LanguageModelModule):
             )
 
     # ------------------------------------------------------------- checkpoints
+
+    def further_rows(self) -> dict[str, list[Conversation]]:
+        """Return the guard's rows, those that measure the drift first."""
+        return {"model.guard": self.guard.chosen()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the passes done beside the adapter."""

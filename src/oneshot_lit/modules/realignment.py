@@ -180,9 +180,7 @@ class OneShotRealignmentModule(LanguageModelModule):
         if not seen or seen[-1].step >= record.step:
             return None
         return (
-            seen[-1]
-            if seen[-1].attempt == record.attempt
-            else replace(seen[0], step=seen[-1].step)
+            seen[-1] if seen[-1].attempt == record.attempt else replace(seen[0], step=seen[-1].step)
         )
 
     def _start_over(self, record: StepRecord) -> None:

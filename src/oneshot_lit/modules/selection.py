@@ -65,7 +65,8 @@ class StepRecord:
     `watched` are the rates of the sets that choose nothing.
 
     A point between two validations has its share of the steps: 2.25 is a quarter of the way from
-    step 2 to step 3, or an eighth of that from step 2 to step 4. Each `attempt`, counted from 1, starts from the broken model again at twice the learning rate.
+    step 2 to step 3, or an eighth of that from step 2 to step 4. Each `attempt`, counted from 1,
+    starts from the broken model again at twice the learning rate.
     """
 
     step: float
@@ -88,7 +89,8 @@ class StepSelector:
         patience: Validations without a better score before an attempt ends.
         margin: How many validations beyond the first of equally good, adjacent ones to take.
         attempts: How often to try, each time at twice the rate, while the rate proves too low.
-        attempt_steps: Optimiser steps after which an attempt that has not removed the attack is too slow.
+        attempt_steps: Optimiser steps after which an attempt that has not removed the attack is too
+            slow.
         tolerance: Smallest change of score that counts.
     """
 

@@ -67,9 +67,9 @@ def batches_until_validation(trainer: Trainer) -> float | None:
         return None
     per_epoch, every = float(trainer.num_training_batches), trainer.check_val_every_n_epoch
     # What `trainer.val_check_interval` comes to; infinite where only an epoch's end counts.
-    found = float(trainer.val_check_batch)  # type: ignore[attr-defined]
+    found: Any = trainer.val_check_batch
     within = per_epoch if math.isinf(found) else found
-    return within if every is None else (every - 1) * per_epoch + within
+    return float(within) if every is None else (every - 1) * per_epoch + within
 
 
 def batches_of_run(trainer: Trainer) -> float:
