@@ -198,13 +198,13 @@ class OneShotCLI(LightningCLI):
         if command in PRODUCTS and watch.rank() == 0 and not root.is_file():
             # Before the look at what stands there: the run that held it may just have ended.
             self._held.enter_context(run_locked(root, command))
-        resumes = command == "fit" and options.get("ckpt_path") is not None
         require_own_folder(
             root,
             command,
             self.run_record["fingerprint"],
             bool(options.overwrite),
-            plain if resumes else None,
+            plain if command == "fit" else None,
+            options.get("ckpt_path") is not None,
         )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

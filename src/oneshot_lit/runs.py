@@ -106,7 +106,8 @@ def require_own_folder(
     command: str,
     print_: str,
     overwrite: bool,
-    resumed: dict[str, Any] | None = None,
+    config: dict[str, Any] | None = None,
+    resumes: bool = False,
 ) -> None:
     """Refuse to write where another run's product of the same command stands.
 
@@ -115,8 +116,9 @@ def require_own_folder(
         command: fit, test, predict or validate.
         print_: The run's fingerprint.
         overwrite: Whether the user lets it replace any product.
-        resumed: The resolved config of a fit that goes on from a checkpoint. The product may then
-            be that of the same run, which had ended earlier: by fewer epochs or steps.
+        config: The resolved config of a fit.
+        resumes: Whether the fit goes on from a checkpoint. The product may then be that of the same
+            run, which had ended earlier: by fewer epochs or steps.
 
     Raises:
         OneShotError: naming the product and the two ways out.
@@ -133,15 +135,16 @@ def require_own_folder(
     before = recorded_runs(root).get(command, {})
     if before.get("fingerprint") == print_:
         return
-    why = ""
-    if resumed is not None and isinstance(before.get("config"), dict):
-        difference = resume_conflict(before["config"], resumed)
-        if difference is None:
+    why, way = "", ""
+    if isinstance(before.get("config"), dict) and config is not None:
+        difference = resume_conflict(before["config"], config)
+        if difference is None and resumes:
             return
-        why = f" ({difference})"
+        why = f" ({difference})" if difference is not None else " (shorter or longer)"
+        way = ", go on with it (--ckpt_path last)" if difference is None else ""
     raise OneShotError(
         f"{product}: holds the product of another run{why}; choose another "
-        "--trainer.default_root_dir or pass --overwrite true."
+        f"--trainer.default_root_dir{way} or pass --overwrite true."
     )
 
 

@@ -158,3 +158,82 @@ def test_a_slow_attempt_ends_with_its_steps(command: Any, broken: Path, tmp_path
         ("15", "2"),
         ("20", "2"),
     ]
+
+
+# --------------------------------------------------- (a) a finished run goes on
+
+SAVED = ["--checkpoint.max_share", "1"]
+LR = ["--model.lr_scheduler.step_size", "2", "--model.lr_scheduler.gamma", "0.5"]
+
+
+def weights(root: Path) -> dict[str, torch.Tensor]:
+    (file,) = (root / "model").glob("*.safetensors")
+    return load_file(file)
+
+
+@pytest.mark.parametrize(
+    ("short", "long"),
+    [
+        (["--trainer.max_epochs", "2"], ["--trainer.max_epochs", "4"]),
+        (["--trainer.max_steps", "3"], ["--trainer.max_steps", "9", "--trainer.max_epochs", "9"]),
+        # In mid-epoch, under a schedule, with an adapter.
+        (
+            ["--trainer.max_steps", "4", "--model.lr_scheduler", "StepLR", *LR],
+            ["--trainer.max_steps", "7", "--model.lr_scheduler", "StepLR", *LR],
+        ),
+    ],
+)
+def test_a_finished_run_goes_on_as_the_longer_one(
+    command: Any, fit_words: list[str], tmp_path: Path, short: list[str], long: list[str]
+) -> None:
+    words = [*fit_words, *SAVED, "--checkpoint.every_n_train_steps", "1"]
+    whole = [*words, *long, "--trainer.default_root_dir", str(tmp_path / "whole")]
+    done = command(*whole)
+    assert done.code == 0, done.err
+    assert command(*words, *short).code == 0
+    before = weights(tmp_path / "run")
+    done = command(*words, *long, "--ckpt_path", "last")
+    assert done.code == 0, done.err
+    found, wanted = weights(tmp_path / "run"), weights(tmp_path / "whole")
+    assert any(not torch.equal(before[name], wanted[name]) for name in wanted)
+    for name, weight in wanted.items():
+        assert torch.equal(found[name], weight), name
+    # Now it is the longer run's folder.
+    assert command(*words, *long).code == 0
+
+
+def test_scores_of_the_shorter_run_are_not_the_longer_ones(
+    command: Any, fit_words: list[str], test_words: list[str], tmp_path: Path
+) -> None:
+    assert command(*fit_words, *SAVED).code == 0
+    assert command(*test_words).code == 0
+    more = ["--trainer.max_epochs", "3", "--ckpt_path", "last"]
+    assert command(*fit_words, *SAVED, *more).code == 0
+    assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+def test_another_run_is_still_kept_out(command: Any, fit_words: list[str], tmp_path: Path) -> None:
+    assert command(*fit_words, *SAVED).code == 0
+    before = weights(tmp_path / "run")
+    other = ["--model.optimizer.lr", "0.5", "--trainer.max_epochs", "3"]
+    done = command(*fit_words, *SAVED, *other, "--ckpt_path", "last")
+    assert done.code == 2
+    assert "holds the product of another run (model.optimizer.lr was 5e-05 and is" in done.error
+    # Without a checkpoint to go on from, a longer run is another one.
+    done = command(*fit_words, *SAVED, "--trainer.max_epochs", "3")
+    assert done.code == 2
+    assert "--ckpt_path last" in done.error
+    for name, weight in weights(tmp_path / "run").items():
+        assert torch.equal(weight, before[name])
+
+
+def test_a_finished_realignment_goes_on(command: Any, broken: Path, tmp_path: Path) -> None:
+    words = [*SAVED, "--model.optimizer.lr", "1e-4", "--model.attempt_steps", "3"]
+    long = [*words, "--trainer.max_epochs", "8"]
+    whole = realign(command, broken, tmp_path / "whole", *long)
+    realign(command, broken, tmp_path / "cut", *words, "--trainer.max_epochs", "2")
+    cut = realign(command, broken, tmp_path / "cut", *long, "--ckpt_path", "last")
+    assert cut == whole
+    assert max(int(row["attempt"]) for row in whole) > 1
+    for name, weight in weights(tmp_path / "cut").items():
+        assert torch.equal(weight, weights(tmp_path / "whole")[name])

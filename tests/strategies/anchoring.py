@@ -18,11 +18,8 @@ PAGE = Path(__file__).parent.parent.parent / "docs" / "extending.md"
 
 def documented(name: str) -> Any:
     """Return a class as the page has it."""
-    code = next(
-        c
-        for c in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
-        if f"class {name}" in c
-    )
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.S)
+    code = next(block for block in blocks if f"class {name}" in block)
     found: dict[str, Any] = {}
     exec(compile(code, str(PAGE), "exec"), found)
     return found[name]
