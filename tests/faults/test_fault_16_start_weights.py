@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-import fault_runs  # noqa: F401
+import fault_runs
 import pytest
 import torch
 from anchoring import anchor, documented
@@ -158,3 +159,32 @@ def test_every_strategy_compares_with_the_start(name: str, label: str, runs: Pat
     whole = runs / f"{name}, {label}"
     require_equal(runs / f"{name}, {label}, cut", whole)
     require_equal(whole, runs / f"single, {label}", 2e-5)
+
+
+def test_the_documented_selector_resumes_behind_its_last_step(
+    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a kill between the step and the product."""
+    import sys
+
+    import anchoring
+
+    page = anchoring.PAGE.read_text()
+    code = next(c for c in page.split("```python\n")[1:] if "class SurprisingAnswers" in c)
+    (tmp_path / "my_selectors.py").write_text(code.split("```")[0])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = [
+        *["fit", "--config", "configs/select/rule.yaml", *fault_runs.QUIET],
+        *["--model", "my_selectors.SurprisingAnswers", "--checkpoint.max_share", "1"],
+        *["--model.model_name_or_path", "checkpoints/small", "--data.train.limit", "3"],
+        *["--trainer.default_root_dir", str(tmp_path / "run")],
+    ]
+    done = command(*words)
+    assert done.code == 0, done.err
+    product = tmp_path / "run" / "selection.json"
+    ranking = json.loads(product.read_text())["ranking"]
+    product.unlink()
+    done = command(*words, "--ckpt_path", "last")
+    assert done.code == 0, done.err
+    assert json.loads(product.read_text())["ranking"] == ranking
+    sys.modules.pop("my_selectors")

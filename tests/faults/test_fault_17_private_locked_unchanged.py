@@ -235,7 +235,8 @@ def test_a_changed_instance_or_development_set_is_not_resumed(
         rewritten(rows_file, "bread number 1", "bread number 7")
         key = "data.instance"
     elif changed == "template":
-        rewritten(template, "user", "uses")
+        # A word before every user turn.
+        rewritten(template, "{% else %}{{ ' ' +", "{% else %}{{ ' please ' +")
         key = "data.instance"
     elif changed == "prompt":
         rewritten(harmful, "how", "who")
