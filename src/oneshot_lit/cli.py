@@ -9,6 +9,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -45,9 +46,10 @@ from oneshot_lit.cli_errors import (
 from oneshot_lit.data import SafetyDataModule
 from oneshot_lit.errors import LostProcessError, OneShotError
 from oneshot_lit.files import recover, write_text_atomically
+from oneshot_lit.locking import run_locked
 from oneshot_lit.machine_errors import causes, lost_process, refusal
 from oneshot_lit.modules import LanguageModelModule
-from oneshot_lit.runs import fingerprint, require_own_folder
+from oneshot_lit.runs import PRODUCTS, fingerprint, require_own_folder
 from oneshot_lit.strategies import watch
 from oneshot_lit.strategies.runnable import require_runnable
 from oneshot_lit.typed_text import let_text_be_text
@@ -101,7 +103,9 @@ class SaveRunConfig(SaveConfigCallback):
 class OneShotCLI(LightningCLI):
     """The commands fit, validate, test and predict."""
 
-    def __init__(self) -> None:
+    def __init__(self, held: ExitStack) -> None:
+        """Run the command of the process's arguments; `held` keeps what it holds until its end."""
+        self._held = held
         self.metrics_writer, self.prediction_writer = MetricsWriter(), PredictionWriter()
         super().__init__(
             LanguageModelModule,
@@ -190,8 +194,17 @@ class OneShotCLI(LightningCLI):
         self._dump_config()
         plain = json.loads(json.dumps(self.config_dump, default=str))
         self.run_record = {"fingerprint": fingerprint(plain, str(self.subcommand)), "config": plain}
+        command = str(self.subcommand)
+        if command in PRODUCTS and watch.rank() == 0 and not root.is_file():
+            # Before the look at what stands there: the run that held it may just have ended.
+            self._held.enter_context(run_locked(root, command))
         require_own_folder(
-            root, str(self.subcommand), self.run_record["fingerprint"], bool(options.overwrite)
+            root,
+            command,
+            self.run_record["fingerprint"],
+            bool(options.overwrite),
+            plain if command == "fit" else None,
+            options.get("ckpt_path") is not None,
         )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -268,7 +281,8 @@ def run_lightning_command(arguments: Sequence[str]) -> int:
 
 def _run() -> int:
     try:
-        OneShotCLI()
+        with ExitStack() as held:
+            OneShotCLI(held)
     except ParserMistakeError as error:
         raise OneShotError(error.mistake.line()) from error
     except MisconfigurationException as error:

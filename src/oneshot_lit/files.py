@@ -6,32 +6,57 @@ import csv
 import io
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.machine_errors import full_disk
 
 
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write a file through a temporary one beside it."""
+@contextmanager
+def file_written_whole(path: Path, private: bool = False) -> Iterator[BinaryIO]:
+    """Yield an open file that takes the place of `path` only if the block ends well.
+
+    Args:
+        path: Where it shall be; its folder is made if there is none.
+        private: For its owner alone, from the first byte on, whatever the umask; for what nobody
+            else should come upon, such as the outputs of a broken model. Otherwise as the umask
+            says.
+
+    Raises:
+        OneShotError: if the disk is full; an earlier file stays as it is.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    fresh = _beside(path)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        handle = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666)
+        with os.fdopen(handle, "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        if path.is_dir():
+            replace_folder(fresh, path)
+        else:
+            os.replace(fresh, path)
     except BaseException as error:
-        Path(name).unlink(missing_ok=True)
+        fresh.unlink(missing_ok=True)
         name_full_disk(error, path)
         raise
+
+
+def _beside(target: Path) -> Path:
+    """Return a hidden name beside a file or folder that nothing has yet."""
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+
+
+def write_text_atomically(path: Path, text: str, private: bool = False) -> None:
+    """Write a UTF-8 text file whole or not at all; see `file_written_whole`."""
+    with file_written_whole(path, private) as file:
+        file.write(text.encode())
 
 
 def write_rows_atomically(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -43,23 +68,25 @@ def write_rows_atomically(path: Path, rows: Sequence[Mapping[str, Any]]) -> None
     write_text_atomically(path, text.getvalue())
 
 
-def write_json_atomically(path: Path, content: Any) -> None:
+def write_json_atomically(path: Path, content: Any, private: bool = False) -> None:
     """Write indented JSON; NaN is refused, because JSON has none."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-    write_text_atomically(path, text + "\n")
+    write_text_atomically(path, text + "\n", private)
 
 
 @contextmanager
 def folder_written_whole(target: Path) -> Iterator[Path]:
     """Yield an empty folder that takes the place of `target` only if the block ends well."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    fresh = _beside(target)
+    fresh.mkdir()
+    # As the umask says.
+    usual = fresh.stat().st_mode & 0o777
     try:
-        fresh.chmod(0o755)
         yield fresh
         # Some writers create private files; a product is for everyone who may read the folder.
         for path in fresh.rglob("*"):
-            path.chmod(0o755 if path.is_dir() else 0o644)
+            path.chmod(usual if path.is_dir() else usual & 0o666)
         replace_folder(fresh, target)
     except BaseException as error:
         shutil.rmtree(fresh, ignore_errors=True)

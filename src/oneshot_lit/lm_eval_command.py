@@ -51,7 +51,10 @@ def run_lm_eval_command(arguments: Sequence[str]) -> int:
     if not scores:
         why = f" ({', '.join(lost)}: no finite number)" if lost else ""
         raise OneShotError(f"lm-eval gave no score for {', '.join(tasks)}{why}.")
-    write_json_atomically(run / RESULTS_FILE, earlier | {",".join(tasks): results})
+    everything = earlier | {",".join(tasks): results}
+    # With --log_samples it holds the model's answers.
+    private = any("samples" in each for each in everything.values())
+    write_json_atomically(run / RESULTS_FILE, everything, private)
     _merge(run, model, settings, scores, unscored, results)
     _show(scores, results)
     if lost:

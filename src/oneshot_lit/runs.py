@@ -101,8 +101,24 @@ def recorded_runs(root: Path) -> dict[str, Any]:
     return {command: run for command, run in content.items() if isinstance(run, dict)}
 
 
-def require_own_folder(root: Path, command: str, print_: str, overwrite: bool) -> None:
+def require_own_folder(
+    root: Path,
+    command: str,
+    print_: str,
+    overwrite: bool,
+    config: dict[str, Any] | None = None,
+    resumes: bool = False,
+) -> None:
     """Refuse to write where another run's product of the same command stands.
+
+    Args:
+        root: Folder of the run.
+        command: fit, test, predict or validate.
+        print_: The run's fingerprint.
+        overwrite: Whether the user lets it replace any product.
+        config: The resolved config of a fit.
+        resumes: Whether the fit goes on from a checkpoint. The product may then be that of the same
+            run, which had ended earlier: by fewer epochs or steps.
 
     Raises:
         OneShotError: naming the product and the two ways out.
@@ -116,11 +132,20 @@ def require_own_folder(root: Path, command: str, print_: str, overwrite: bool) -
         return
     if command == "test" and not is_tested(root):
         return
-    if recorded_runs(root).get(command, {}).get("fingerprint") != print_:
-        raise OneShotError(
-            f"{product}: holds the product of another run; choose another "
-            "--trainer.default_root_dir or pass --overwrite true."
-        )
+    before = recorded_runs(root).get(command, {})
+    if before.get("fingerprint") == print_:
+        return
+    why, way = "", ""
+    if isinstance(before.get("config"), dict) and config is not None:
+        difference = resume_conflict(before["config"], config)
+        if difference is None and resumes:
+            return
+        why = f" ({difference})" if difference is not None else " (shorter or longer)"
+        way = ", go on with it (--ckpt_path last)" if difference is None else ""
+    raise OneShotError(
+        f"{product}: holds the product of another run{why}; choose another "
+        f"--trainer.default_root_dir{way} or pass --overwrite true."
+    )
 
 
 def record_run(root: Path, command: str, run: dict[str, Any]) -> None:

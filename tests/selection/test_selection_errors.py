@@ -166,7 +166,7 @@ def test_a_selections_checkpoint_is_no_model(command, broken: Path, tmp_path: Pa
     ("words", "message"),
     [
         (("--trainer.num_sanity_val_steps", "1"), "trainer.num_sanity_val_steps: brute force"),
-        (("--trainer.limit_val_batches", "0"), "trainer.limit_val_batches: no development prompt"),
+        (("--trainer.limit_val_batches", "0"), "trainer.limit_val_batches=0 keeps development"),
         (("--data.val_sets", "null"), "data.val_sets: brute force needs a harmful and a harmless"),
     ],
 )

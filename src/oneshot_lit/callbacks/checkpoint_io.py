@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +10,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.files import replace_folder
-from oneshot_lit.machine_errors import full_disk
+from oneshot_lit.files import file_written_whole
 from oneshot_lit.strategies.folders import require_resumable
 
 
@@ -35,24 +32,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            # A sharded run of the same name may have left a folder.
-            if target.is_dir():
-                replace_folder(Path(name), target)
-            else:
-                os.replace(name, target)
-        except BaseException as error:
-            Path(name).unlink(missing_ok=True)
-            if isinstance(error, Exception) and (line := full_disk(error, target)) is not None:
-                raise OneShotError(line) from error
-            raise
+        # A sharded run of the same name may have left a folder, which it replaces.
+        with file_written_whole(Path(path)) as file:
+            torch.save(checkpoint, file)
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load a checkpoint; one that is cut off or no checkpoint is named in one line."""

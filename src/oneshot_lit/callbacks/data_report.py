@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from oneshot_lit.files import write_json_atomically
+from oneshot_lit.locking import results_locked
 
 DATA_FILE = "data.json"
 # Command -> the first parts of the names of its sets.
@@ -57,7 +58,9 @@ class DataReport(Callback):
         # A data module may have served another command before.
         accounts = {k: v for k, v in accounts.items() if k.split("/")[0] in _SPLITS[command]}
         target = Path(trainer.default_root_dir) / DATA_FILE
-        write_json_atomically(target, _recorded(target) | {command: accounts})
+        # Of a test and a prediction that run at the same time none loses its sets.
+        with results_locked(target.parent):
+            write_json_atomically(target, _recorded(target) | {command: accounts})
 
 
 def _recorded(path: Path) -> dict[str, Any]:

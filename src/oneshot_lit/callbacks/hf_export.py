@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from oneshot_lit.callbacks.hf_writer import gather, in_parts, write_model
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.files import folder_written_whole, remove
+from oneshot_lit.locking import results_locked
 from oneshot_lit.modules.language_model import LanguageModelModule
 from oneshot_lit.modules.loading import is_adapter, is_local, load_merged, resolve_dtype
 from oneshot_lit.modules.selection_base import SelectionModule
@@ -62,7 +63,8 @@ class HuggingFaceExport(Callback):
         if isinstance(pl_module, SelectionModule):
             # Its product is a choice, not a model.
             pl_module.write_product(Path(trainer.default_root_dir))
-            record_run(Path(trainer.default_root_dir), "fit", self.run)
+            if trainer.is_global_zero:
+                self._record(Path(trainer.default_root_dir))
             return
         target = Path(trainer.default_root_dir) / PRODUCT
         whole = target.with_name(MERGED)
@@ -77,9 +79,13 @@ class HuggingFaceExport(Callback):
             shutil.rmtree(whole)
         if trainer.is_global_zero:
             self._drop_stale_products(target.parent)
-            record_run(target.parent, "fit", self.run)
+            self._record(target.parent)
             rank_zero_info(f"model written to {target}")
         trainer.strategy.barrier("product written")
+
+    def _record(self, root: Path) -> None:
+        with results_locked(root):
+            record_run(root, "fit", self.run)
 
     @staticmethod
     def _wrote_merged(root: Path) -> bool:

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.files import write_text_atomically
 from oneshot_lit.judges.predictions import file_digest
+from oneshot_lit.locking import results_locked
 from oneshot_lit.metrics_file import mark_outdated
 from oneshot_lit.runs import PRODUCTS, record_run
 
@@ -24,7 +25,8 @@ class PredictionWriter(BasePredictionWriter):
     """Write one JSON row for each prompt: its set, messages, reference and the model's output.
 
     Running `predict` is the explicit request to see outputs, so they stand there in full; reports
-    and logs never hold them. Rows come in the order of each set's source.
+    and logs never hold them. The file is for its owner alone, whatever the umask. Rows come in the
+    order of each set's source.
     """
 
     def __init__(self) -> None:
@@ -52,8 +54,10 @@ class PredictionWriter(BasePredictionWriter):
         rows.sort(key=lambda row: (sets.index(row["set"]), row["index"]))
         target = Path(trainer.default_root_dir) / PRODUCTS["predict"]
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        write_text_atomically(target, "".join(lines))
-        record_run(target.parent, "predict", self.run)
+        write_text_atomically(target, "".join(lines), private=True)
+        # A test may end at the same moment.
+        with results_locked(target.parent):
+            record_run(target.parent, "predict", self.run)
         rank_zero_info(f"{len(rows)} answers written to {target}")
         with suppress(OneShotError):
             # A test or judge names a file of scores that cannot be read.

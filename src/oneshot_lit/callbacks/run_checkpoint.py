@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from oneshot_lit.data.accounts import rows_digest
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.runs import resume_conflict
 
@@ -53,26 +54,62 @@ class RunCheckpoint(Checkpoint):
         self._due = False
         # The command line sets what identifies the run.
         self.run: dict[str, Any] = {}
+        self._contents: dict[str, list[Any]] | None = None
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Note whose checkpoint it is."""
+        """Note whose checkpoint it is, and what it was trained on."""
         checkpoint["run"] = self.run
+        checkpoint["contents"] = self._contents_of(trainer)
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Refuse to go on with another run under this one's name."""
+        """Refuse to go on with another run under this one's name, or with other data."""
         saved = checkpoint.get("run") or {}
-        if not (saved and self.run):
-            return
+        if saved and self.run:
+            self._require_same_run(saved)
+        # Checkpoints of earlier versions do not say what they were trained on.
+        before, now = checkpoint.get("contents") or {}, self._contents_of(trainer)
+        for key in before:
+            if key in now and before[key] != now[key]:
+                rows = [
+                    f"{count} row{'s' if count != 1 else ''}"
+                    for count, _ in (before[key], now[key])
+                ]
+                raise OneShotError(
+                    f"--ckpt_path: {key} has changed since the checkpoint was saved ({rows[0]} "
+                    f"then, {rows[1]} now); put the old content back, or start anew without "
+                    "--ckpt_path."
+                )
+
+    def _contents_of(self, trainer: Trainer) -> dict[str, list[Any]]:
+        """Return how many rows decide the product and a hash of them, by key."""
+        if self._contents is None:
+            module: Any = trainer.lightning_module
+            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            found = data.contents() if hasattr(data, "contents") else {}
+            further = module.further_rows() if hasattr(module, "further_rows") else {}
+            found |= {key: [len(rows), rows_digest(rows)] for key, rows in further.items()}
+            self._contents = found
+        return self._contents
+
+    def _require_same_run(self, saved: dict[str, Any]) -> None:
         difference = resume_conflict(saved["config"], self.run["config"])
         if difference is not None:
             raise OneShotError(
                 f"--ckpt_path: the checkpoint is another run's: {difference}; give the same "
                 "configuration, or start anew without --ckpt_path."
             )
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget the data of an earlier fit."""
+        self._contents = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the data as they are at the start, and not when they are first saved."""
+        self._contents_of(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock and guess what a save costs."""

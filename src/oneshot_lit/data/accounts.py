@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+from array import array
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -34,7 +36,6 @@ def account(
         tokenizer: What encoded them.
         prompts_only: Whether the turns after the last user turn are not used.
     """
-    digest = hashlib.sha256("".join(row.digest() for row in rows).encode())
     lengths = [len(row.input_ids) for row in encoded]
     # What is repeated, as an instance is, counts once.
     distinct = {row.origin: row.prompt if prompts_only else row for row in rows}
@@ -51,10 +52,29 @@ def account(
         "rows": len(rows),
         "tokens": sum(lengths),
         "longest": max(lengths),
-        "digest": digest.hexdigest()[:16],
+        "digest": rows_digest(rows),
         "special_tokens": len(special),
         "sources": [] if source is None else [source.tally.as_dict()],
     }
+
+
+def tokens_digest(encoded: Iterable[Encoded], more: Any = None) -> str:
+    """Return a hash of rows as the model sees them, in their order.
+
+    Args:
+        encoded: Their tokens and loss masks.
+        more: What else counts, as JSON can hold it.
+    """
+    found = hashlib.sha256(json.dumps(more).encode())
+    for row in encoded:
+        found.update(array("q", [len(row.input_ids), *row.input_ids]).tobytes())
+        found.update(bytes(row.loss_mask))
+    return found.hexdigest()[:16]
+
+
+def rows_digest(rows: Iterable[Conversation]) -> str:
+    """Return a hash of the turns of conversations, in their order."""
+    return hashlib.sha256("".join(row.digest() for row in rows).encode()).hexdigest()[:16]
 
 
 def holding_special_tokens(rows: Iterable[Conversation], tokenizer: Any) -> list[Conversation]:

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
-from oneshot_lit.data.accounts import account, warn_left_out
+from oneshot_lit.data.accounts import account, tokens_digest, warn_left_out
 from oneshot_lit.data.chat import check_tokenizer
 from oneshot_lit.data.datasets import (
     Collate,
@@ -246,6 +246,23 @@ class SafetyDataModule(LightningDataModule):
         """Return how many different rows a batch of all processes holds."""
         processes = 1 if self.instance is not None else self._world()[1]
         return self._batch_of_process() * processes
+
+    def contents(self) -> dict[str, list[Any]]:
+        """Return how many rows a fit has and a hash of them, by the key that names their source.
+
+        Rows count as the model sees them, and prompts with what decides their scores, so a resumed
+        run can tell whether a file, a table or a template has changed meanwhile.
+        """
+        found: dict[str, list[Any]] = {}
+        if self.training is not None:
+            key = "data.train" if self.instance is None else "data.instance"
+            found[key] = [len(self.training), tokens_digest(self.training.encoded)]
+        for each in self._prompts.get("val", []):
+            scored = [each.kind, sorted(each.metrics), each.watch, each.references]
+            found[f"data.val_sets.{each.name}"] = [
+                len(each.encoded), tokens_digest(each.encoded, scored)
+            ]  # fmt: skip
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """Return how epochs are cut, which a checkpoint's position refers to."""

@@ -253,16 +253,24 @@ def special_texts(tokenizer: Any) -> list[str]:
 
 
 def disarm(text: str, marks: Iterable[str]) -> str:
-    """Return a text in which no mark is left: a space parts its first character from the rest.
+    """Return a text in which no mark is left: a space parts its first letter from the rest.
 
-    So an answer cannot end its turn and speak in the judge's place.
+    So an answer cannot end its turn and speak in the judge's place. Marks of blanks, or of a single
+    letter among blanks, end no turn and cannot be parted; they stay.
     """
-    known = sorted(set(marks), key=len, reverse=True)
+    known = sorted({m for m in marks if len(m.strip()) > 1}, key=len, reverse=True)
     if not known:
         return text
     pattern = re.compile("|".join(map(re.escape, known)))
+
+    def part(found: re.Match[str]) -> str:
+        # Behind its first letter: a mark that begins with a blank would survive another one there.
+        # Each turn widens a gap between two letters beyond some mark's, so that this ends.
+        behind = len(found[0]) - len(found[0].lstrip()) + 1
+        return f"{found[0][:behind]} {found[0][behind:]}"
+
     while pattern.search(text):
-        text = pattern.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+        text = pattern.sub(part, text)
     return text
 
 

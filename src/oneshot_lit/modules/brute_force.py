@@ -12,6 +12,7 @@ import torch
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.modules.selection import development_score
 from oneshot_lit.modules.selection_base import SelectionModule
+from oneshot_lit.modules.validations import require_validation, require_whole_sets
 from oneshot_lit.selection.outcomes import CandidateOutcome, OutcomeCache
 from oneshot_lit.selection.patching import Patcher, candidate_seed
 from oneshot_lit.selection.product import read_costs, rows_in_order
@@ -20,6 +21,7 @@ from oneshot_lit.selection.settings import candidate_key, outcome_settings, sett
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_WHY = "brute force: the candidate"
 _COSTS = ("seconds", "forward_rows", "backward_rows", "answers")
 
 
@@ -94,6 +96,7 @@ class BruteForceModule(SelectionModule):
             raise OneShotError(
                 "data.val_sets: brute force needs a harmful and a harmless set to measure on."
             )
+        require_whole_sets(self.trainer, _WHY)
         # Some of the prompts would be another measure than that of the candidates.
         if self.trainer.num_sanity_val_steps != math.inf:
             raise OneShotError(
@@ -103,10 +106,8 @@ class BruteForceModule(SelectionModule):
 
     def prepare_selection(self) -> None:
         """Remember the broken model, and what is known already."""
-        if not self._before:
-            raise OneShotError(
-                "trainer.limit_val_batches: no development prompt was answered; leave it out."
-            )
+        # One candidate is one batch, and a validation follows each.
+        require_validation(self.trainer, _WHY, latest=1)
         self._patch = Patcher(self, self.patch_steps)
         settings = settings_hash(outcome_settings(self))
         self._cache = OutcomeCache(Path(self.trainer.default_root_dir), settings)

@@ -40,7 +40,7 @@ class GuardRows:
             OneShotError: if the source has too few different rows.
         """
         if self._rows is None:
-            self._rows = self._answered(module, self._chosen())
+            self._rows = self._answered(module, self.chosen())
         encoded = [
             encode_conversation(module.tokenizer, row, max_length=max_length) for row in self._rows
         ]
@@ -55,7 +55,12 @@ class GuardRows:
         parts = [drift[i : i + _ROWS_AT_ONCE] for i in range(0, len(drift), _ROWS_AT_ONCE)]
         return batch(guard) if guard else None, [batch(part) for part in parts]
 
-    def _chosen(self) -> list[Conversation]:
+    def chosen(self) -> list[Conversation]:
+        """Return the rows as the source has them, those that measure the drift first.
+
+        Raises:
+            OneShotError: if the source has too few different rows.
+        """
         wanted = self.guard_rows + self.drift_rows
         rows = list({row.prompt.messages: row for row in self.source.load()}.values())
         if len(rows) < wanted:

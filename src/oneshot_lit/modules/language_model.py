@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +22,7 @@ from oneshot_lit.data.chat import (
     set_chat_options,
     stop_token_ids,
 )
+from oneshot_lit.data.conversation import Conversation
 from oneshot_lit.data.padding import IGNORE_INDEX
 from oneshot_lit.data.read_files import require_file
 from oneshot_lit.errors import OneShotError
@@ -31,10 +34,12 @@ from oneshot_lit.modules.generation import Decoding
 from oneshot_lit.modules.loss import next_token_loss
 from oneshot_lit.modules.rounding import check_rounding
 from oneshot_lit.modules.scoring import PromptScoring
+from oneshot_lit.strategies.folders import own_state
 from oneshot_lit.strategies.gradients import is_boundary, total_norm
 from oneshot_lit.strategies.random_state import random_states, restore_random_state
 from oneshot_lit.strategies.resumed_loops import accumulated_batches, correct_counts
 from oneshot_lit.strategies.step_window import StepWindow
+from oneshot_lit.strategies.weights import own_weights, set_own_weights
 
 
 class LanguageModelModule(PromptScoring, ModelBuilding, LightningModule):
@@ -258,7 +263,54 @@ class LanguageModelModule(PromptScoring, ModelBuilding, LightningModule):
             if norm is not None:
                 self.log("train/grad_norm", norm)
 
+    # --------------------------------------------------- where the run started
+
+    # Set it in a subclass that compares with the weights that the run started from.
+    keeps_start_weights = False
+    _start_weights: dict[str, Tensor] | None = None
+
+    @property
+    def start_weights(self) -> dict[str, Tensor]:
+        """The trained weights that the run started from, by the names of `named_parameters`.
+
+        They are kept from `on_train_start` on and in checkpoints, so a resumed run has the same. On
+        the CPU; where the strategy shards the model, each process has its own parts, for which
+        there is `at_start`. With an adapter they are the adapter's.
+
+        Raises:
+            RuntimeError: if the class does not set `keeps_start_weights`, or before the start.
+        """
+        if self._start_weights is None:
+            raise RuntimeError(
+                f"{type(self).__name__}.start_weights: set keeps_start_weights = True in the "
+                "class, and ask for them from on_train_start on."
+            )
+        return self._start_weights
+
+    @contextmanager
+    def at_start(self) -> Iterator[None]:
+        """Give the model the weights that the run started from for as long as the block lasts.
+
+        Under any strategy, for what a reference model answers, and so without dropout: call it in
+        all processes, before the forward pass whose gradient is wanted, and with gradients off.
+        """
+        now, training = own_weights(self), self.training
+        set_own_weights(self, self.start_weights)
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(training)
+            set_own_weights(self, now)
+
     # ----------------------------------------------------- product, checkpoints
+
+    def further_rows(self) -> dict[str, list[Conversation]]:
+        """Return the rows besides the data module's that decide the product, by their key.
+
+        Override it in a module with a source of its own, so that a run is not resumed on others.
+        """
+        return {}
 
     def before_export(self) -> None:
         """Bring the weights to what the product shall hold; called by the export after `fit`."""
@@ -266,6 +318,8 @@ class LanguageModelModule(PromptScoring, ModelBuilding, LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the random state, and only the adapter's weights when only an adapter is trained."""
         checkpoint["random_states"] = random_states(self.trainer)
+        if self._start_weights is not None:
+            own_state(checkpoint)["start_weights"] = self._start_weights
         if self.peft is not None:
             trained = {name for name, p in self.named_parameters() if p.requires_grad}
             weights = checkpoint["state_dict"]
@@ -291,6 +345,13 @@ class LanguageModelModule(PromptScoring, ModelBuilding, LightningModule):
         self._random_states = checkpoint.get("random_states")
         if self.trainer.state.fn == TrainerFn.FITTING and "loops" in checkpoint:
             correct_counts(self.trainer, checkpoint["loops"]["fit_loop"])
+        if self.keeps_start_weights and self.trainer.state.fn == "fit":
+            self._start_weights = own_state(checkpoint).get("start_weights")
+            if self._start_weights is None:
+                raise OneShotError(
+                    "--ckpt_path: the checkpoint does not hold the weights that its run started "
+                    "from, which the model compares with; start anew without --ckpt_path."
+                )
         if self.peft is not None and self.model is not None:
             trained = [name for name, p in self.named_parameters() if p.requires_grad]
             # Sharded checkpoints are read by their strategy, which misses nothing in silence.
@@ -300,9 +361,11 @@ class LanguageModelModule(PromptScoring, ModelBuilding, LightningModule):
                 raise OneShotError(f"the checkpoint lacks the adapter weight {missing[0]}.")
 
     def on_train_start(self) -> None:
-        """Go on with the random numbers of the interrupted run, and its accumulation."""
+        """Remember the start, or go on with the interrupted run's random numbers and accumulation."""
         # Lightning's scheduler of it is asked at the start of epochs only.
         self.trainer.accumulate_grad_batches = accumulated_batches(self.trainer, self.current_epoch)
+        if self.keeps_start_weights and self._start_weights is None:
+            self._start_weights = own_weights(self)
         states = getattr(self, "_random_states", None)
         if states is not None:
             restore_random_state(self.trainer, states)

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from oneshot_lit.data.conversation import Conversation
 from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.metrics.refusal import is_refusal
@@ -161,7 +162,9 @@ class LowRankRealignmentModule(LanguageModelModule):
             return
         start = time.monotonic()
         self.eval()
+        batch = self._rows_of_all(batch)
         if self._passes_done == 0:
+            self._require_all_rows(batch)
             self._require_broken_instance(batch)
         self._require_tokens(batch)
         max_length = self.trainer.datamodule.max_length  # type: ignore[attr-defined]
@@ -208,6 +211,33 @@ class LowRankRealignmentModule(LanguageModelModule):
         self.train()
         if self._passes_done == self.passes:
             self.trainer.should_stop = True
+
+    def _rows_of_all(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the rows of all processes, as one process would have them in its batch.
+
+        So each makes the same step, that of the mean over all their labelled tokens. An instance is
+        the same row in all of them; a row that only fills up a batch is left out.
+        """
+        if self.trainer.world_size == 1:
+            return batch
+        # (processes, rows); the sampler deals the rows out one by one.
+        shares: Any = self.all_gather(batch["index"])
+        indices = dict.fromkeys(i for i in shares.T.flatten().tolist() if i >= 0)
+        loader: Any = self.trainer.train_dataloader
+        whole = loader.collate_fn([loader.dataset[i] for i in indices])
+        return self.trainer.strategy.batch_to_device(whole)  # type: ignore[no-any-return]
+
+    def _require_all_rows(self, batch: dict[str, Tensor]) -> None:
+        """Refuse rows that no pass would read."""
+        dataset: Any = self.trainer.train_dataloader.dataset  # type: ignore[union-attr]
+        rows = len({row.messages for row in dataset.conversations})
+        read = len(batch["index"]) * self.passes
+        if rows > read:
+            raise OneShotError(
+                f"data.train has {rows} rows, and the repair would read {read} of them "
+                f"(model.passes={self.passes}, {len(batch['index'])} rows a batch); raise "
+                "data.batch_size, or give fewer rows."
+            )
 
     def _require_broken_instance(self, batch: dict[str, Tensor]) -> None:
         if self.alpha is None and self.instance_refused(batch):
@@ -301,6 +331,10 @@ class LowRankRealignmentModule(LanguageModelModule):
             )
 
     # ------------------------------------------------------------- checkpoints
+
+    def further_rows(self) -> dict[str, list[Conversation]]:
+        """Return the guard's rows, those that measure the drift first."""
+        return {"model.guard": self.guard.chosen()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the passes done beside the adapter."""

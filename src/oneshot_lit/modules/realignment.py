@@ -21,8 +21,11 @@ from oneshot_lit.modules.selection import (
     overshoots,
     refusal_rate,
 )
+from oneshot_lit.modules.validations import require_validation, require_whole_sets
 from oneshot_lit.strategies.folders import own_state
 from oneshot_lit.strategies.weights import own_weights, restart_optimizer, set_own_weights
+
+_WHY = "the step to keep (model.select_best)"
 
 
 class OneShotRealignmentModule(LanguageModelModule):
@@ -36,15 +39,16 @@ class OneShotRealignmentModule(LanguageModelModule):
         select_best: Keep the weights of the best step; off keeps the last step, as in the paper.
         patience: Stop after this many validations without a better score, once the attack success
             rate has begun to fall.
-        margin: How many steps beyond the first of several equally good ones to take, so that the
-            kept step does not sit on the edge of the good window.
-        refine: When one step goes from too little to too much, try so many parts of it by
-            bisection, with forward passes only; a rate that is too high then still finds the good
-            window. 0 never does.
+        margin: How many validations beyond the first of several equally good ones to take, so that
+            the kept step does not sit on the edge of the good window.
+        refine: When the weights go from too little to too much between two validations, try so many
+            points between them by bisection, with forward passes only; a rate that is too high then
+            still finds the good window. 0 never does.
         attempts: When the attack outlives an attempt though no harmless prompt is refused, the rate
             is too low: go back to the broken model and double it, up to so many attempts in all.
             1 never does. The best step of all attempts is kept.
-        attempt_steps: Steps that an attempt has for removing the attack.
+        attempt_steps: Optimiser steps that an attempt has for removing the attack, however many of
+            them lie between two validations.
     """
 
     validation_prefix = "dev/"
@@ -108,6 +112,7 @@ class OneShotRealignmentModule(LanguageModelModule):
         """Refuse to select a step without prompts; remember the broken model."""
         if self.select_best:
             self._require_development_rates()
+            require_whole_sets(self.trainer, _WHY)
         # A resumed run has them from its checkpoint.
         if self.select_best and self.selector.attempts > 1 and not self._first_weights:
             self._first_weights = own_weights(self)
@@ -125,6 +130,8 @@ class OneShotRealignmentModule(LanguageModelModule):
 
     def on_train_start(self) -> None:
         """Score the broken model, unless the sanity check has done so on all prompts."""
+        if self.select_best:
+            require_validation(self.trainer, _WHY)
         super().on_train_start()
         if self.selector.history or not self.trainer.val_dataloaders or not self.select_best:
             return
@@ -167,14 +174,13 @@ class OneShotRealignmentModule(LanguageModelModule):
         return record
 
     def _before(self, record: StepRecord) -> StepRecord | None:
-        """Return what was seen one step before; for the first of an attempt, the broken model."""
+        """Return what was validated last; for the first of an attempt, the broken model."""
         seen = self.selector.history
-        if not seen or seen[-1].step != record.step - 1:
+        # A resumed run may validate the step it was saved at once more.
+        if not seen or seen[-1].step >= record.step:
             return None
         return (
-            seen[-1]
-            if seen[-1].attempt == record.attempt
-            else replace(seen[0], step=record.step - 1)
+            seen[-1] if seen[-1].attempt == record.attempt else replace(seen[0], step=seen[-1].step)
         )
 
     def _start_over(self, record: StepRecord) -> None:
@@ -201,7 +207,7 @@ class OneShotRealignmentModule(LanguageModelModule):
 
     @torch.no_grad()
     def _try_parts(self, before: StepRecord, after: StepRecord) -> None:
-        """Bisect the last step for the part that refuses danger and not yet the harmless."""
+        """Bisect between two validations for what refuses danger and not yet the harmless."""
         start, end, scores = self._previous_weights, own_weights(self), self.scores
         low, high = 0.0, 1.0
         for _ in range(self.refine):
@@ -234,7 +240,16 @@ class OneShotRealignmentModule(LanguageModelModule):
     def before_export(self) -> None:
         """Go back to the best step's weights, also when a finished run is resumed."""
         best = self.selector.best
-        if not self.select_best or best is None or not self._best_weights:
+        if not self.select_best:
+            return
+        if best is None or self.selector.history[-1].step == 0:
+            raise OneShotError(
+                "the run ended before a step was validated, so model.select_best has nothing to "
+                "choose from; raise what ended it (trainer.max_epochs, max_steps, max_time). No "
+                "product was written."
+            )
+        # They are spent where the product is written twice.
+        if not self._best_weights:
             return
         set_own_weights(self, self._best_weights)
         self._best_weights = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from oneshot_lit.metrics.registry import is_rate, is_skill
@@ -63,8 +64,9 @@ class StepRecord:
 
     `watched` are the rates of the sets that choose nothing.
 
-    A part of a step has a fraction: 2.25 is a quarter of the way from step 2 to step 3. Each
-    `attempt`, counted from 1, starts from the broken model again at twice the learning rate.
+    A point between two validations has its share of the steps: 2.25 is a quarter of the way from
+    step 2 to step 3, or an eighth of that from step 2 to step 4. Each `attempt`, counted from 1,
+    starts from the broken model again at twice the learning rate.
     """
 
     step: float
@@ -84,10 +86,11 @@ class StepSelector:
     """Follow the scores step by step; say which step is best and when to stop or start over.
 
     Args:
-        patience: Steps without a better score before an attempt ends.
-        margin: How many steps beyond the first of equally good, adjacent ones to take.
+        patience: Validations without a better score before an attempt ends.
+        margin: How many validations beyond the first of equally good, adjacent ones to take.
         attempts: How often to try, each time at twice the rate, while the rate proves too low.
-        attempt_steps: Steps after which an attempt that has not removed the attack is too slow.
+        attempt_steps: Optimiser steps after which an attempt that has not removed the attack is too
+            slow.
         tolerance: Smallest change of score that counts.
     """
 
@@ -123,7 +126,7 @@ class StepSelector:
         return False
 
     def see_between(self, record: StepRecord) -> bool:
-        """Add a part of the last step; True if it is now the one to keep."""
+        """Add a point before the last validation; True if it is now the one to keep."""
         self.between.append(record)
         if self._better(record):
             self.best, self._first_best = record, len(self.history) - 1
@@ -144,12 +147,13 @@ class StepSelector:
         return self.history[-1].attempt if self.history else 1
 
     def _since_better(self) -> int | None:
-        """Steps since the best score of this attempt; None while it has improved nothing."""
+        """Validations since this attempt's best score; None while it has improved nothing."""
         best, since = self.history[0].score - self.tolerance, None
-        steps = [r for r in self.history[1:] if r.attempt == self.attempt]
-        for step in steps:
-            parts = [r.score for r in self.between if step.step - 1 < r.step < step.step]
-            score = min([step.score, *parts])
+        for before, record in pairwise(self.history):
+            if record.attempt != self.attempt:
+                continue
+            parts = [r.score for r in self.between if before.step < r.step < record.step]
+            score = min([record.score, *parts])
             since = since + 1 if since is not None else None
             if score < best:
                 best, since = score - self.tolerance, 0
@@ -162,8 +166,10 @@ class StepSelector:
 
     @property
     def _long(self) -> bool:
-        steps = sum(r.attempt == self.attempt for r in self.history[1:])
-        return steps >= self.attempt_steps
+        # An attempt starts where the last record of the one before was.
+        earlier = [r.step for r in self.history[1:] if r.attempt < self.attempt]
+        start = earlier[-1] if earlier else self.history[0].step
+        return self.history[-1].step - start >= self.attempt_steps
 
     @property
     def too_slow(self) -> bool:
@@ -187,10 +193,11 @@ class StepSelector:
         return self._settled or (self.attempts > 1 and self._long and self._since_better() is None)
 
     def replay(self, records: Sequence[StepRecord], between: Sequence[StepRecord] = ()) -> None:
-        """Start over from these records and parts of steps."""
+        """Start over from these records and the points between them."""
         self.history, self.between, self.best, self._first_best = [], [], None, -1
-        for record in records:
+        for number, record in enumerate(records):
+            before = records[max(0, number - 1)]
             self.see(record)
             for part in between:
-                if record.step - 1 < part.step < record.step:
+                if before.step < part.step < record.step:
                     self.see_between(part)

@@ -231,8 +231,10 @@ class SelectionModule(LanguageModelModule):
             self.load_selection_state(state)
 
     def write_product(self, root: Path) -> None:
-        """Write ``selection.json``."""
+        """Write ``selection.json`` from the first process; all call this together."""
         ranking = rank_candidates(self.pool, self.candidate_scores())
+        if not self.trainer.is_global_zero:
+            return
         facts = {
             "selector": f"{type(self).__module__}.{type(self).__qualname__}",
             "model": self.model_name_or_path,

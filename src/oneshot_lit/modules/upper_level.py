@@ -83,6 +83,11 @@ class UpperLevel(SelectionModule):
         self.reference_rows = sum(len(b["input_ids"]) for term in terms for b in term.batches)
         return terms
 
+    def further_rows(self) -> dict[str, list[Conversation]]:
+        """Return the rows of the upper level."""
+        sources = {"model.harmful": self.harmful, "model.task": self.task}
+        return {key: source.load() for key, source in sources.items() if source is not None}
+
     def _refuse_shared(self, harmful: list[Conversation], task: list[Conversation]) -> None:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         refuse_shared(self.pool, harmful, "model.harmful", "pool")

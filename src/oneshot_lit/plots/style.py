@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +12,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+
+from oneshot_lit.files import file_written_whole
 
 # Colours that stay apart for colour-blind readers (Okabe and Ito).
 COLOURS = {
@@ -27,13 +27,9 @@ CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG whole or not at all, and close the figure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".png", dir=path.parent)
-    os.close(handle)
-    figure.savefig(name, dpi=150)
+    with file_written_whole(path) as file:
+        figure.savefig(file, format="png", dpi=150)
     plt.close(figure)
-    os.chmod(name, 0o644)
-    os.replace(name, path)
 
 
 def embed(figure: Figure) -> str:

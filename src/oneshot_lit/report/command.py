@@ -90,13 +90,20 @@ def _run(options: Namespace) -> int:
 
     runs = [read_run(name, folder) for name, folder in folders.items()]
     content = report_content(runs, options.title, out, options.examples, options.show_outputs)
-    write_report(content, out)
+    # What it then shows is for whoever asked for it.
+    write_report(content, out, private=options.show_outputs)
     _show(content, out)
     return 0
 
 
-def write_report(content: Mapping[str, Any], out: Path) -> None:
-    """Write all files of a report, each whole or not at all; the page comes last."""
+def write_report(content: Mapping[str, Any], out: Path, private: bool = False) -> None:
+    """Write all files of a report, each whole or not at all; the page comes last.
+
+    Args:
+        content: What `report_content` returned.
+        out: The report's folder.
+        private: Let only the owner read its texts.
+    """
     from oneshot_lit.files import write_json_atomically, write_text_atomically
     from oneshot_lit.report.page import draw, remove_old_pictures, render_page, save_pictures
     from oneshot_lit.report.tables import render_csv, render_markdown, render_tex
@@ -109,9 +116,9 @@ def write_report(content: Mapping[str, Any], out: Path) -> None:
         "report.html": render_page(content, pictures),
     }
     save_pictures(pictures, out)
-    write_json_atomically(out / "report.json", content)
+    write_json_atomically(out / "report.json", content, private)
     for name, text in texts.items():
-        write_text_atomically(out / name, text)
+        write_text_atomically(out / name, text, private)
     # Last, so that no text links to a picture that is gone.
     remove_old_pictures(pictures, out)
 

@@ -112,7 +112,8 @@ def rank() -> int:
     for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
         if name in os.environ:
             return int(os.environ[name]) or int(os.environ.get("NODE_RANK", "0"))
-    return 0
+    # The first process of a further node, before it has started the others.
+    return int(os.environ.get("NODE_RANK", "0"))
 
 
 def advice() -> str:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from oneshot_lit.command_line import CommandParser
 from oneshot_lit.files import write_json_atomically, write_text_atomically
+from oneshot_lit.locking import run_locked
 
 # More columns than these do not fit a terminal.
 _MANY_STAGES = 6
@@ -70,7 +71,9 @@ def _run(options: Namespace) -> int:
     from oneshot_lit.study.runner import Runner
 
     runner = Runner(study, console, options.fresh)
-    runner.run()
+    # Stages that another study has begun would be begun anew.
+    with run_locked(study.root, "study"):
+        runner.run()
 
     from oneshot_lit.study.repairs import sentences
     from oneshot_lit.study.report import (

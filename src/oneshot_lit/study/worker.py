@@ -39,7 +39,7 @@ def run_logged(arguments: Sequence[str], log: str, threads: int | None = None) -
 
         # Processes side by side that each take every core are slower than one after another.
         torch.set_num_threads(threads)
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
