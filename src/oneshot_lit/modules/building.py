@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.modules import loading
+from oneshot_lit.modules.weight_files import tensors_of, weight_files
 from oneshot_lit.strategies import streaming
 from oneshot_lit.strategies.fsdp2 import shard
 
@@ -56,14 +57,17 @@ class ModelBuilding:
         streams = not streaming.needs_base_weights(self.peft)
         if isinstance(source, Path):
             streams = streams and not loading.is_adapter(str(source))
+        files: dict[str, Path] = {}
         if streams:
+            if isinstance(source, Path):
+                files = tensors_of(weight_files(source))
             base = loading.empty_model(
                 source,
                 dtype=self.model_dtype,
                 trust_remote_code=self.trust_remote_code,
                 attn_implementation=self.attn_implementation,
             )
-            streams = not isinstance(source, Path) or streaming.can_stream(base, source)
+            streams = not isinstance(source, Path) or streaming.can_stream(base, files)
         if streams:
             where = streaming.places(base)
             with streaming.adapters_stay_real():
@@ -84,7 +88,7 @@ class ModelBuilding:
         shard(model, mesh, str(self.trainer.precision))
         streaming.materialise(model, self.trainer.strategy.root_device)
         if isinstance(source, Path):
-            streaming.read_weights(base, where, source)
+            streaming.read_weights(base, where, files)
         else:
             streaming.draw_weights(base)
         return model

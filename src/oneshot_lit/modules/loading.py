@@ -14,12 +14,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 from safetensors import SafetensorError
 
 from oneshot_lit.errors import OneShotError, did_you_mean
+from oneshot_lit.modules.weight_files import tensors_of, weight_files
 from oneshot_lit.strategies.deepspeed import whole_models
+from oneshot_lit.strategies.streaming import doubles
 
 MICROWORLD_TOKENIZER = "microworld"
 # Weights of a new model that each process draws before it keeps its part: 2 GB of float32.
 WHOLE_AT_MOST = 500_000_000
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def is_local(path: str) -> bool:
@@ -36,7 +37,7 @@ def require_model_folder(path: str) -> Path:
 
     Raises:
         OneShotError: if the folder, its config or its weights are missing, or the weights are
-            pickles only.
+            damaged or pickles only.
     """
     folder = Path(path).expanduser()
     if not folder.exists():
@@ -45,14 +46,7 @@ def require_model_folder(path: str) -> Path:
         raise OneShotError(f"{path}: is a file; give the model's folder.")
     if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
         raise OneShotError(f"{path}: no config.json; give a Hugging Face model folder.")
-    if not any(folder.glob("*.safetensors")):
-        pickles = sorted(p.name for pattern in _PICKLES for p in folder.glob(pattern))
-        if pickles:
-            raise OneShotError(
-                f"{path}: only pickled weights ({pickles[0]}), which can run code when loaded; "
-                "convert them to safetensors first."
-            )
-        raise OneShotError(f"{path}: a model folder without weights (no *.safetensors).")
+    weight_files(folder)
     return folder
 
 
@@ -103,6 +97,7 @@ def load_model(
     `auto_class` names the class of transformers that knows the task.
     """
     import transformers
+    from transformers.integrations import is_deepspeed_zero3_enabled
 
     folder = require_model_folder(path) if is_local(path) else None
     path = path if folder is None else str(folder)
@@ -112,6 +107,12 @@ def load_model(
     if attn_implementation is not None:
         extra["attn_implementation"] = attn_implementation
     try:
+        if folder is not None and is_deepspeed_zero3_enabled():
+            # `transformers` compares tied matrices of a checkpoint by parameters that hold nothing.
+            with whole_models():
+                empty = empty_model(folder, dtype=dtype, trust_remote_code=trust_remote_code)
+            if doubles(empty, tensors_of(weight_files(folder))):
+                extra["tie_word_embeddings"] = False
         with _without_load_report():
             model, report = getattr(transformers, auto_class).from_pretrained(
                 path,
@@ -121,6 +122,11 @@ def load_model(
                 output_loading_info=True,
                 **extra,
             )
+    except ImportError as error:
+        # What a quantised folder or an attention kernel needs; the error says how to install it.
+        raise OneShotError(
+            f"{path}: needs a package that is not installed ({' '.join(str(error).split())})."
+        ) from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise OneShotError(f"{path}: no model could be loaded ({_first_line(error)}).") from error
     missing = sorted(report["missing_keys"])
@@ -135,7 +141,18 @@ def load_model(
             f"{path}: {len(unused)} tensors of the weights are not part of the model and are left "
             f"out ({unused[0]}, ...)."
         )
+    note_untied(model)
     return model
+
+
+def note_untied(model: Any) -> None:
+    """Let the config say so when head and embedding are two matrices, whatever it said before."""
+    head = model.get_output_embeddings()
+    if head is None or head.weight is model.get_input_embeddings().weight:
+        return
+    for config in (model.config, model.config.get_text_config()):
+        if getattr(config, "tie_word_embeddings", False):
+            config.tie_word_embeddings = False
 
 
 @contextlib.contextmanager
