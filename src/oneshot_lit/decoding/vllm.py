@@ -56,15 +56,16 @@ def start_engine(
     Raises:
         OneShotError: for an adapter that vLLM cannot take, or arguments that it refuses.
     """
+    from oneshot_lit.modules import adapters
+
     require_vllm()
     vllm: Any = importlib.import_module("vllm")
     path = Path(folder).expanduser()
     arguments: dict[str, Any] = {"model": str(path) if path.is_dir() else folder}
     lora = None
-    if (path / "adapter_config.json").is_file():
-        adapter = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
-        rank = _lora_rank(adapter, folder)
-        arguments = {"model": adapter["base_model_name_or_path"]}
+    if adapters.is_adapter(path):
+        rank = _lora_rank(adapters.read_adapter(path), folder)
+        arguments = {"model": adapters.base_of(path)}
         arguments |= {"enable_lora": True, "max_lora_rank": rank}
         request = importlib.import_module("vllm.lora.request")
         lora = request.LoRARequest(path.name, 1, str(path))

@@ -134,7 +134,11 @@ class LanguageModelModule(PromptScoring, ModelBuilding, LightningModule):
     def context_length(self) -> int | None:
         """How many positions the model has; None if its config does not say."""
         return read_context_length(
-            self.model_name_or_path, self.model_config, self.tokenizer, self.trust_remote_code
+            self.model_name_or_path,
+            self.model_config,
+            self.tokenizer,
+            self.trust_remote_code,
+            self.peft,
         )
 
     # ---------------------------------------------------------------- building
@@ -185,7 +189,8 @@ class LanguageModelModule(PromptScoring, ModelBuilding, LightningModule):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return the logits, (rows, tokens, vocabulary)."""
         output = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-        return output.logits  # type: ignore[no-any-return]
+        # What an adapter puts before the prompt has logits of its own.
+        return output.logits[:, -input_ids.shape[1] :]  # type: ignore[no-any-return]
 
     def compute_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Return the scalar training loss of a batch; the place to plug another objective in."""
