@@ -80,7 +80,8 @@ def model_arguments(model: str, settings: LmEvalSettings) -> dict[str, Any]:
         OneShotError: if a folder is no model of safetensors, or an adapter of an adapter.
     """
     from oneshot_lit.modules.adapters import is_adapter
-    from oneshot_lit.modules.loading import is_local, require_model_folder
+    from oneshot_lit.modules.loading import require_model_folder
+    from oneshot_lit.modules.weight_files import is_local
 
     found: dict[str, Any] = {"pretrained": model}
     if is_local(model):
@@ -111,7 +112,8 @@ def model_arguments(model: str, settings: LmEvalSettings) -> dict[str, Any]:
 def _base_of(folder: Path) -> str:
     """Return the base model of an adapter, as `oneshot_lit.modules.loading` finds it."""
     from oneshot_lit.modules.adapters import base_of, is_adapter
-    from oneshot_lit.modules.loading import is_local, require_model_folder
+    from oneshot_lit.modules.loading import require_model_folder
+    from oneshot_lit.modules.weight_files import is_local
 
     base = base_of(folder)
     if not is_local(base):

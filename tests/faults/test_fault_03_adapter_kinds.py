@@ -224,5 +224,5 @@ def test_a_prompt_is_tested_but_nothing_is_trained_on_top(
 def test_a_prefix_is_not_recomputed(tiny_folder: Path) -> None:
     # Checkpointed layers drop the keys and values that the adapter puts before the prompt.
     again = module(tiny_folder, peft=CASES["PREFIX_TUNING"], gradient_checkpointing=True)
-    with pytest.raises(OneShotError, match="PREFIX_TUNING does not work with model.gradient_chec"):
+    with pytest.raises(OneShotError, match="PREFIX_TUNING does not work with"):
         again.configure_model()

@@ -24,8 +24,9 @@ from oneshot_lit.modules.adapters import (
     require_mergeable,
 )
 from oneshot_lit.modules.language_model import LanguageModelModule
-from oneshot_lit.modules.loading import is_local, load_model, resolve_dtype
+from oneshot_lit.modules.loading import load_model, resolve_dtype
 from oneshot_lit.modules.selection_base import SelectionModule
+from oneshot_lit.modules.weight_files import is_local
 from oneshot_lit.runs import DERIVED, PRODUCTS, record_run, recorded_runs
 from oneshot_lit.strategies.deepspeed import whole_models
 

@@ -12,18 +12,18 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from oneshot_lit.errors import OneShotError, did_you_mean
-from oneshot_lit.modules.weight_files import ADAPTER_CONFIG
+from oneshot_lit.modules.weight_files import ADAPTER_CONFIG, is_local
 
-# What is trained of these can be merged into the base. Each has been trained, written, loaded and
-# merged by the tests; others lack a merge, or want inputs, losses or calls of their own in a step.
+# What is trained of these can be merged into the base: each has been trained, written, loaded and
+# merged by the tests. Others lack a merge, or want inputs, losses or calls of their own in a step.
 MERGEABLE = frozenset(
-    "ADAMSS BOFT C3A DEFT DELORA FOURIERFT FROD GLORA GRALORA HIRA HRA IA3 LN_TUNING LOHA LOKR LORA "
-    "MISS OFT OSF PEANUT PSOFT PVERA RANDLORA ROAD SHIRA SUPERTUNING TINYLORA TRAINABLE_TOKENS "
-    "UNILORA VBLORA VERA WAVEFT".split()
+    "ADAMSS BOFT C3A DEFT DELORA FOURIERFT FROD GLORA GRALORA HIRA HRA IA3 LN_TUNING LOHA LOKR "
+    "LORA MISS OFT OSF PEANUT PSOFT PVERA RANDLORA ROAD SHIRA SUPERTUNING TINYLORA "
+    "TRAINABLE_TOKENS UNILORA VBLORA VERA WAVEFT".split()
 )
-# Options of LoRA that the same goes for, and first values that need data or come from chance, so that
-# a base that `peft` changes for them could not be had again.
+# Options of LoRA that cannot be merged.
 _NOT_OF_LORA = ("alora_invocation_tokens", "arrow_config", "layer_replication")
+# First values that need data, or come from chance and change the base, which nobody could repeat.
 _NOT_AS_START = ("corda", "eva", "lora_ga", "pissa_niter")
 # These put tokens, or their keys and values, before the prompt: no weights hold what they learn.
 PROMPTS = frozenset({"PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING"})
@@ -55,13 +55,18 @@ def base_of(folder: Path) -> str:
     A relative path is looked up in the working folder, then within and beside the adapter.
 
     Raises:
-        OneShotError: see `read_adapter`.
+        OneShotError: if it is a folder that is not there; see also `read_adapter`.
     """
     base = str(read_adapter(folder)["base_model_name_or_path"])
     path = Path(base).expanduser()
     for start in (Path(), folder, folder.resolve().parent):
         if (start / path).is_dir():
             return str(start / path)
+    if is_local(base):
+        raise OneShotError(
+            f"{folder}: its base model {base} is neither in the working folder nor beside the "
+            f"adapter; mend base_model_name_or_path in its {ADAPTER_CONFIG}."
+        )
     return base
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.modules import loading
 from oneshot_lit.modules.adapters import base_of, is_adapter, read_adapter, takes_place
+from oneshot_lit.modules.weight_files import is_local
 
 
 def context_length(config: Any) -> int | None:
@@ -44,7 +45,7 @@ def read_context_length(
             folder = Path(name).expanduser()
             taken += takes_place(read_adapter(folder))
             name = base_of(folder)
-        path = str(Path(name).expanduser()) if loading.is_local(name) else name
+        path = str(Path(name).expanduser()) if is_local(name) else name
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         found = context_length(config)
         return None if found is None else found - taken

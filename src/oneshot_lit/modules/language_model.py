@@ -30,6 +30,7 @@ from oneshot_lit.modules.generation import Decoding
 from oneshot_lit.modules.loss import next_token_loss
 from oneshot_lit.modules.rounding import check_rounding
 from oneshot_lit.modules.scoring import PromptScoring
+from oneshot_lit.modules.weight_files import is_local
 from oneshot_lit.strategies.gradients import is_boundary, total_norm
 from oneshot_lit.strategies.random_state import random_states, restore_random_state
 
@@ -121,7 +122,7 @@ class LanguageModelModule(PromptScoring, ModelBuilding, LightningModule):
         name = self.tokenizer_name_or_path or self.model_name_or_path
         if name is None:
             raise OneShotError("model.tokenizer_name_or_path: a new model needs a tokenizer.")
-        if self.tokenizer_name_or_path is None and loading.is_local(name):
+        if self.tokenizer_name_or_path is None and is_local(name):
             loading.require_model_folder(name)
         tokenizer = loading.load_tokenizer(name, self.trust_remote_code)
         if self.chat_template is not None:

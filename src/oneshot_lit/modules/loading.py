@@ -14,22 +14,13 @@ from safetensors import SafetensorError
 
 from oneshot_lit.errors import OneShotError, did_you_mean
 from oneshot_lit.modules.adapters import base_of, is_adapter, load_adapter, note_untied
-from oneshot_lit.modules.weight_files import tensors_of, weight_files
+from oneshot_lit.modules.weight_files import is_local, tensors_of, weight_files
 from oneshot_lit.strategies.deepspeed import whole_models
 from oneshot_lit.strategies.streaming import doubles
 
 MICROWORLD_TOKENIZER = "microworld"
 # Weights of a new model that each process draws before it keeps its part: 2 GB of float32.
 WHOLE_AT_MOST = 500_000_000
-
-
-def is_local(path: str) -> bool:
-    """Whether a name means a folder on disk rather than a hub repository."""
-    place = Path(path).expanduser()
-    if place.exists() or path.startswith((".", "/", "~")) or path.count("/") > 1:
-        return True
-    # "runs/model" with a folder runs is a mistyped path, not a repository of the user "runs".
-    return "/" in path and place.parent.is_dir()
 
 
 def require_model_folder(path: str) -> Path:
@@ -108,16 +99,10 @@ def load_model(
     folder = require_model_folder(path) if is_local(path) else None
     path = path if folder is None else str(folder)
     if folder is not None and is_adapter(folder):
-        base = base_of(folder)
-        if is_local(base) and not Path(base).expanduser().is_dir():
-            raise OneShotError(
-                f"{folder}: its base model {base} is neither in the working folder nor beside the "
-                "adapter; mend base_model_name_or_path in its adapter_config.json."
-            )
         # Parts cannot be merged; a strategy may cut the result.
         with whole_models():
             model = load_model(
-                base,
+                base_of(folder),
                 dtype=dtype,
                 trust_remote_code=trust_remote_code,
                 attn_implementation=attn_implementation,

@@ -14,6 +14,15 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 ADAPTER_CONFIG = "adapter_config.json"
 
 
+def is_local(path: str) -> bool:
+    """Whether a name means a folder on disk rather than a hub repository."""
+    place = Path(path).expanduser()
+    if place.exists() or path.startswith((".", "/", "~")) or path.count("/") > 1:
+        return True
+    # "runs/model" with a folder runs is a mistyped path, not a repository of the user "runs".
+    return "/" in path and place.parent.is_dir()
+
+
 def weight_files(folder: Path) -> list[Path]:
     """Return the safetensors files that are loaded from a model's or an adapter's folder.
 
