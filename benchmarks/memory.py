@@ -27,7 +27,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from torch.utils.data import DataLoader
 
-from oneshot_lit.modules.loading import add_adapter
+from oneshot_lit.modules.adapters import add_adapter
 from oneshot_lit.modules.loss import next_token_loss
 from oneshot_lit.strategies import HFDeepSpeedStrategy
 from oneshot_lit.strategies.fsdp2 import shard

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import distributed
 
 from oneshot_lit.callbacks import AtomicCheckpointIO
 from oneshot_lit.errors import OneShotError
@@ -77,9 +78,11 @@ def test_what_writers_raise_is_known(error: Exception) -> None:
 def test_processes_that_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASTER_ADDR", "node0")
     monkeypatch.setenv("MASTER_PORT", "29500")
-    late = RuntimeError("Timed out after 11 seconds waiting for clients. 1/2 clients joined.")
+    late = distributed.DistStoreError(
+        "Timed out after 11 seconds waiting for clients. 1/2 clients joined."
+    )
     assert "the processes did not meet at node0:29500" in (unreachable(late) or "")
-    taken = RuntimeError("The server socket has failed to listen, name: EADDRINUSE")
+    taken = distributed.DistNetworkError("The server socket has failed to listen, name: EADDRINUSE")
     assert "node0:29500 is in use" in (unreachable(taken) or "")
     assert unreachable(RuntimeError("shape mismatch")) is None
     assert lost_process(late) is None

@@ -79,7 +79,9 @@ def model_arguments(model: str, settings: LmEvalSettings) -> dict[str, Any]:
     Raises:
         OneShotError: if a folder is no model of safetensors, or an adapter of an adapter.
     """
-    from oneshot_lit.modules.loading import is_adapter, is_local, require_model_folder
+    from oneshot_lit.modules.adapters import is_adapter
+    from oneshot_lit.modules.loading import require_model_folder
+    from oneshot_lit.modules.weight_files import is_local
 
     found: dict[str, Any] = {"pretrained": model}
     if is_local(model):
@@ -109,17 +111,13 @@ def model_arguments(model: str, settings: LmEvalSettings) -> dict[str, Any]:
 
 def _base_of(folder: Path) -> str:
     """Return the base model of an adapter, as `oneshot_lit.modules.loading` finds it."""
-    from oneshot_lit.modules.loading import is_adapter, is_local, require_model_folder
+    from oneshot_lit.modules.adapters import base_of, is_adapter
+    from oneshot_lit.modules.loading import require_model_folder
+    from oneshot_lit.modules.weight_files import is_local
 
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise OneShotError(f"{folder}: adapter_config.json is not JSON; mend it.") from error
-    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
-    if not base:
-        raise OneShotError(f"{folder}: adapter_config.json names no base model.")
+    base = base_of(folder)
     if not is_local(base):
-        return str(base)
+        return base
     if is_adapter(base):
         raise OneShotError(
             f"{folder}: its base {base} is an adapter, too, which lm-eval cannot load; write a "

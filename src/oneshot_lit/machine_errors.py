@@ -19,16 +19,6 @@ _FULL_TEXTS = (
     "os error 27",
     "os error 122",
 )
-_RENDEZVOUS = re.compile(
-    r"EADDRINUSE|failed to listen|client socket has (failed|timed out)|clients joined"
-    r"|failed to connect to|host not found|could not be resolved|Name or service not known"
-)
-_LOST = re.compile(
-    r"closed by peer|Connection reset|Connection refused|Broken pipe|Socket closed"
-    r"|gloo|NCCL|recvValue failed|Failed to recv|failed to connect|Connection was likely closed"
-    r"|Timed out waiting|terminated with signal|\bMPI\b"
-)
-
 # What a library says of a fault that no other process is the reason of.
 _FAULT = re.compile(r"invalid usage|[Dd]uplicate GPU|out of memory|[Mm]ismatch|invalid argument")
 
@@ -81,7 +71,7 @@ def unreachable(error: BaseException) -> str | None:
     if _in_a_group():
         return None
     for cause in causes(error):
-        if isinstance(cause, RuntimeError) and _RENDEZVOUS.search(str(cause)):
+        if _of_the_network(cause):
             address = os.environ.get("MASTER_ADDR", "127.0.0.1")
             place = f"{address}:{os.environ.get('MASTER_PORT', '?')}"
             if "EADDRINUSE" in str(cause):
@@ -97,17 +87,29 @@ def lost_process(error: BaseException) -> str | None:
     """Return what a collective that failed for want of another process says, else None."""
     if not _in_a_group():
         return None
-    from torch import distributed
-
     for cause in causes(error):
-        known = isinstance(cause, distributed.DistError)
-        text = str(cause)
-        if known or (isinstance(cause, RuntimeError) and _LOST.search(text)):
+        if _of_the_network(cause):
+            text = str(cause)
             if _FAULT.search(text):
                 return None
             said = (text.strip().splitlines() or [type(cause).__name__])[0][:200]
             return f"another process of the run ended or cannot be reached ({said})"
     return None
+
+
+def _of_the_network(error: BaseException) -> bool:
+    """Whether torch's communication between processes raised an error.
+
+    It has exceptions of its own, but for gloo's, which are plain ones that begin with their place
+    in gloo's source.
+    """
+    from torch import distributed
+
+    if not distributed.is_available():
+        return False
+    place = str(error).partition("]")[0]
+    gloo = type(error) is RuntimeError and place.startswith("[") and "/gloo/" in place
+    return gloo or isinstance(error, distributed.DistError)
 
 
 def _in_a_group() -> bool:

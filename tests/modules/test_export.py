@@ -144,5 +144,5 @@ def test_a_cut_off_safetensors_file(tiny_folder: Path, tmp_path: Path) -> None:
         (tmp_path / path.name).write_bytes(path.read_bytes())
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(OneShotError, match="no model could be loaded"):
+    with pytest.raises(OneShotError, match=r"model\.safetensors: no whole safetensors file"):
         load_model(str(tmp_path), dtype=torch.float32)

@@ -17,7 +17,7 @@ from memories import measure, storages, total
 from processes import in_processes
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from oneshot_lit.modules.loading import add_adapter
+from oneshot_lit.modules.adapters import add_adapter
 from oneshot_lit.modules.loss import next_token_loss
 from oneshot_lit.strategies.activations import activation_bytes
 from oneshot_lit.strategies.fsdp2 import shard

@@ -17,9 +17,17 @@ from oneshot_lit.callbacks.hf_writer import gather, in_parts, write_model
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.files import folder_written_whole, remove
 from oneshot_lit.locking import results_locked
+from oneshot_lit.modules.adapters import (
+    is_adapter,
+    load_adapter,
+    merge,
+    parameters_set,
+    require_mergeable,
+)
 from oneshot_lit.modules.language_model import LanguageModelModule
-from oneshot_lit.modules.loading import is_adapter, is_local, load_merged, resolve_dtype
+from oneshot_lit.modules.loading import load_model, resolve_dtype
 from oneshot_lit.modules.selection_base import SelectionModule
+from oneshot_lit.modules.weight_files import is_local
 from oneshot_lit.runs import DERIVED, PRODUCTS, record_run, recorded_runs
 from oneshot_lit.strategies.deepspeed import whole_models
 
@@ -53,6 +61,18 @@ class HuggingFaceExport(Callback):
         self.save_dtype = None if save_dtype is None else resolve_dtype(save_dtype)
         # The command line sets what identifies the run that owns the product.
         self.run: dict[str, Any] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse, before the training, a product that could not be written after it."""
+        peft = getattr(pl_module, "peft", None)
+        if stage != "fit" or not self.enabled or peft is None:
+            return
+        asked = "merge_adapter" if self.merge_adapter else "merged" if self.merged else None
+        base = getattr(pl_module, "model_name_or_path", None)
+        if asked is not None:
+            require_mergeable(peft, f"export.{asked}")
+        elif base is not None and is_adapter(base):
+            require_mergeable(peft, f"{base} is an adapter itself, so the product must be merged")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the product; all processes give their parts, the first one writes."""
@@ -138,13 +158,16 @@ class HuggingFaceExport(Callback):
         base = module.model_name_or_path
         resolved = str(Path(base).expanduser().resolve()) if is_local(base) else base
         model.peft_config[model.active_adapter].base_model_name_or_path = resolved
-        model.save_pretrained(folder, state_dict=weights)
+        # `peft` knows what belongs to an adapter: also fixed projections, and a prompt's tokens.
+        with parameters_set(model, weights):
+            model.save_pretrained(folder, save_embedding_layers=False)
 
     def save_merged(self, module: Any, folder: Path | None) -> None:
         """Write the model with its adapter merged into it; the module's model is spent by that."""
+        require_mergeable(module.peft, "--merge-adapter")
         if not any(in_parts(parameter) for parameter in module.model.parameters()):
             if folder is not None:
-                write_model(module.model.merge_and_unload(), folder, self.save_dtype)
+                write_model(merge(module.model), folder, self.save_dtype)
                 _write_tokenizer(module, folder)
             return
         # Parts cannot be merged, and 16-bit copies are not the weights: the first process loads the
@@ -155,12 +178,12 @@ class HuggingFaceExport(Callback):
             if folder is None:
                 return
             with whole_models(), torch.device("cpu"):
-                merged = load_merged(
+                base = load_model(
                     module.model_name_or_path,
-                    place,
                     dtype=module.model_dtype,
                     trust_remote_code=module.trust_remote_code,
                 )
+                merged = load_adapter(base, Path(place))
             write_model(merged, folder, self.save_dtype)
             _write_tokenizer(module, folder)
 

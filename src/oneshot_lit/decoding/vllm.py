@@ -56,18 +56,20 @@ def start_engine(
     Raises:
         OneShotError: for an adapter that vLLM cannot take, or arguments that it refuses.
     """
+    from oneshot_lit.modules import adapters
+
     require_vllm()
     vllm: Any = importlib.import_module("vllm")
     path = Path(folder).expanduser()
     arguments: dict[str, Any] = {"model": str(path) if path.is_dir() else folder}
     lora = None
-    if (path / "adapter_config.json").is_file():
-        adapter = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
-        rank = _lora_rank(adapter, folder)
-        arguments = {"model": adapter["base_model_name_or_path"]}
+    if adapters.is_adapter(path):
+        rank = _lora_rank(adapters.read_adapter(path), folder)
+        arguments = {"model": adapters.base_of(path)}
         arguments |= {"enable_lora": True, "max_lora_rank": rank}
         request = importlib.import_module("vllm.lora.request")
         lora = request.LoRARequest(path.name, 1, str(path))
+    require_same_files(Path(arguments["model"]).expanduser())
     # Prompts and answers are token ids, so that the chat encoding is ours alone.
     arguments |= {"dtype": dtype, "skip_tokenizer_init": True}
     arguments |= {"trust_remote_code": trust_remote_code, **options}
@@ -76,6 +78,37 @@ def start_engine(
     except (TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise OneShotError(f"model.decoding.vllm: vLLM refuses {folder}: {reason}.") from error
+
+
+def require_same_files(folder: Path) -> None:
+    """Refuse a folder of which vLLM reads other weights than `transformers`.
+
+    vLLM takes the files of an index if there is one, and otherwise every safetensors file.
+
+    Raises:
+        OneShotError: naming a file that makes the difference.
+    """
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+
+    from oneshot_lit.modules.weight_files import weight_files
+
+    if not folder.is_dir():
+        return
+    taken = {file.name for file in folder.glob("*.safetensors")}
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if index.is_file():
+        taken &= set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    files = {file.name for file in weight_files(folder)}
+    for name in sorted(taken - files):
+        raise OneShotError(
+            f"{folder}: vLLM reads {name}, too, which is not part of the model for transformers; "
+            "move it away, or choose model.decoding.backend auto."
+        )
+    for name in sorted(files - taken):
+        raise OneShotError(
+            f"{folder}: vLLM does not read {name}, which is the model for transformers; move "
+            f"{SAFE_WEIGHTS_INDEX_NAME} away, or choose model.decoding.backend auto."
+        )
 
 
 def _lora_rank(adapter: dict[str, Any], folder: str) -> int:

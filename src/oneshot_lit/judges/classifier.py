@@ -158,7 +158,8 @@ def load_classifier(name: str, *, head: bool, dtype: str, device: str) -> tuple[
     import torch
     from transformers.utils.logging import disable_progress_bar
 
-    from oneshot_lit.modules.loading import is_adapter, load_model, load_tokenizer, resolve_dtype
+    from oneshot_lit.modules.adapters import is_adapter
+    from oneshot_lit.modules.loading import load_model, load_tokenizer, resolve_dtype
 
     if head and is_adapter(name):
         raise OneShotError(f"{name}: an adapter without its head's model; merge it first.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
@@ -44,9 +43,6 @@ def _files(folder: Path) -> str | None:
 
 def _base(folder: Path) -> str | None:
     """Return what an adapter is an adapter of."""
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        base = config["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return base if isinstance(base, str) else None
+    from oneshot_lit.modules.adapters import base_of, is_adapter
+
+    return base_of(folder) if is_adapter(folder) else None

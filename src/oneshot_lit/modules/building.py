@@ -10,7 +10,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.modules import loading
+from oneshot_lit.modules import adapters, loading
+from oneshot_lit.modules.weight_files import tensors_of, weight_files
 from oneshot_lit.strategies import streaming
 from oneshot_lit.strategies.fsdp2 import shard
 
@@ -27,6 +28,7 @@ class ModelBuilding:
     trust_remote_code: bool
     tokenizer: Any
     trainer: Trainer
+    _trainer: Any
 
     def _whole_model(self) -> Any:
         if self.model_config is not None:
@@ -55,15 +57,18 @@ class ModelBuilding:
         random_state = torch.get_rng_state()
         streams = not streaming.needs_base_weights(self.peft)
         if isinstance(source, Path):
-            streams = streams and not loading.is_adapter(str(source))
+            streams = streams and not adapters.is_adapter(source)
+        files: dict[str, Path] = {}
         if streams:
+            if isinstance(source, Path):
+                files = tensors_of(weight_files(source))
             base = loading.empty_model(
                 source,
                 dtype=self.model_dtype,
                 trust_remote_code=self.trust_remote_code,
                 attn_implementation=self.attn_implementation,
             )
-            streams = not isinstance(source, Path) or streaming.can_stream(base, source)
+            streams = not isinstance(source, Path) or streaming.can_stream(base, files)
         if streams:
             where = streaming.places(base)
             with streaming.adapters_stay_real():
@@ -84,7 +89,7 @@ class ModelBuilding:
         shard(model, mesh, str(self.trainer.precision))
         streaming.materialise(model, self.trainer.strategy.root_device)
         if isinstance(source, Path):
-            streaming.read_weights(base, where, source)
+            streaming.read_weights(base, where, files)
         else:
             streaming.draw_weights(base)
         return model
@@ -96,8 +101,21 @@ class ModelBuilding:
                 f"the tokenizer has {len(self.tokenizer)} tokens but the model embeds only "
                 f"{model.get_input_embeddings().num_embeddings}; they do not belong together."
             )
+        fitting = self._trainer is not None and self.trainer.state.fn == "fit"
+        if hasattr(model, "peft_config") and (fitting or self.peft is not None):
+            raise OneShotError(
+                f"{self.model_name_or_path}: an adapter of kind "
+                f"{model.active_peft_config.peft_type.value} cannot be merged into its base, so "
+                "nothing can be trained on top of it; it can be tested, or train its base instead."
+            )
         if self.peft is not None:
-            model = loading.add_adapter(model, self.peft)
+            if self.gradient_checkpointing and self.peft.get("peft_type") == "PREFIX_TUNING":
+                # Layers that are computed again drop the keys and values that were given to them.
+                raise OneShotError(
+                    "model.peft.peft_type PREFIX_TUNING does not work with "
+                    "model.gradient_checkpointing; set that to false."
+                )
+            model = adapters.add_adapter(model, self.peft)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             if self.peft is not None:

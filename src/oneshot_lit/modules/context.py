@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.modules import loading
+from oneshot_lit.modules.adapters import base_of, is_adapter, read_adapter, takes_place
+from oneshot_lit.modules.weight_files import is_local
 
 
 def context_length(config: Any) -> int | None:
@@ -23,9 +24,13 @@ def context_length(config: Any) -> int | None:
 
 
 def read_context_length(
-    name: str | None, model_config: dict[str, Any] | None, tokenizer: Any, trust_remote_code: bool
+    name: str | None,
+    model_config: dict[str, Any] | None,
+    tokenizer: Any,
+    trust_remote_code: bool,
+    peft: dict[str, Any] | None = None,
 ) -> int | None:
-    """Return the `context_length` of a model that is not built yet.
+    """Return the `context_length` of a model that is not built yet, without an adapter's own part.
 
     What cannot be read is None; building the model says what is wrong with it.
     """
@@ -35,10 +40,14 @@ def read_context_length(
         if model_config is not None:
             return context_length(loading.architecture(model_config, tokenizer))
         assert name is not None
-        if loading.is_adapter(name):
-            adapter = Path(name).expanduser() / "adapter_config.json"
-            name = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
-        path = str(Path(name).expanduser()) if loading.is_local(name) else name
-        return context_length(AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code))
+        taken = takes_place(peft or {})
+        while is_adapter(name):
+            folder = Path(name).expanduser()
+            taken += takes_place(read_adapter(folder))
+            name = base_of(folder)
+        path = str(Path(name).expanduser()) if is_local(name) else name
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        found = context_length(config)
+        return None if found is None else found - taken
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OneShotError):
         return None

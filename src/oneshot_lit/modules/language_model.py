@@ -35,6 +35,7 @@ from oneshot_lit.modules.loss import next_token_loss
 from oneshot_lit.modules.rounding import check_rounding
 from oneshot_lit.modules.scoring import PromptScoring
 from oneshot_lit.strategies.folders import own_state
+from oneshot_lit.modules.weight_files import is_local
 from oneshot_lit.strategies.gradients import is_boundary, total_norm
 from oneshot_lit.strategies.random_state import random_states, restore_random_state
 from oneshot_lit.strategies.resumed_loops import accumulated_batches, correct_counts
@@ -130,7 +131,7 @@ class LanguageModelModule(PromptScoring, ModelBuilding, LightningModule):
         name = self.tokenizer_name_or_path or self.model_name_or_path
         if name is None:
             raise OneShotError("model.tokenizer_name_or_path: a new model needs a tokenizer.")
-        if self.tokenizer_name_or_path is None and loading.is_local(name):
+        if self.tokenizer_name_or_path is None and is_local(name):
             loading.require_model_folder(name)
         tokenizer = loading.load_tokenizer(name, self.trust_remote_code)
         if self.chat_template is not None:
@@ -143,7 +144,11 @@ class LanguageModelModule(PromptScoring, ModelBuilding, LightningModule):
     def context_length(self) -> int | None:
         """How many positions the model has; None if its config does not say."""
         return read_context_length(
-            self.model_name_or_path, self.model_config, self.tokenizer, self.trust_remote_code
+            self.model_name_or_path,
+            self.model_config,
+            self.tokenizer,
+            self.trust_remote_code,
+            self.peft,
         )
 
     # ---------------------------------------------------------------- building
@@ -194,7 +199,8 @@ class LanguageModelModule(PromptScoring, ModelBuilding, LightningModule):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return the logits, (rows, tokens, vocabulary)."""
         output = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-        return output.logits  # type: ignore[no-any-return]
+        # What an adapter puts before the prompt has logits of its own.
+        return output.logits[:, -input_ids.shape[1] :]  # type: ignore[no-any-return]
 
     def compute_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Return the scalar training loss of a batch; the place to plug another objective in."""

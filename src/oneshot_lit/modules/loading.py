@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,21 +13,14 @@ from lightning.pytorch.utilities import rank_zero_warn
 from safetensors import SafetensorError
 
 from oneshot_lit.errors import OneShotError, did_you_mean
+from oneshot_lit.modules.adapters import base_of, is_adapter, load_adapter, note_untied
+from oneshot_lit.modules.weight_files import is_local, tensors_of, weight_files
 from oneshot_lit.strategies.deepspeed import whole_models
+from oneshot_lit.strategies.streaming import doubles
 
 MICROWORLD_TOKENIZER = "microworld"
 # Weights of a new model that each process draws before it keeps its part: 2 GB of float32.
 WHOLE_AT_MOST = 500_000_000
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-
-
-def is_local(path: str) -> bool:
-    """Whether a name means a folder on disk rather than a hub repository."""
-    place = Path(path).expanduser()
-    if place.exists() or path.startswith((".", "/", "~")) or path.count("/") > 1:
-        return True
-    # "runs/model" with a folder runs is a mistyped path, not a repository of the user "runs".
-    return "/" in path and place.parent.is_dir()
 
 
 def require_model_folder(path: str) -> Path:
@@ -36,28 +28,24 @@ def require_model_folder(path: str) -> Path:
 
     Raises:
         OneShotError: if the folder, its config or its weights are missing, or the weights are
-            pickles only.
+            damaged or pickles only.
     """
     folder = Path(path).expanduser()
     if not folder.exists():
         raise OneShotError(f"{path}: model folder not found; check model.model_name_or_path.")
     if not folder.is_dir():
         raise OneShotError(f"{path}: is a file; give the model's folder.")
-    if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
+    if not (folder / "config.json").is_file() and not is_adapter(folder):
         raise OneShotError(f"{path}: no config.json; give a Hugging Face model folder.")
-    if not any(folder.glob("*.safetensors")):
-        pickles = sorted(p.name for pattern in _PICKLES for p in folder.glob(pattern))
-        if pickles:
-            raise OneShotError(
-                f"{path}: only pickled weights ({pickles[0]}), which can run code when loaded; "
-                "convert them to safetensors first."
-            )
-        raise OneShotError(f"{path}: a model folder without weights (no *.safetensors).")
+    weight_files(folder)
     return folder
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
-    """Load a tokenizer from a folder or the hub; ``microworld`` builds the embedded one."""
+    """Load a tokenizer from a folder or the hub; ``microworld`` builds the embedded one.
+
+    An adapter without a tokenizer has that of its base.
+    """
     if name == MICROWORLD_TOKENIZER and not Path(name).exists():
         from oneshot_lit.data.microworld.tokenizer import build_tokenizer
 
@@ -66,6 +54,8 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
 
     if is_local(name) and not Path(name).expanduser().is_dir():
         raise OneShotError(f"{name}: tokenizer folder not found; check the path.")
+    if is_adapter(name) and not any(Path(name).expanduser().glob("tokenizer*")):
+        return load_tokenizer(base_of(Path(name).expanduser()), trust_remote_code)
     try:
         name = str(Path(name).expanduser()) if is_local(name) else name
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
@@ -100,18 +90,34 @@ def load_model(
 ) -> Any:
     """Load a model from safetensors; a PEFT adapter of a causal LM is merged into its base model.
 
-    `auto_class` names the class of transformers that knows the task.
+    An adapter that learns a prompt stays around its base. `auto_class` names the class of
+    transformers that knows the task.
     """
     import transformers
+    from transformers.integrations import is_deepspeed_zero3_enabled
 
     folder = require_model_folder(path) if is_local(path) else None
     path = path if folder is None else str(folder)
-    if folder is not None and (folder / "adapter_config.json").is_file():
-        return _load_merged_adapter(folder, dtype, trust_remote_code, attn_implementation)
+    if folder is not None and is_adapter(folder):
+        # Parts cannot be merged; a strategy may cut the result.
+        with whole_models():
+            model = load_model(
+                base_of(folder),
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+                attn_implementation=attn_implementation,
+            )
+            return load_adapter(model, folder)
     extra: dict[str, Any] = {}
     if attn_implementation is not None:
         extra["attn_implementation"] = attn_implementation
     try:
+        if folder is not None and is_deepspeed_zero3_enabled():
+            # `transformers` compares tied matrices of a checkpoint by parameters that hold nothing.
+            with whole_models():
+                empty = empty_model(folder, dtype=dtype, trust_remote_code=trust_remote_code)
+            if doubles(empty, tensors_of(weight_files(folder))):
+                extra["tie_word_embeddings"] = False
         with _without_load_report():
             model, report = getattr(transformers, auto_class).from_pretrained(
                 path,
@@ -121,6 +127,11 @@ def load_model(
                 output_loading_info=True,
                 **extra,
             )
+    except ImportError as error:
+        # What a quantised folder or an attention kernel needs; the error says how to install it.
+        raise OneShotError(
+            f"{path}: needs a package that is not installed ({' '.join(str(error).split())})."
+        ) from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise OneShotError(f"{path}: no model could be loaded ({_first_line(error)}).") from error
     missing = sorted(report["missing_keys"])
@@ -135,6 +146,7 @@ def load_model(
             f"{path}: {len(unused)} tensors of the weights are not part of the model and are left "
             f"out ({unused[0]}, ...)."
         )
+    note_untied(model)
     return model
 
 
@@ -148,57 +160,6 @@ def _without_load_report() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _load_merged_adapter(
-    folder: Path, dtype: torch.dtype, trust_remote_code: bool, attn_implementation: str | None
-) -> Any:
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise OneShotError(f"{folder}: adapter_config.json is not JSON; mend it.") from error
-    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
-    if not base:
-        raise OneShotError(f"{folder}: adapter_config.json names no base model.")
-    # Parts cannot be merged; a strategy may cut the result.
-    with whole_models():
-        return load_merged(
-            base,
-            str(folder),
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            attn_implementation=attn_implementation,
-        )
-
-
-def load_merged(
-    base: str,
-    adapter: str,
-    *,
-    dtype: torch.dtype,
-    trust_remote_code: bool = False,
-    attn_implementation: str | None = None,
-) -> Any:
-    """Load a base model, whole, and merge a PEFT adapter's folder into it."""
-    from peft import PeftModel
-
-    model = load_model(
-        base,
-        dtype=dtype,
-        trust_remote_code=trust_remote_code,
-        attn_implementation=attn_implementation,
-    )
-    try:
-        return PeftModel.from_pretrained(model, adapter).merge_and_unload()
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise OneShotError(
-            f"{adapter}: the adapter does not load on {base} ({_first_line(error)})."
-        ) from error
-
-
-def is_adapter(path: str) -> bool:
-    """Whether a local folder holds a PEFT adapter rather than a whole model."""
-    return (Path(path).expanduser() / "adapter_config.json").is_file()
 
 
 def build_model(config: dict[str, Any], tokenizer: Any, dtype: torch.dtype) -> Any:
@@ -314,24 +275,3 @@ def local_folder(name: str, trust_remote_code: bool = False) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise OneShotError(f"{name}: no model could be loaded ({_first_line(error)}).") from error
     return require_model_folder(folder)
-
-
-def add_adapter(model: Any, options: dict[str, Any]) -> Any:
-    """Wrap a model with a new PEFT adapter (LoRA unless `peft_type` says otherwise)."""
-    from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType, get_peft_model
-
-    arguments = dict(options)
-    kind = str(arguments.pop("peft_type", "LORA"))
-    known = [t.value for t in PeftType]
-    if kind not in known:
-        raise OneShotError(f"model.peft.peft_type '{kind}'{did_you_mean(kind, known)} is unknown.")
-    arguments.setdefault("task_type", "CAUSAL_LM")
-    config_class = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(kind)]
-    fields = list(config_class.__dataclass_fields__)
-    for name in arguments:
-        if name not in fields:
-            raise OneShotError(f"model.peft: unknown key '{name}'{did_you_mean(name, fields)}.")
-    try:
-        return get_peft_model(model, config_class(**arguments))
-    except (ValueError, TypeError) as error:
-        raise OneShotError(f"model.peft: {_first_line(error)}.") from error

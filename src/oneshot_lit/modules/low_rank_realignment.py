@@ -15,7 +15,7 @@ from oneshot_lit.data.conversation import Conversation
 from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.metrics.refusal import is_refusal
-from oneshot_lit.modules import loading
+from oneshot_lit.modules import adapters
 from oneshot_lit.modules.counting_optimizer import CountingOptimizer
 from oneshot_lit.modules.guard_rows import Drift, GuardRows
 from oneshot_lit.modules.language_model import LanguageModelModule
@@ -124,7 +124,7 @@ class LowRankRealignmentModule(LanguageModelModule):
                 )
         rank = self.k * self.passes
         self.peft = {"r": rank, "lora_alpha": rank, "target_modules": sorted(layers)}
-        self.model = loading.add_adapter(self.model, self.peft).train()
+        self.model = adapters.add_adapter(self.model, self.peft).train()
         self.layers = {n: self.model.get_base_model().get_submodule(n) for n in layers}
         with torch.no_grad():
             for layer in self.layers.values():

@@ -178,7 +178,7 @@ def model_facts(
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from oneshot_lit.modules.loading import add_adapter
+    from oneshot_lit.modules.adapters import add_adapter
 
     kind = config.pop("model_type", None)
     try:

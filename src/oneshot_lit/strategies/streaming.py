@@ -7,7 +7,6 @@ order in which a whole model draws them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -37,25 +36,23 @@ def places(model: nn.Module) -> Places:
     return found
 
 
-def files_of(folder: Path) -> dict[str, Path]:
-    """Return the file of each tensor in a Hugging Face folder."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        return {key: folder / name for key, name in names.items()}
-    found = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as opened:
-            found.update(dict.fromkeys(opened.keys(), file))
-    return found
+def can_stream(model: Any, files: dict[str, Path]) -> bool:
+    """Whether files hold each tensor of a model under the model's own name and in its shape.
 
+    Others, such as files of an old layout that `transformers` converts, must be loaded whole; so
+    must quantised weights, whose scales `transformers` applies, and those that some models keep in
+    float32 whatever their dtype.
 
-def can_stream(model: nn.Module, folder: Path) -> bool:
-    """Whether a folder holds each tensor of a model under the model's own name and in its shape.
-
-    Others, such as files of an old layout that `transformers` converts, must be loaded whole.
+    Args:
+        model: A Hugging Face model without weights.
+        files: The file of each tensor.
     """
-    files = files_of(folder)
+    if getattr(model.config, "quantization_config", None) is not None or doubles(model, files):
+        return False
+    if model.dtype != torch.float32 and (
+        model._keep_in_fp32_modules or model._keep_in_fp32_modules_strict
+    ):
+        return False
     with _opened(files) as slices:
         for name, (module, leaf) in places(model).items():
             if name not in files:
@@ -63,6 +60,18 @@ def can_stream(model: nn.Module, folder: Path) -> bool:
             if list(slices(name).get_shape()) != list(getattr(module, leaf).shape):
                 return False
     return True
+
+
+def doubles(model: Any, files: dict[str, Path]) -> bool:
+    """Whether two tensors that a model's config ties are both in its files, and not the same.
+
+    `transformers` does not tie them then.
+    """
+    pairs = [p for p in model.all_tied_weights_keys.items() if p[0] in files and p[1] in files]
+    if not pairs:
+        return False
+    with _opened(files) as slices:
+        return not all(torch.equal(slices(a)[...], slices(b)[...]) for a, b in pairs)
 
 
 @contextmanager
@@ -108,15 +117,15 @@ def materialise(model: nn.Module, device: torch.device) -> None:
 
 
 @torch.no_grad()
-def read_weights(model: Any, where: Places, folder: Path) -> None:
-    """Fill a cut model from a folder that `can_stream`; each process reads its own rows.
+def read_weights(model: Any, where: Places, files: dict[str, Path]) -> None:
+    """Fill a cut model from files that `can_stream`; each process reads its own rows.
 
     Args:
         model: The base model, without adapter; its other buffers are computed.
         where: Its `places`, taken before it was cut.
-        folder: The Hugging Face folder.
+        files: The file of each tensor.
     """
-    with _opened(files_of(folder)) as slices:
+    with _opened(files) as slices:
         for name, (module, leaf) in where.items():
             tensor = getattr(module, leaf)
             if isinstance(tensor, DTensor):
