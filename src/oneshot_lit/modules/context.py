@@ -1,4 +1,4 @@
-"""How many positions a model has, known from its config before it is built."""
+"""How many positions and tokens a model has, known from its config before it is built."""
 
 from __future__ import annotations
 
@@ -22,10 +22,16 @@ def context_length(config: Any) -> int | None:
     return found if isinstance(found, int) and found > 0 else None
 
 
-def read_context_length(
+def embedding_rows(config: Any) -> int | None:
+    """Return how many tokens the model of a Hugging Face config embeds; None if it does not say."""
+    found = getattr(config.get_text_config(), "vocab_size", None)
+    return found if isinstance(found, int) and found > 0 else None
+
+
+def read_config(
     name: str | None, model_config: dict[str, Any] | None, tokenizer: Any, trust_remote_code: bool
-) -> int | None:
-    """Return the `context_length` of a model that is not built yet.
+) -> Any:
+    """Return the Hugging Face config of a model that is not built yet.
 
     What cannot be read is None; building the model says what is wrong with it.
     """
@@ -33,12 +39,20 @@ def read_context_length(
 
     try:
         if model_config is not None:
-            return context_length(loading.architecture(model_config, tokenizer))
+            return loading.architecture(model_config, tokenizer)
         assert name is not None
         if loading.is_adapter(name):
             adapter = Path(name).expanduser() / "adapter_config.json"
             name = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
         path = str(Path(name).expanduser()) if loading.is_local(name) else name
-        return context_length(AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code))
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OneShotError):
         return None
+
+
+def read_context_length(
+    name: str | None, model_config: dict[str, Any] | None, tokenizer: Any, trust_remote_code: bool
+) -> int | None:
+    """Return the `context_length` of a model that is not built yet; None if it cannot be read."""
+    config = read_config(name, model_config, tokenizer, trust_remote_code)
+    return None if config is None else context_length(config)
