@@ -182,11 +182,11 @@ def _refuse_tools(turn: Any, number: int, origin: str) -> None:
     """Refuse what calls a tool or answers a call, which training would take for an empty answer."""
     if not isinstance(turn, Mapping):
         return
-    what = next((f"has '{key}'" for key in _TOOL_KEYS if turn.get(key)), None)
+    what = next((f"turn {number} has '{key}'" for key in _TOOL_KEYS if turn.get(key)), None)
     if turn.get("role") in _TOOL_ROLES:
-        what = f"has the role '{turn['role']}'"
+        what = f"unknown role '{turn['role']}' in turn {number}"
     if what is not None:
-        message = f"{origin}: turn {number} {what}; tool calls are not supported: drop the row."
+        message = f"{origin}: {what}; tool calls are not supported, drop the row."
         raise RowError(message, origin, "tool calls")
 
 

@@ -191,8 +191,9 @@ def _answer(
 
 def _decoded(tokenizer: Any, tokens: list[int], form: AnswerForm) -> str:
     """Return the text of tokens without special ones, but with the marks of thoughts."""
-    marks = {mark for pair in form.thoughts for mark in pair} & set(tokenizer.all_special_tokens)
-    shown = {tokenizer.convert_tokens_to_ids(mark): mark for mark in marks}
+    marks = {mark for pair in form.thoughts for mark in pair}
+    added = tokenizer.added_tokens_decoder.items() if marks else ()
+    shown = {number: token.content for number, token in added if token.content in marks}
     parts = [
         shown.get(key) or tokenizer.decode(list(part), skip_special_tokens=True)
         for key, part in groupby(tokens, lambda token: token if token in shown else None)
