@@ -152,7 +152,7 @@ def chat(*texts: str, system: str | None = None, silent: tuple[int, ...] = ()) -
     first = () if system is None else (Message("system", system),)
     roles = ("user", "assistant")
     turns = [
-        Message(roles[i % 2], text, 0 if i // 2 in silent and i % 2 else 1)
+        Message(roles[i % 2], text, 0 if i // 2 in silent and i % 2 else None)
         for i, text in enumerate(texts)
     ]
     return Conversation((*first, *turns), origin="rows.jsonl row 1")

@@ -33,7 +33,9 @@ from quiet_trainer import quiet_trainer
 
 REFUSAL = "I cannot help with that ."
 SPECIAL = (*MARKS, "<think>", "</think>")
-NOTE = TURNS.replace("m.role + '\n' +", "m.role + '\n' + ('[calm] ' if m.role == 'assistant' else '') +")
+NOTE = TURNS.replace(
+    "m.role + '\n' +", "m.role + '\n' + ('[calm] ' if m.role == 'assistant' else '') +"
+)
 SHAPES = [(EMPTY_THOUGHT, MARKS), (EMPTY_THOUGHT, SPECIAL), (NOTE, MARKS)]
 NAMES = ["plain marks", "special marks", "a note"]
 

@@ -26,24 +26,24 @@ class Message:
     Attributes:
         role: system, user or assistant.
         content: The text.
-        weight: 1, or 0 for an answer that is context only and carries no loss.
+        weight: 0 for an answer that is context only and carries no loss, else None.
         extra: Further keys of the turn, which are not read: a template must not write them either.
     """
 
     role: str
     content: str
-    weight: int = 1
+    weight: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def learned(self) -> bool:
         """Whether the turn carries loss when it is trained on."""
-        return self.role == "assistant" and self.weight > 0
+        return self.role == "assistant" and self.weight != 0
 
     def as_dict(self) -> dict[str, Any]:
         """Return the turn as a chat-JSONL row has it."""
         turn: dict[str, Any] = {"role": self.role, "content": self.content}
-        return turn if self.weight else {**turn, "weight": 0}
+        return {**turn, "weight": 0} if self.weight == 0 else turn
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Conversation:
             message = f"{self.origin}: no user turn; a prompt needs one."
             raise RowError(message, self.origin, "no user turn")
         return replace(
-            self, messages=tuple(replace(m, weight=1) for m in self.messages[: last + 1])
+            self, messages=tuple(replace(m, weight=None) for m in self.messages[: last + 1])
         )
 
     @property
@@ -106,7 +106,7 @@ class Conversation:
 
 def digest_of(messages: Sequence[Message]) -> str:
     """Return a short hash of turns; equal prompts have equal ones in all files of a run."""
-    turns = [[m.role, m.content] if m.weight else [m.role, m.content, 0] for m in messages]
+    turns = [[m.role, m.content, *([0] if m.weight == 0 else [])] for m in messages]
     text = json.dumps(turns, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -190,8 +190,8 @@ def _refuse_tools(turn: Any, number: int, origin: str) -> None:
         raise RowError(message, origin, "tool calls")
 
 
-def _weight(turn: Mapping[str, Any], number: int, origin: str) -> int:
-    """Return the weight of a turn's loss, 0 or 1; a turn that is no answer never has any."""
+def _weight(turn: Mapping[str, Any], number: int, origin: str) -> int | None:
+    """Return 0 for an answer that its keys take the loss from, else None."""
     weights = set()
     for key in _LOSS_KEYS:
         value = turn.get(key)
@@ -217,7 +217,7 @@ def _weight(turn: Mapping[str, Any], number: int, origin: str) -> int:
         kind = f"{' and '.join(_LOSS_KEYS)} of a turn disagree"
         raise RowError(f"{origin}: {kind} (turn {number}); remove one.", origin, kind)
     # Of other turns the weight says nothing, and equal turns shall be equal.
-    return weights.pop() if weights and turn["role"] == "assistant" else 1
+    return 0 if weights == {0} and turn["role"] == "assistant" else None
 
 
 def require_trainable(conversation: Conversation) -> Conversation:
