@@ -215,9 +215,7 @@ def test_two_bos_at_the_start_are_refused(own_world_tokenizer, mistake_of) -> No
 
 
 def test_a_bos_at_the_start_and_before_its_turn_is_refused(own_world_tokenizer, mistake_of) -> None:
-    own_world_tokenizer.chat_template = CHAT_TEMPLATE.replace(
-        "{{ '<|' +", "{{ bos_token + '<|' +"
-    )
+    own_world_tokenizer.chat_template = CHAT_TEMPLATE.replace("{{ '<|' +", "{{ bos_token + '<|' +")
     message = mistake_of(check_tokenizer, own_world_tokenizer, "models/mine")
     assert message.startswith("models/mine: ")
     assert "second BOS" in message
