@@ -69,7 +69,7 @@ def check_api_file(path: Path) -> int:
 
 
 def _require_weights(turns: Sequence[dict[str, Any]], origin: str) -> None:
-    """Refuse weights that the API refuses, and answers none of which would be learnt."""
+    """Refuse weights that the API refuses."""
     for number, turn in enumerate(turns, start=1):
         if "weight" not in turn:
             continue
@@ -79,8 +79,6 @@ def _require_weights(turns: Sequence[dict[str, Any]], origin: str) -> None:
             )
         if type(turn["weight"]) is not int or turn["weight"] not in (0, 1):
             raise OneShotError(f"{origin}: 'weight' of turn {number} must be 0 or 1.")
-    if not any(turn.get("weight", 1) for turn in turns if turn["role"] == "assistant"):
-        raise OneShotError(f"{origin}: every answer has the weight 0; nothing to learn.")
 
 
 def run_api_file_command(arguments: Sequence[str]) -> int:

@@ -214,20 +214,21 @@ def test_two_bos_at_the_start_are_refused(own_world_tokenizer, mistake_of) -> No
         assert "<|begin|>" in message
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("{{ '<|' +", "{{ bos_token + '<|' +"),
-        ("{{ '<|assistant|>' }}{% endif %}", "{{ bos_token + '<|assistant|>' }}{% endif %}"),
-    ],
-    ids=["each turn", "generation prompt"],
-)
-def test_a_bos_in_mid_conversation_is_refused(own_world_tokenizer, mistake_of, old, new) -> None:
-    assert old in CHAT_TEMPLATE
-    own_world_tokenizer.chat_template = CHAT_TEMPLATE.replace(old, new)
+def test_a_bos_at_the_start_and_before_its_turn_is_refused(own_world_tokenizer, mistake_of) -> None:
+    own_world_tokenizer.chat_template = CHAT_TEMPLATE.replace("{{ '<|' +", "{{ bos_token + '<|' +")
     message = mistake_of(check_tokenizer, own_world_tokenizer, "models/mine")
     assert message.startswith("models/mine: ")
     assert "second BOS" in message
+
+
+def test_a_generation_prompt_that_no_row_has_is_refused(own_world_tokenizer, mistake_of) -> None:
+    template = CHAT_TEMPLATE.replace(
+        "{{ '<|assistant|>' }}{% endif %}", "{{ bos_token + '<|assistant|>' }}{% endif %}"
+    )
+    assert template != CHAT_TEMPLATE
+    own_world_tokenizer.chat_template = template
+    message = mistake_of(encode_conversation, own_world_tokenizer, SINGLE)
+    assert message.startswith("rows.jsonl row 4: the chat template writes turn 2 differently")
 
 
 def test_bos_that_is_also_the_end_of_turn_is_no_second_bos(bpe_tokenizer) -> None:

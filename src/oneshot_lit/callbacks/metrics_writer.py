@@ -106,6 +106,7 @@ class MetricsWriter(Callback):
             "metrics": module.scores,
             "samples": module.sample_counts,
             "empty_outputs": module.empty_counts,
+            "cut_outputs": module.cut_counts,
             "unscored": {key: n for key, n in module.unscored_counts.items() if n},
             "model_name_or_path": module.model_name_or_path,
             "ckpt_path": None if trainer.ckpt_path is None else str(trainer.ckpt_path),

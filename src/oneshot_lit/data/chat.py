@@ -1,61 +1,38 @@
 """Conversation -> token ids and loss mask: the one function used by training and evaluation.
 
-The chat template renders the text; the loss mask is found by rendering every prefix that ends in
-a generation prompt, so what a model is trained to continue is exactly what it is later given.
+A row is put together from the prompts that a model is given before each of its answers, so what it
+is trained to continue is, token for token, what it is later given.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from oneshot_lit.data.chat_format import (
+    ChatOptions,
+    SystemTurn,
+    answer_form,
+    beyond_embedding,
+    chat_options,
+    prompt_text,
+    render,
+    set_chat_options,
+)
 from oneshot_lit.data.conversation import Conversation, Message
 from oneshot_lit.errors import OneShotError, RowError
 
-SystemTurn = Literal["template", "user"]
-
-
-@dataclass(frozen=True)
-class ChatOptions:
-    """What a family's chat format needs beyond its template; see `set_chat_options`.
-
-    Attributes:
-        system_turn: ``template`` hands a system turn to the template; ``user`` puts its text before
-            the first user turn, for templates that have no system role or move it about.
-        stop_tokens: Further tokens that end an answer.
-    """
-
-    system_turn: SystemTurn = "template"
-    stop_tokens: tuple[str, ...] = ()
-
-
-def set_chat_options(tokenizer: Any, options: ChatOptions, name: str) -> None:
-    """Let a tokenizer be used with these options, wherever conversations are encoded with it.
-
-    Raises:
-        OneShotError: for a stop token that the tokenizer does not have as one token.
-    """
-    known = tokenizer.get_vocab()
-    for token in options.stop_tokens:
-        if token not in known:
-            raise OneShotError(
-                f"model.stop_tokens: '{token}' is no token of {name}; "
-                "see its tokenizer_config.json for the names."
-            )
-    tokenizer.chat_options = options
-
-
-def _options(tokenizer: Any) -> ChatOptions:
-    return getattr(tokenizer, "chat_options", None) or ChatOptions()
-
-
-def _system_into_user(turns: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Put the text of a system turn before that of the first user turn, a blank line between."""
-    if len(turns) < 2 or turns[0]["role"] != "system":
-        return turns
-    system, user, *rest = turns
-    return [{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *rest]
+__all__ = [
+    "ChatOptions",
+    "Encoded",
+    "SystemTurn",
+    "check_tokenizer",
+    "encode_conversation",
+    "end_of_turn_warning",
+    "set_chat_options",
+    "stop_token_ids",
+]
 
 
 @dataclass(frozen=True)
@@ -64,7 +41,8 @@ class Encoded:
 
     Attributes:
         input_ids: Token ids, length ``tokens``.
-        loss_mask: True on assistant tokens and their end-of-turn token; all False for a prompt.
+        loss_mask: True on the tokens of answers that are learned and their end-of-turn token; all
+            False for a prompt.
         cut: How many tokens of the conversation `max_length` dropped from its end, 0 where the row
             is whole; a prompt is never cut. It counts tokens without loss too, such as a newline
             that the template writes after the end of turn.
@@ -75,113 +53,192 @@ class Encoded:
     cut: int = 0
 
 
-def _render(tokenizer: Any, messages: Sequence[Message], generation: bool, origin: str) -> str:
-    turns = [{"role": m.role, "content": m.content} for m in messages]
-    if _options(tokenizer).system_turn == "user":
-        turns = _system_into_user(turns)
-    try:
-        text = tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=generation
-        )
-    except Exception as error:  # jinja raises whatever the template's author chose
-        reason = " ".join(str(error).split()).rstrip(".")
-        mend = "; set model.system_turn to user" if turns[0]["role"] == "system" else ""
-        kind = "the chat template refuses these turns"
-        raise RowError(f"{origin}: {kind}: {reason}{mend}.", origin, kind) from error
-    return str(text)
-
-
-def _tokenize(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+def _tokenize(tokenizer: Any, text: str) -> tuple[list[int], list[int]]:
+    """Return the token ids of a text, and where each token ends in it."""
     # The template already writes BOS, so the tokenizer must not add its own.
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    return list(encoded["input_ids"]), [tuple(o) for o in encoded["offset_mapping"]]
+    return list(encoded["input_ids"]), [end for _, end in encoded["offset_mapping"]]
 
 
-def _assistant_spans(
-    tokenizer: Any, conversation: Conversation, full_text: str
-) -> list[tuple[int, int]]:
-    """Return character spans of every assistant answer in the rendered text."""
-    spans = []
-    messages = conversation.messages
-    for index, message in enumerate(messages):
-        if message.role != "assistant":
-            continue
-        before = _render(tokenizer, messages[:index], True, conversation.origin)
-        after = (
-            full_text
-            if index == len(messages) - 1
-            else _render(tokenizer, messages[: index + 1], False, conversation.origin)
-        )
-        if not (after.startswith(before) and full_text.startswith(after)):
-            raise OneShotError(
-                f"{conversation.origin}: the chat template renders the turns before an answer "
-                "differently once the answer is there, so the loss mask is undefined; split it "
-                "into single-turn rows, set model.system_turn to user if it moves the system "
-                "turn, or give model.chat_template a template that does not."
-            )
-        spans.append((len(before), len(after)))
-    return spans
+# What a text may follow, so that the tokenizer does not treat it as the beginning of everything.
+_BEFORE = ("\n", "a", ".", " ")
 
 
-def _within(span: tuple[int, int], start: int, end: int) -> bool:
-    """Whether a token lies in an answer.
+def _tokenize_behind(tokenizer: Any, text: str, origin: str) -> tuple[list[int], list[int]]:
+    """Do what `_tokenize` does for a text that stands behind other text.
 
-    Tokenizers that trim offsets give a token of white space alone an empty span at its end.
+    Raises:
+        OneShotError: if the tokenizer joins it to everything that could stand before it.
     """
-    first, last = span
-    return last <= end and (first >= start if last > first else first > start)
+    for before in _BEFORE:
+        alone, _ = _tokenize(tokenizer, before)
+        ids, ends = _tokenize(tokenizer, before + text)
+        if ids[: len(alone)] == alone:
+            return ids[len(alone) :], [end - len(before) for end in ends[len(alone) :]]
+    raise OneShotError(
+        f"{origin}: the tokenizer cannot part an answer from its prompt; give model.chat_template "
+        "a template with a special token before each answer."
+    )
+
+
+class _Row:
+    """The tokens of a text that grows at its end; what they are is never changed again.
+
+    A tokenizer may join the end of a prompt and the beginning of its answer to one token, such as
+    two newlines. A model is given the prompt alone, so there the answer is tokenised by itself.
+
+    Args:
+        tokenizer: A fast tokenizer.
+        origin: File and row, for errors.
+    """
+
+    def __init__(self, tokenizer: Any, origin: str) -> None:
+        self.tokenizer, self.origin = tokenizer, origin
+        self.ids: list[int] = []
+        # Where each token ends in the text.
+        self.ends: list[int] = []
+        # Tokens and letters before the last part that was tokenised by itself; all letters.
+        self._part = (0, 0)
+        self._size = 0
+
+    def grow(self, text: str) -> None:
+        """Take in a longer text, of which the old one is the beginning."""
+        tokens, letters = self._part
+        ids, ends = self._tokens(text, letters)
+        if ids[: len(self.ids) - tokens] != self.ids[tokens:]:
+            tokens, letters = self._part = len(self.ids), self._size
+            ids, ends = self._tokens(text, letters)
+        self.ids[tokens:], self.ends[tokens:] = ids, [letters + end for end in ends]
+        self._size = len(text)
+
+    def _tokens(self, text: str, start: int) -> tuple[list[int], list[int]]:
+        if start == 0:
+            return _tokenize(self.tokenizer, text)
+        return _tokenize_behind(self.tokenizer, text[start:], self.origin)
 
 
 @dataclass(frozen=True)
 class _Answer:
-    """Positions of an answer's tokens, of which `stop` ends the turn if the template marks that."""
+    """An answer in a rendered conversation.
 
-    members: list[int]
-    stop: int | None
-
-
-def _end_of_turn(
-    text: str,
-    offsets: Sequence[tuple[int, int]],
-    marks: Sequence[int],
-    behind: int,
-    end: int,
-) -> int | None:
-    """Return the position of the token that ends an answer, or None if the template writes none.
-
-    It is the last of `marks`, the answer's special and added tokens, if that stands behind the
-    message with nothing but white space after it. Added tokens may stand inside a message too, such
-    as runs of spaces or ``<think>``, and a white-space token does not tell an end from a new line.
+    Attributes:
+        number: Its turn, from 0.
+        prompt: The text that it follows.
+        after: What the template writes behind it as the last turn.
     """
-    visible = [p for p in marks if text[slice(*offsets[p])].strip()]
-    if not visible:
-        return None
-    first, last = offsets[visible[-1]]
-    return visible[-1] if first >= behind and not text[last:end].strip() else None
+
+    number: int
+    prompt: str
+    after: str
 
 
-def _encode_answers(tokenizer: Any, conversation: Conversation) -> tuple[list[int], list[_Answer]]:
-    """Return the token ids of a conversation, and where its answers lie among them."""
-    text = _render(tokenizer, conversation.messages, False, conversation.origin)
-    ids, offsets = _tokenize(tokenizer, text)
-    _check_bos(tokenizer, ids, conversation.origin)
-    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    contents = [m.content.strip() for m in conversation.messages if m.role == "assistant"]
-    spans = _assistant_spans(tokenizer, conversation, text)
-    answers = []
-    for content, (start, end) in zip(contents, spans, strict=True):
-        members = [p for p, span in enumerate(offsets) if _within(span, start, end)]
-        if not members:
-            raise OneShotError(
-                f"{conversation.origin}: an assistant turn has no tokens of its own."
-            )
-        # The first match, because the mark behind it may hold the message's words ("end").
-        found = text.find(content, start, end)
-        # A template may rewrite the message; then only what follows a mark can tell.
-        behind = start if found < 0 else found + len(content)
-        marks = [p for p in members if ids[p] in special]
-        answers.append(_Answer(members, _end_of_turn(text, offsets, marks, behind, end)))
-    return ids, answers
+def _answers(tokenizer: Any, conversation: Conversation) -> list[_Answer]:
+    messages, origin = conversation.messages, conversation.origin
+    return [
+        _Answer(i, *prompt_text(tokenizer, messages[:i], origin))
+        for i, message in enumerate(messages)
+        if message.role == "assistant"
+    ]
+
+
+def _learned_part(
+    tokenizer: Any, conversation: Conversation, text: str, answer: _Answer
+) -> tuple[int, int]:
+    """Return where the message of an answer ends in the text of its row, and where its turn does.
+
+    Raises:
+        OneShotError: if the row's text is not what the model is given and has to answer.
+    """
+    origin, number = conversation.origin, answer.number
+    messages = conversation.messages[: number + 1]
+    last = number == len(conversation.messages) - 1
+    whole = text if last else render(tokenizer, messages, False, origin)
+    if not (whole.startswith(answer.prompt) and whole.endswith(answer.after)):
+        raise OneShotError(
+            f"{origin}: the chat template writes turn {number + 1} differently once its answer is "
+            "there than when it is asked for, so that nothing would be learned of the answer as "
+            "given; take any thoughts out of the answer, set model.system_turn to user if it "
+            "moves the system turn, or give model.chat_template a template that does not."
+        )
+    message = len(whole) - len(answer.after)
+    turn = message + len(answer_form(tokenizer).end)
+    if text[:message] != whole[:message] or text[message:turn] != answer_form(tokenizer).end:
+        raise OneShotError(
+            f"{origin}: the chat template renders the turns before an answer differently once the "
+            f"answer is there, or other turns behind it: so it does with turn {number + 1}. Split "
+            "the row into single-turn rows, give all answers but the last the weight 0, or give "
+            "model.chat_template a template that does not."
+        )
+    return message, turn
+
+
+def _encode_row(tokenizer: Any, conversation: Conversation) -> tuple[list[int], list[bool]]:
+    """Return the token ids of a conversation and its loss mask."""
+    origin = conversation.origin
+    text = render(tokenizer, conversation.messages, False, origin)
+    row, stop = _Row(tokenizer, origin), answer_form(tokenizer).stop
+    spans: list[tuple[int, int, int]] = []
+    for answer in _answers(tokenizer, conversation):
+        learned = conversation.messages[answer.number].learned
+        if learned:
+            ends = _learned_part(tokenizer, conversation, text, answer)
+        # Of an answer that is context alone, the template may make what it likes.
+        if text.startswith(answer.prompt):
+            row.grow(answer.prompt)
+        if learned:
+            spans.append((len(row.ids), *ends))
+    row.grow(text)
+    mask = [False] * len(row.ids)
+    for first, message, turn in spans:
+        position = first
+        while position < len(row.ids) and row.ends[position] <= turn:
+            mask[position] = True
+            position += 1
+            # Behind the end of turn the model generates nothing, such as a newline.
+            if row.ids[position - 1] == stop and row.ends[position - 1] > message:
+                break
+        if position == first:
+            raise OneShotError(f"{origin}: an assistant turn has no tokens of its own.")
+    return row.ids, mask
+
+
+def _encode_prompt(tokenizer: Any, conversation: Conversation) -> list[int]:
+    """Return the token ids that an answer to the last turn follows."""
+    row = _Row(tokenizer, conversation.origin)
+    text, _ = prompt_text(tokenizer, conversation.messages, conversation.origin)
+    for answer in _answers(tokenizer, conversation):
+        if text.startswith(answer.prompt):
+            row.grow(answer.prompt)
+    row.grow(text)
+    return row.ids
+
+
+def _check(tokenizer: Any, conversation: Conversation, ids: Sequence[int]) -> None:
+    """Refuse tokens that the model cannot take, or that are not all of the row."""
+    origin, bos = conversation.origin, tokenizer.bos_token_id
+    if bos is not None and ids[:2] == [bos, bos]:
+        raise OneShotError(
+            f"{origin}: the chat template adds a second BOS token ({tokenizer.bos_token}); remove "
+            "one from the template."
+        )
+    if (problem := beyond_embedding(tokenizer, ids)) is not None:
+        kind = "a token that the model does not embed"
+        raise RowError(f"{origin}: {problem}; drop the row or mend the tokenizer.", origin, kind)
+    keys = sorted({key for m in conversation.messages for key in m.extra})
+    if not keys:
+        return
+    plain, full = (
+        render(tokenizer, conversation.messages, False, origin, extra=extra)
+        for extra in (False, True)
+    )
+    if plain != full:
+        kind = "a key of a turn that the template writes"
+        raise RowError(
+            f"{origin}: the chat template would write keys of the turns that are not supported "
+            f"({', '.join(keys)}); remove them.",
+            origin,
+            kind,
+        )
 
 
 def encode_conversation(
@@ -193,22 +250,27 @@ def encode_conversation(
 ) -> Encoded:
     """Encode a conversation for training, or its prompt for generation.
 
+    The tokens of a prompt are the beginning of those of its row, up to the first token of the
+    answer.
+
     Args:
         tokenizer: A fast Hugging Face tokenizer with a chat template.
         conversation: The turns. For generation everything after the last user turn is dropped.
         max_length: Longest allowed number of tokens. Training rows are cut at the end; prompts are
             never cut.
-        for_generation: Encode the prompt with the template's generation prompt, without loss.
+        for_generation: Encode the prompt up to where its answer begins, without loss.
 
     Raises:
-        OneShotError: if the template cannot render the turns, writes BOS twice in a row, if
-            `max_length` cuts off every assistant token, or if a prompt is longer than `max_length`.
+        OneShotError: if the template cannot render the turns, renders a prompt differently once its
+            answer is there, writes BOS twice at the start or a key that is not supported; for a
+            token that the model does not embed; if `max_length` cuts off every token with loss, or
+            if a prompt is longer than `max_length`.
     """
     origin = conversation.origin
     if for_generation:
-        text = _render(tokenizer, conversation.prompt.messages, True, origin)
-        ids, _ = _tokenize(tokenizer, text)
-        _check_bos(tokenizer, ids, origin)
+        conversation = conversation.prompt
+        ids = _encode_prompt(tokenizer, conversation)
+        _check(tokenizer, conversation, ids)
         if max_length is not None and len(ids) > max_length:
             raise OneShotError(
                 f"{origin}: the prompt has {len(ids)} tokens, more than max_length={max_length}; "
@@ -216,12 +278,8 @@ def encode_conversation(
             )
         return Encoded(ids, [False] * len(ids))
 
-    ids, answers = _encode_answers(tokenizer, conversation)
-    mask = [False] * len(ids)
-    for answer in answers:
-        # Templates may write a newline after the end-of-turn token; the model never generates it.
-        for position in answer.members:
-            mask[position] = answer.stop is None or position <= answer.stop
+    ids, mask = _encode_row(tokenizer, conversation)
+    _check(tokenizer, conversation, ids)
     cut = 0
     if max_length is not None and len(ids) > max_length:
         cut = len(ids) - max_length
@@ -233,16 +291,7 @@ def encode_conversation(
     return Encoded(ids, mask, cut)
 
 
-def _check_bos(tokenizer: Any, ids: Sequence[int], origin: str) -> None:
-    bos = tokenizer.bos_token_id
-    if bos is not None and len(ids) > 1 and ids[0] == bos and ids[1] == bos:
-        raise OneShotError(
-            f"{origin}: the chat template adds a second BOS token ({tokenizer.bos_token}); remove "
-            "one from the template."
-        )
-
-
-_PROBE = (Message("user", "a"), Message("assistant", "b"))
+_PROBE = Conversation((Message("user", "a"), Message("assistant", "b")))
 
 
 def check_tokenizer(tokenizer: Any, name: str) -> None:
@@ -250,7 +299,7 @@ def check_tokenizer(tokenizer: Any, name: str) -> None:
 
     Raises:
         OneShotError: without a chat template, if it is not a fast tokenizer, or if the template
-            writes BOS twice into one single-turn conversation or its prompt.
+            writes BOS twice at the start of a conversation or its prompt.
     """
     if not tokenizer.chat_template:
         raise OneShotError(
@@ -259,15 +308,10 @@ def check_tokenizer(tokenizer: Any, name: str) -> None:
         )
     if not tokenizer.is_fast:
         raise OneShotError(f"{name}: needs a fast tokenizer (tokenizer.json) for the loss mask.")
-    bos = tokenizer.bos_token_id
-    endings = {tokenizer.eos_token_id, tokenizer.sep_token_id}
-    for messages, generation in ((_PROBE, False), (_PROBE[:1], True)):
-        ids, _ = _tokenize(tokenizer, _render(tokenizer, messages, generation, name))
-        if bos is not None and bos not in endings and ids.count(bos) > 1:
-            raise OneShotError(
-                f"{name}: the chat template adds a second BOS token ({tokenizer.bos_token}); "
-                "remove one from the template."
-            )
+    probe = Conversation(_PROBE.messages, origin=name)
+    for messages, generation in ((probe.messages, False), (probe.prompt.messages, True)):
+        ids, _ = _tokenize(tokenizer, render(tokenizer, messages, generation, name))
+        _check(tokenizer, probe, ids)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token_id is None:
@@ -280,13 +324,39 @@ def stop_token_ids(tokenizer: Any, generation_config: Any = None) -> list[int]:
     """Return every token id that ends an answer.
 
     These are the template's end of turn, the EOS ids of the tokenizer and of the model's generation
-    config, and the stop tokens of `ChatOptions`.
+    config, and the stop tokens of `ChatOptions`; but none that the model cannot write.
+
+    Raises:
+        OneShotError: if the model does not embed the template's end of turn.
     """
-    ids, (answer,) = _encode_answers(tokenizer, Conversation(_PROBE, origin="chat template"))
-    stops = [] if answer.stop is None else [ids[answer.stop]]
+    stop = answer_form(tokenizer).stop
+    if (problem := beyond_embedding(tokenizer, [stop])) is not None:
+        raise OneShotError(f"chat template: {problem}; it ends no answer. Give another template.")
     configured = getattr(generation_config, "eos_token_id", None)
-    named = [tokenizer.get_vocab()[token] for token in _options(tokenizer).stop_tokens]
-    for extra in (tokenizer.eos_token_id, configured, named):
+    named = [tokenizer.get_vocab()[token] for token in chat_options(tokenizer).stop_tokens]
+    stops: list[int] = []
+    for extra in (stop, tokenizer.eos_token_id, configured, named):
         values = extra if isinstance(extra, (list, tuple)) else [extra]
         stops += [v for v in values if v is not None and v not in stops]
-    return stops
+    return [s for s in stops if beyond_embedding(tokenizer, [s]) is None]
+
+
+def end_of_turn_warning(tokenizer: Any, stop_ids: Sequence[int]) -> str | None:
+    """Say what a template without an end of turn means; None if one token ends every answer."""
+    form = answer_form(tokenizer)
+    if form.stop is not None or chat_options(tokenizer).stop_tokens:
+        return None
+    named = ", ".join(f"'{tokenizer.convert_ids_to_tokens(i)}'" for i in stop_ids)
+    unless = f" unless the model writes {named}" if named else ""
+    if form.end_text is not None:
+        return (
+            f"the chat template ends a turn with '{form.end_text}', which is no special token of "
+            "the tokenizer: answers are cut at this text, and the backend vllm generates on to "
+            f"model.decoding.max_new_tokens{unless}; give model.chat_template one that ends turns "
+            "with a special token"
+        )
+    return (
+        "the chat template writes no end of turn, so training teaches none and answers run on to "
+        f"model.decoding.max_new_tokens{unless}; metrics.json counts them under cut_outputs. Give "
+        "model.chat_template one that ends turns with a special token"
+    )

@@ -171,6 +171,15 @@ PRESETS: dict[str, tuple[tuple[str, ...], ColumnMap]] = {
     "goals": (("goal",), ColumnMap(prompt="goal")),
 }
 
+# What data sets call the column of a system turn that stands beside the turns of a chat.
+_SYSTEM = ("system", "system_prompt", "system_message")
+
+
+def is_system(column: str) -> bool:
+    """Whether a column beside the turns of a chat holds its system turn."""
+    return column.lower() in _SYSTEM
+
+
 # Columns that would change what is asked, learnt or scored, so none is passed over unasked.
 _WEIGHTY = ("response", "context", "system", "reference")
 
@@ -214,8 +223,8 @@ def _guess(header: Sequence[str], origin: str) -> ColumnMap:
             "header if the file has no header line."
         )
     mapping = PRESETS[preset][1]
-    # The rows of a chat bring their own reference.
-    weighty = _WEIGHTY[:-1] if mapping.messages else _WEIGHTY
+    # The rows of a chat bring their own reference, and a system turn.
+    weighty = ("response", "context") if mapping.messages else _WEIGHTY
     read = mapping.columns()
     unread = [c for c in header if c.lower() in weighty and c not in read]
     if unread:

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from oneshot_lit.data.chat import Encoded, encode_conversation
+from oneshot_lit.data.chat_format import answer_form, visible_text
 from oneshot_lit.data.conversation import Conversation, require_trainable
 from oneshot_lit.data.padding import pad_generation, pad_training
 from oneshot_lit.data.room import Room
@@ -176,7 +177,12 @@ class PromptDataset(Dataset[dict[str, Any]]):
         self.left_out: list[OneShotError] = []
         self.too_long = 0
         self._encode(tokenizer, room, skip_long)
-        self.references = [self._reference(c) for c in self.conversations]
+        form = answer_form(tokenizer)
+        self.references = [
+            # Answers are compared as the user sees them.
+            reference if reference is None or not form.thoughts else visible_text(reference, form)
+            for reference in map(self._reference, self.conversations)
+        ]
         unknown = [c for c, r in zip(self.conversations, self.references, strict=True) if r is None]
         if prompt_set.metrics is None and 0 < len(unknown) < len(self.conversations):
             raise OneShotError(

@@ -44,10 +44,10 @@ def edited(
         messages = [Message("system", system), *(m for m in messages if m.role != "system")]
     for index, message in enumerate(messages):
         if message.role == "user":
-            messages[index] = Message("user", f"{prefix}{message.content}{suffix}")
+            messages[index] = replace(message, content=f"{prefix}{message.content}{suffix}")
         elif message.role == "assistant":
             content = message.content if answer is None else answer
-            messages[index] = Message("assistant", f"{answer_prefix}{content}")
+            messages[index] = replace(message, content=f"{answer_prefix}{content}")
     return replace(conversation, messages=tuple(messages))
 
 

@@ -8,10 +8,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
-from oneshot_lit.data.columns import cell_text, shown
-from oneshot_lit.data.conversation import Conversation, parse_messages, require_trainable
+from oneshot_lit.data.columns import cell_text, is_system, shown
+from oneshot_lit.data.conversation import (
+    Conversation,
+    Message,
+    parse_messages,
+    require_trainable,
+)
 from oneshot_lit.data.read_files import read_jsonl, refuse
 from oneshot_lit.data.tally import Tally
 from oneshot_lit.errors import OneShotError, RowError
@@ -129,7 +135,9 @@ class ConversationSource:
 class ChatJsonl(ConversationSource):
     """Rows of ``{"messages": [{"role", "content"}, ...]}``, the format of fine-tuning APIs.
 
-    Optional keys of a row: ``id``, ``category``, ``reference`` (the expected answer).
+    Optional keys of a row: ``id``, ``category``, ``reference`` (the expected answer), ``system``
+    (the system turn of a row that has none). An answer with ``"weight": 0`` or ``"train": false``
+    is context only, and carries no loss. Rows with tool calls are refused.
 
     Args:
         path: The JSONL file.
@@ -172,20 +180,67 @@ class ChatJsonl(ConversationSource):
         return found
 
 
+# Keys that say what an answer may call or how it is rendered; nothing here can follow them.
+_UNSUPPORTED = ("tools", "functions", "chat_template_kwargs")
+
+
 def chat_row(row: dict[str, Any], origin: str) -> Conversation:
-    """Turn a chat-JSONL row into a conversation."""
+    """Turn a chat-JSONL row into a conversation.
+
+    Raises:
+        RowError: for turns that `parse_messages` refuses, a second system turn, tools or a weight
+            of the whole row.
+    """
     if "messages" not in row:
         kind = "lacks 'messages'"
         has = f"(has {shown(row) or 'no keys'})"
         message = f"{origin}: {kind} {has}; for other columns use TableFile."
         raise RowError(message, origin, kind)
+    for key in _UNSUPPORTED:
+        # Tables write an empty list as text.
+        if row.get(key) and row[key] not in ("[]", "null"):
+            kind = f"has '{key}'"
+            message = f"{origin}: {kind}, which is not supported; remove it or drop the row."
+            raise RowError(message, origin, kind)
+    for key in ("weight", "train"):
+        if row.get(key) not in (None, 1):
+            kind = f"'{key}' of a whole row"
+            raise RowError(
+                f"{origin}: {kind} is not supported; give it to the row's assistant turns.",
+                origin,
+                kind,
+            )
     fields = {k: cell_text(row.get(k), f"'{k}'", origin) for k in ("id", "category", "reference")}
-    return Conversation(
+    found = Conversation(
         parse_messages(row["messages"], origin),
         origin,
         **fields,
         extra={k: v for k, v in row.items() if k != "messages" and k not in fields},
     )
+    for key in row:
+        if is_system(key):
+            found = with_system(found, cell_text(row[key], f"'{key}'", origin), key)
+    return found
+
+
+def with_system(conversation: Conversation, text: str | None, key: str) -> Conversation:
+    """Return a conversation with the system turn that stands beside its turns, in a column `key`.
+
+    Raises:
+        RowError: if it has another system turn already.
+    """
+    if text is None:
+        return conversation
+    first, origin = conversation.messages[0], conversation.origin
+    if first.role != "system":
+        messages = (Message("system", text), *conversation.messages)
+        return replace(conversation, messages=messages)
+    if first.content != text:
+        kind = "two system turns that differ"
+        raise RowError(
+            f"{origin}: '{key}' and the system turn before it differ; keep one.", origin, kind
+        )
+    return conversation
 
 
 class Microworld(ConversationSource):
@@ -231,7 +286,7 @@ class Inline(ConversationSource):
     """Conversations written into the config itself.
 
     Args:
-        conversations: Each a list of ``{role, content}`` turns.
+        conversations: Each a list of ``{role, content}`` turns, with the keys of `ChatJsonl`.
         limit: Keep at most this many conversations.
         shuffle_seed: Shuffle with this seed before `skip` and `limit`.
         skip: Leave out the first so many conversations.
@@ -239,7 +294,7 @@ class Inline(ConversationSource):
 
     def __init__(
         self,
-        conversations: list[list[dict[str, str]]],
+        conversations: list[list[dict[str, Any]]],
         limit: int | None = None,
         shuffle_seed: int | None = None,
         *,

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from oneshot_lit.data.columns import ColumnMap, resolve_columns
-from oneshot_lit.data.conversation import Conversation, Message, conversation_from_pair
+from oneshot_lit.data.columns import ColumnMap, is_system, resolve_columns
+from oneshot_lit.data.conversation import Conversation, conversation_from_pair
 from oneshot_lit.data.read_files import read_csv, read_json, read_jsonl, require_file
-from oneshot_lit.data.sources import BadRows, ConversationSource, Duplicates, chat_row
+from oneshot_lit.data.sources import (
+    BadRows,
+    ConversationSource,
+    Duplicates,
+    chat_row,
+    with_system,
+)
 from oneshot_lit.errors import OneShotError, RowError
 
 
@@ -73,11 +78,14 @@ class _MappedSource(ConversationSource):
                 for f in ("id", "category", "reference")
                 if getattr(mapping, f) is not None
             }
-            found = chat_row({**row, **named, "messages": row[mapping.messages]}, origin)
-            wanted = mapping.get(row, "system", origin) or self.system
-            if wanted is None or found.messages[0].role == "system":
-                return found
-            return replace(found, messages=(Message("system", wanted), *found.messages))
+            messages = row[mapping.messages]
+            if mapping.system is not None:
+                row = {k: v for k, v in row.items() if k == mapping.system or not is_system(k)}
+            found = chat_row({**row, **named, "messages": messages}, origin)
+            if mapping.system is not None:
+                found = with_system(found, mapping.get(row, "system", origin), mapping.system)
+            own = found.messages[0].role == "system"
+            return found if own else with_system(found, self.system, "system")
         prompt, response = mapping.prompt_of(row, origin), mapping.get(row, "response", origin)
         system = mapping.get(row, "system", origin) or self.system
         return conversation_from_pair(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,6 +50,7 @@ class Slots:
         max_new_tokens: Longest answer.
         pad_id: Any token id; stands where the mask is 0.
         device: The model's.
+        ended: Whether an answer's tokens so far end it, if more than single tokens can.
         options: More arguments for `forward`.
     """
 
@@ -61,8 +62,10 @@ class Slots:
         max_new_tokens: int,
         pad_id: int,
         device: torch.device,
+        ended: Callable[[list[int]], bool] | None = None,
         **options: Any,
     ) -> None:
+        self.ended = ended
         self.forward, self.slots, self.options = forward, slots, options
         self.stops, self.max_new_tokens = frozenset(stop_ids), max_new_tokens
         self.pad_id, self.device = pad_id, device
@@ -190,6 +193,7 @@ class Slots:
             else:
                 row.tokens.append(token)
                 row.ended = len(row.tokens) == self.max_new_tokens
+                row.ended = row.ended or (self.ended is not None and self.ended(row.tokens))
             if row.ended:
                 ended.append(row)
         return ended
@@ -214,11 +218,16 @@ class Slots:
 
 
 def open_slots(
-    model: Any, slots: int, stop_ids: Sequence[int], max_new_tokens: int, pad_id: int
+    model: Any,
+    slots: int,
+    stop_ids: Sequence[int],
+    max_new_tokens: int,
+    pad_id: int,
+    ended: Callable[[list[int]], bool] | None = None,
 ) -> Slots:
     """Return empty slots of a model for which `oneshot_lit.decoding.backends.obstacle` is None."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     # Of a prompt only the last token's logits are needed: a large vocabulary makes them huge.
     takes = inspect.signature(base.forward).parameters
     options = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
-    return Slots(model, slots, stop_ids, max_new_tokens, pad_id, base.device, **options)
+    return Slots(model, slots, stop_ids, max_new_tokens, pad_id, base.device, ended, **options)

@@ -90,6 +90,7 @@ class ClassifierJudge(Judge):
         return min(self.max_length, own - (0 if self.format.head else self.format.max_new_tokens))
 
     def _by_reply(self, rows: list[list[int]]) -> list[Reading | str]:
+        from oneshot_lit.data.chat_format import AnswerForm
         from oneshot_lit.modules.generation import Decoding, generate_answers
 
         model, tokenizer = self._load()
@@ -102,6 +103,8 @@ class ClassifierJudge(Judge):
             self._padded(rows, tokenizer.pad_token_id, left=True),
             stop_ids=stops,
             decoding=Decoding(max_new_tokens=self.format.max_new_tokens),
+            # A guard's template writes one question, not a chat: its format reads the whole reply.
+            form=AnswerForm(),
         )
         return [self.format.read(reply) or "malformed" for reply in replies]
 

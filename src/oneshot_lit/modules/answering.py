@@ -11,11 +11,18 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
+from oneshot_lit.data.chat_format import answer_form, visible_text
 from oneshot_lit.decoding import vllm
 from oneshot_lit.decoding.backends import AnswerStream, obstacle
 from oneshot_lit.decoding.slots import Slots, open_slots
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.modules.generation import Decoding, answer_texts, generate_answers
+from oneshot_lit.modules.generation import (
+    Decoding,
+    Output,
+    answer_texts,
+    generate_answers,
+    text_end,
+)
 from oneshot_lit.strategies.weights import runs_together
 
 # Number of the prompt set and of the prompt in it.
@@ -64,14 +71,14 @@ class Answering:
             # All sets share the slots, also one that alone would not fill them.
             self._stream = self._new_stream(max((_batch_size(each) for each in loaders), default=1))
 
-    def _answers(self, batch: dict[str, Tensor], dataloader_idx: int) -> list[tuple[Any, str]]:
+    def _answers(self, batch: dict[str, Tensor], dataloader_idx: int) -> list[tuple[Any, Any]]:
         """Take a batch in; returns the `Key` and text of each answer that is ready by now.
 
         What only fills up a batch, with a negative index, has no answer.
         """
         keys: list[Key] = [(dataloader_idx, index) for index in batch["index"].tolist()]
         if self._stream is None:
-            answered = zip(keys, self.generate(batch), strict=True)
+            answered = zip(keys, map(self._as_output, self.generate(batch)), strict=True)
             return [(key, text) for key, text in answered if key[1] >= 0]
         if isinstance(self._stream, Slots):
             # A loader need not tell its batch size.
@@ -81,7 +88,13 @@ class Answering:
                 self._stream.add(key, prompt)
         return self._texts(self._stream.run())
 
-    def _last_answers(self) -> list[tuple[Any, str]]:
+    def _as_output(self, text: str) -> Output:
+        """Return an answer as the user sees it, whoever wrote the `generate` that gives it."""
+        if isinstance(text, Output):
+            return text
+        return Output(visible_text(text, answer_form(self.tokenizer)), text)
+
+    def _last_answers(self) -> list[tuple[Any, Any]]:
         """Return the answers that no batch has brought."""
         if self._stream is None:
             return []
@@ -89,9 +102,14 @@ class Answering:
         with torch.no_grad(), self.trainer.precision_plugin.val_step_context():
             return self._texts(self._stream.run(to_the_end=True))
 
-    def _texts(self, answers: list[tuple[Hashable, list[int]]]) -> list[tuple[Any, str]]:
+    def _texts(self, answers: list[tuple[Hashable, list[int]]]) -> list[tuple[Any, Any]]:
         tokens = [tokens for _, tokens in answers]
-        texts = answer_texts(self.tokenizer, tokens, stop_ids=self.stop_ids)
+        texts = answer_texts(
+            self.tokenizer,
+            tokens,
+            stop_ids=self.stop_ids,
+            max_new_tokens=self.decoding.max_new_tokens,
+        )
         return [(key, text) for (key, _), text in zip(answers, texts, strict=True)]
 
     def _new_stream(self, slots: int) -> AnswerStream | None:
@@ -104,7 +122,14 @@ class Answering:
         reason = obstacle(self.model, decoding.do_sample)
         if reason is None:
             pad_id = self.tokenizer.pad_token_id
-            return open_slots(self.model, slots, self.stop_ids, decoding.max_new_tokens, pad_id)
+            return open_slots(
+                self.model,
+                slots,
+                self.stop_ids,
+                decoding.max_new_tokens,
+                pad_id,
+                ended=text_end(self.tokenizer),
+            )
         if decoding.backend == "refill":
             raise OneShotError(f"model.decoding.backend refill: {reason}; choose auto.")
         return None

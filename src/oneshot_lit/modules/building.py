@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from oneshot_lit.data.chat_format import chat_options
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.modules import adapters, loading
 from oneshot_lit.modules.weight_files import tensors_of, weight_files
@@ -96,10 +97,14 @@ class ModelBuilding:
 
     def _prepared(self, model: Any) -> Any:
         """Check a model against its tokenizer; add what is configured."""
-        if len(self.tokenizer) > model.get_input_embeddings().num_embeddings:
+        rows = model.get_input_embeddings().num_embeddings
+        # Tokens that nothing uses may be missing: those of every row and prompt are compared with
+        # what the config says, if it does.
+        known = chat_options(self.tokenizer).embedded
+        if len(self.tokenizer) > rows and (known is None or known > rows):
             raise OneShotError(
-                f"the tokenizer has {len(self.tokenizer)} tokens but the model embeds only "
-                f"{model.get_input_embeddings().num_embeddings}; they do not belong together."
+                f"the tokenizer has {len(self.tokenizer)} tokens but the model embeds only {rows}; "
+                "they do not belong together."
             )
         fitting = self._trainer is not None and self.trainer.state.fn == "fit"
         if hasattr(model, "peft_config") and (fitting or self.peft is not None):

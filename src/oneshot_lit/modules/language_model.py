@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
@@ -19,6 +21,7 @@ from oneshot_lit.data.chat import (
     ChatOptions,
     SystemTurn,
     check_tokenizer,
+    end_of_turn_warning,
     set_chat_options,
     stop_token_ids,
 )
@@ -29,13 +32,13 @@ from oneshot_lit.errors import OneShotError
 from oneshot_lit.metrics.base import TextScore
 from oneshot_lit.modules import loading
 from oneshot_lit.modules.building import ModelBuilding
-from oneshot_lit.modules.context import read_context_length
+from oneshot_lit.modules.context import embedding_rows, read_config, read_context_length
 from oneshot_lit.modules.generation import Decoding
 from oneshot_lit.modules.loss import next_token_loss
 from oneshot_lit.modules.rounding import check_rounding
 from oneshot_lit.modules.scoring import PromptScoring
-from oneshot_lit.strategies.folders import own_state
 from oneshot_lit.modules.weight_files import is_local
+from oneshot_lit.strategies.folders import own_state
 from oneshot_lit.strategies.gradients import is_boundary, total_norm
 from oneshot_lit.strategies.random_state import random_states, restore_random_state
 from oneshot_lit.strategies.resumed_loops import accumulated_batches, correct_counts
@@ -118,6 +121,7 @@ class LanguageModelModule(PromptScoring, ModelBuilding, LightningModule):
         self.scores: dict[str, float] = {}
         self.sample_counts: dict[str, int] = {}
         self.empty_counts: dict[str, int] = {}
+        self.cut_counts: dict[str, int] = {}
         self.unscored_counts: dict[str, int] = {}
         self.outcomes: list[dict[str, Any]] = []
         self._metrics: dict[str, dict[str, TextScore]] = {}
@@ -137,7 +141,11 @@ class LanguageModelModule(PromptScoring, ModelBuilding, LightningModule):
         if self.chat_template is not None:
             tokenizer.chat_template = require_file(self.chat_template).read_text(encoding="utf-8")
         check_tokenizer(tokenizer, name)
-        set_chat_options(tokenizer, self.chat_options, name)
+        config, _ = read_config(
+            self.model_name_or_path, self.model_config, tokenizer, self.trust_remote_code
+        )
+        embedded = None if config is None else embedding_rows(config)
+        set_chat_options(tokenizer, replace(self.chat_options, embedded=embedded), name)
         return tokenizer
 
     @cached_property
@@ -158,7 +166,7 @@ class LanguageModelModule(PromptScoring, ModelBuilding, LightningModule):
         if self.model is not None:
             return
         if self.decoding.backend == "vllm":
-            self.stop_ids = stop_token_ids(self.tokenizer, self._configure_vllm())
+            self._know_ends(self._configure_vllm())
             return
         if self.device_mesh is not None:
             model = self._cut_model(self.device_mesh)
@@ -166,7 +174,12 @@ class LanguageModelModule(PromptScoring, ModelBuilding, LightningModule):
             model = self._prepared(self._whole_model())
         # Hugging Face models arrive in eval mode, which Lightning keeps; dropout must be on in fit.
         self.model = model.train()
-        self.stop_ids = stop_token_ids(self.tokenizer, model.generation_config)
+        self._know_ends(model.generation_config)
+
+    def _know_ends(self, generation_config: Any) -> None:
+        self.stop_ids = stop_token_ids(self.tokenizer, generation_config)
+        if (warning := end_of_turn_warning(self.tokenizer, self.stop_ids)) is not None:
+            rank_zero_warn(warning)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Convert the model, but keep the precision of its buffers."""

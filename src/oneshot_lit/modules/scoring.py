@@ -11,6 +11,7 @@ from torch import Tensor
 from oneshot_lit.metrics.base import TextScore
 from oneshot_lit.metrics.registry import METRICS
 from oneshot_lit.modules.answering import Answering
+from oneshot_lit.modules.generation import Output
 
 
 class PromptScoring(Answering):
@@ -20,6 +21,7 @@ class PromptScoring(Answering):
         scores: ``<set>/<metric>`` -> value of the last validation or test.
         sample_counts: Answers of each set.
         empty_counts: Empty answers of each set.
+        cut_counts: Answers of each set that end at `max_new_tokens`.
         unscored_counts: ``<set>/<metric>`` -> answers that the metric could not score.
         outcomes: What each answer of this process scored in a test, as rows without any text.
     """
@@ -31,6 +33,7 @@ class PromptScoring(Answering):
     scores: dict[str, float]
     sample_counts: dict[str, int]
     empty_counts: dict[str, int]
+    cut_counts: dict[str, int]
     unscored_counts: dict[str, int]
     outcomes: list[dict[str, Any]]
     _metrics: dict[str, dict[str, TextScore]]
@@ -51,7 +54,7 @@ class PromptScoring(Answering):
         """Take a batch of prompts in, and add the answers that are ready to their sets' metrics."""
         self._score(self._answers(batch, dataloader_idx))
 
-    def _score(self, answers: list[tuple[Any, str]]) -> None:
+    def _score(self, answers: list[tuple[Any, Output]]) -> None:
         for number in {number for (number, _), _ in answers}:
             prompts = self._prompt_set(number)
             own = {index: output for (of, index), output in answers if of == number}
@@ -62,8 +65,9 @@ class PromptScoring(Answering):
                 self._note_outcomes(prompts, own)
             self.sample_counts[prompts.name] += len(outputs)
             self.empty_counts[prompts.name] += sum(not output for output in outputs)
+            self.cut_counts[prompts.name] += sum(output.cut for output in outputs)
 
-    def _note_outcomes(self, prompts: Any, answers: dict[int, str]) -> None:
+    def _note_outcomes(self, prompts: Any, answers: dict[int, Output]) -> None:
         """Keep what each answer scores, without any text."""
         metrics = self._metrics[prompts.name]
         found = {name: metric.last_scores for name, metric in metrics.items()}
@@ -90,6 +94,7 @@ class PromptScoring(Answering):
         self._metrics = {s.name: {n: METRICS[n]().to(self.device) for n in s.metrics} for s in sets}
         self.sample_counts = {s.name: 0 for s in sets}
         self.empty_counts = dict(self.sample_counts)
+        self.cut_counts = dict(self.sample_counts)
         self.outcomes = []
         self._start_answering(self._prompt_loaders())
 
@@ -98,7 +103,12 @@ class PromptScoring(Answering):
         self._score(self._last_answers())
         metrics = {f"{s}/{n}": m for s, found in self._metrics.items() for n, m in found.items()}
         self.unscored_counts = {key: int(metric.unscored) for key, metric in metrics.items()}
-        for counts in (self.sample_counts, self.empty_counts, self.unscored_counts):
+        for counts in (
+            self.sample_counts,
+            self.empty_counts,
+            self.cut_counts,
+            self.unscored_counts,
+        ):
             if counts and self.trainer.world_size > 1:
                 summed = torch.tensor(list(counts.values()), device=self.device)
                 summed = self.trainer.strategy.reduce(summed, reduce_op="sum")
@@ -162,6 +172,7 @@ class PromptScoring(Answering):
                     "index": index,
                     **row,
                     "output": output,
+                    **({} if output.raw == output else {"raw_output": output.raw}),
                 }
             )
         return rows

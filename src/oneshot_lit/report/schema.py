@@ -47,11 +47,12 @@ def require_readable(content: Mapping[str, Any], folder: Path) -> None:
     path = folder / METRICS_FILE
     for key, value in content["metrics"].items():
         require_score(value, key, f"{path}: metrics.{visible(key)}")
-    for key in ("samples", "unscored", "empty_outputs"):
+    for key in ("samples", "unscored", "empty_outputs", "cut_outputs"):
         _require_counts(content.get(key, {}), f"{path}: {key}")
     samples = content.get("samples", {})
-    for name, count in content.get("empty_outputs", {}).items():
-        _require_at_most(count, samples.get(name), f"{path}: empty_outputs.{visible(name)}")
+    for key in ("empty_outputs", "cut_outputs"):
+        for name, count in content.get(key, {}).items():
+            _require_at_most(count, samples.get(name), f"{path}: {key}.{visible(name)}")
     for key, count in content.get("unscored", {}).items():
         tested = samples.get(key.rpartition("/")[0])
         _require_at_most(count, tested, f"{path}: unscored.{visible(key)}")
