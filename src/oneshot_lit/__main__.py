@@ -5,6 +5,7 @@ Nothing heavy is imported before it is known to be needed, so `--help` comes at 
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -79,6 +80,12 @@ exit codes: 0 done, 1 a fault of the program, 2 a mistake in the input (one line
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal or a pipe that cannot show a character shows its number.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    for word in given:
+        if any("\ud800" <= character <= "\udfff" for character in word):
+            return fail(f"the argument {word!a} is not UTF-8 text; re-encode it.")
     # Forked workers of the tokenizers library warn and lock up; batches are small.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Processes that miss each other log C++ frames; what matters of them is raised as well.
@@ -149,8 +156,23 @@ def _watch() -> Any:
     return sys.modules.get("oneshot_lit.strategies.watch")
 
 
+def use_utf8() -> None:
+    """Start again in Python's UTF-8 mode where the locale has another encoding.
+
+    What is typed, the names of files and what libraries read and write are then UTF-8, too. The
+    mode can only be chosen at the start of a process, whose number stays.
+    """
+    if os.name == "posix" and sys.getfilesystemencoding() != "utf-8" and sys.executable:
+        # Asked for already, and Python was told not to listen.
+        if os.environ.get("PYTHONUTF8") == "1":
+            return
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def run() -> None:
     """Entry point of the console script."""
+    use_utf8()
     code = 1
     try:
         code = main()

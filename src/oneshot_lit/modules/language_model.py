@@ -19,9 +19,10 @@ from oneshot_lit.data.chat import (
     set_chat_options,
     stop_token_ids,
 )
+from oneshot_lit.data.compressed import require_file
 from oneshot_lit.data.padding import IGNORE_INDEX
-from oneshot_lit.data.read_files import require_file
 from oneshot_lit.errors import OneShotError
+from oneshot_lit.files import read_text
 from oneshot_lit.metrics.base import TextScore
 from oneshot_lit.modules import loading
 from oneshot_lit.modules.building import ModelBuilding
@@ -125,7 +126,7 @@ class LanguageModelModule(PromptScoring, ModelBuilding, LightningModule):
             loading.require_model_folder(name)
         tokenizer = loading.load_tokenizer(name, self.trust_remote_code)
         if self.chat_template is not None:
-            tokenizer.chat_template = require_file(self.chat_template).read_text(encoding="utf-8")
+            tokenizer.chat_template = read_text(require_file(self.chat_template))
         check_tokenizer(tokenizer, name)
         set_chat_options(tokenizer, self.chat_options, name)
         return tokenizer

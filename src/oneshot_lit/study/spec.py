@@ -12,6 +12,7 @@ import yaml
 
 from oneshot_lit.cli_errors import check_config_files
 from oneshot_lit.errors import OneShotError, did_you_mean
+from oneshot_lit.files import read_text
 from oneshot_lit.study.expand import expand, fill, require_filled
 from oneshot_lit.study.repairs import Repair, parse_repairs
 from oneshot_lit.study.selections import Selections, parse_selections
@@ -89,8 +90,8 @@ def load_study(path: Path, root: Path | None = None, seed: int | None = None) ->
     if not path.is_file():
         raise OneShotError(f"{path}: study file not found; see configs/study/.")
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raw = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" line {mark.line + 1}" if mark is not None else ""
         raise OneShotError(f"{path}{place}: not YAML; mend it.") from error
