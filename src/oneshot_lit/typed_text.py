@@ -12,6 +12,7 @@ import yaml
 from jsonargparse import get_loader, set_loader
 from jsonargparse.typing import Path as ParserPath
 
+from oneshot_lit.cli_errors import Mistake, ParserMistakeError
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.files import read_text
 
@@ -48,7 +49,13 @@ def _utf8_first(read: Callable[[ParserPath], str]) -> Callable[[ParserPath], str
 
     @wraps(read)
     def utf8(path: ParserPath) -> str:
-        return read_text(path.absolute) if os.path.isfile(path.absolute) else read(path)
+        if not os.path.isfile(path.absolute):
+            return read(path)
+        try:
+            return read_text(path.absolute)
+        except OneShotError as error:
+            # The parser keeps only the text of what is raised while it tries a value's types.
+            raise ParserMistakeError(Mistake(str(error))) from error
 
     return utf8
 
