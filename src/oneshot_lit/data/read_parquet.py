@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from oneshot_lit.data.compressed import open_bytes
+from oneshot_lit.data.compressed import open_bytes, suffixes_of
 from oneshot_lit.errors import OneShotError, RowError
 
 
@@ -27,8 +28,10 @@ def read_parquet(
 
     number = 0
     with open_bytes(path) as handle:
+        # Columns are looked up from the end of the file, which a compressed one finds slowly.
+        file = io.BytesIO(handle.read()) if suffixes_of(path)[1] else handle
         try:
-            table = ParquetFile(handle)
+            table = ParquetFile(file)
             names = table.schema_arrow.names
             if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
                 raise OneShotError(f"{path}: two columns are called '{twice}'; rename one.")
