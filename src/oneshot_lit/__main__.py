@@ -14,6 +14,7 @@ from typing import Any
 
 from oneshot_lit import __version__
 from oneshot_lit.errors import OneShotError, did_you_mean
+from oneshot_lit.shipped import run_configs_command, with_shipped_configs
 
 FITTING = ("fit", "validate", "test", "predict")
 VERBS = (
@@ -26,6 +27,7 @@ VERBS = (
     "study",
     "microworld",
     "memory",
+    "configs",
 )
 
 HELP = f"""\
@@ -46,6 +48,7 @@ commands
   study       run stages and compare them; writes results.json and report.html
   microworld  write the embedded micro-world's data sets to files
   memory      estimate what a model needs of each GPU, by strategy and number of GPUs
+  configs     list or copy the configs that come with the package; --config takes them anywhere
   <root> is --trainer.default_root_dir.
 
 the whole story on a laptop, offline, in about a minute
@@ -98,7 +101,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if given[0] not in VERBS and not given[0].startswith("-"):
         return fail(f"unknown command '{given[0]}'{did_you_mean(given[0], VERBS)}; see --help.")
+    given = list(with_shipped_configs(given))
     try:
+        if given[0] == "configs":
+            return run_configs_command(given[1:])
         if given[0] == "export":
             from oneshot_lit.convert import run_export_command
 

@@ -31,6 +31,7 @@ from oneshot_lit.modules.generation import Decoding
 from oneshot_lit.modules.loss import next_token_loss
 from oneshot_lit.modules.rounding import check_rounding
 from oneshot_lit.modules.scoring import PromptScoring
+from oneshot_lit.shipped import or_shipped
 from oneshot_lit.strategies.gradients import is_boundary, total_norm
 from oneshot_lit.strategies.random_state import random_states, restore_random_state
 
@@ -93,8 +94,9 @@ class LanguageModelModule(PromptScoring, ModelBuilding, LightningModule):
             )
         if model_config is not None and peft is not None:
             raise OneShotError("model: an adapter (peft) needs a trained base, not model_config.")
-        self.model_name_or_path, self.model_config = model_name_or_path, model_config
-        self.tokenizer_name_or_path = tokenizer_name_or_path
+        self.model_name_or_path = model_name_or_path and or_shipped(model_name_or_path)
+        self.tokenizer_name_or_path = tokenizer_name_or_path and or_shipped(tokenizer_name_or_path)
+        self.model_config = model_config
         self.chat_template = chat_template
         self.chat_options = ChatOptions(system_turn, tuple(stop_tokens or ()))
         self.dtype_name = dtype

@@ -13,6 +13,7 @@ import yaml
 from oneshot_lit.cli_errors import check_config_files
 from oneshot_lit.errors import OneShotError, did_you_mean
 from oneshot_lit.files import read_text
+from oneshot_lit.shipped import or_shipped
 from oneshot_lit.study.expand import expand, fill, require_filled
 from oneshot_lit.study.repairs import Repair, parse_repairs
 from oneshot_lit.study.selections import Selections, parse_selections
@@ -197,7 +198,7 @@ def _command(raw: Any, place: str, marks: Mapping[str, Any]) -> Command | None:
     files = [files] if isinstance(files, str) else files
     if not isinstance(files, list) or not files:
         raise OneShotError(f"{place}: needs 'config': one file or a list of them.")
-    paths = [str(Path(str(file)).expanduser()) for file in files]
+    paths = [or_shipped(str(Path(str(file)).expanduser())) for file in files]
     for file in paths:
         if not Path(file).is_file():
             raise OneShotError(f"{place}: config file {file} not found.")
