@@ -206,13 +206,13 @@ def test_a_file_has_no_split(more: dict[str, str], write) -> None:
     assert message == f"{path}: a file has no split, name or revision; drop it."
 
 
-def test_a_folder_of_parquet_files_at_home(
-    write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write(".parquet", "", CHATS)
-    monkeypatch.setenv("HOME", str(tmp_path.parent))
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    assert turns(HuggingFaceDataset(f"~/{tmp_path.name}").load()) == EXPECTED
+def test_a_folder_of_parquet_files_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "rows.parquet"
+    folder.mkdir()
+    (folder / "part-0.parquet").write_bytes(raw(".parquet", CHATS))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    assert turns(HuggingFaceDataset("~/rows.parquet").load()) == EXPECTED
 
 
 def test_other_types_are_refused_with_those_known(tmp_path: Path) -> None:
@@ -229,6 +229,7 @@ def test_the_header_option_is_for_tsv_files_too(tmp_path: Path) -> None:
     rows = TableFile(str(path), header=["prompt", "target"]).load()
     assert turns(rows) == [[("user", "one, two ?"), ("assistant", "fine")]]
     path.write_text("prompt\ttarget\none\n")
-    assert "row 1: has another number of fields than the header (2)" in said(
-        TableFile(str(path)).load
+    assert (
+        "row 1: has another number of fields than the header (2); mend its quotes or tabs."
+        in said(TableFile(str(path)).load)
     )

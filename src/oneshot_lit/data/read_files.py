@@ -181,7 +181,8 @@ def read_csv(
                 origin = f"{path} row {number}"
                 if len(cells) != len(names):
                     kind = "has another number of fields than the header"
-                    message = f"{origin}: {kind} ({len(names)}); mend its quotes or commas."
+                    between = "commas" if delimiter == "," else "tabs"
+                    message = f"{origin}: {kind} ({len(names)}); mend its quotes or {between}."
                     bad(RowError(message, origin, kind))
                     continue
                 if not _is_utf8(cells):

@@ -220,7 +220,8 @@ class HuggingFaceDataset(_MappedSource):
     def rows(self) -> list[Conversation]:
         """Load, map and validate every row."""
         place = Path(self.path).expanduser()
-        if place.is_file() or suffixes_of(self.path)[0] in FORMATS:
+        # A folder may be called so, too; Spark writes such.
+        if not place.is_dir() and (place.is_file() or suffixes_of(self.path)[0] in FORMATS):
             if self.split != "train" or self.name or self.revision:
                 raise OneShotError(f"{self.path}: a file has no split, name or revision; drop it.")
             return self._convert(read_rows(self.path, self.bad))
