@@ -150,7 +150,8 @@ def time_steps(rounds: int, steps: int, batch_size: int) -> None:
     times: dict[str, list[list[float]]] = {"bare": [], "hugging_face": [], "ours": []}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.jsonl"
-        file.write_text("".join(json.dumps(c.as_dict()) + "\n" for c in conversations))
+        text = "".join(json.dumps(c.as_dict()) + "\n" for c in conversations)
+        file.write_text(text, encoding="utf-8")
         for turn in range(rounds):
             weights = {}
             runs = {

@@ -338,7 +338,7 @@ def work(words: dict[str, Any], rounds: int, threads: int, out: str) -> None:
         if case.cuda:
             torch.cuda.empty_cache()
     if case.rank == 0:
-        Path(out).write_text(json.dumps(found))
+        Path(out).write_text(json.dumps(found), encoding="utf-8")
     if distributed.is_initialized():
         distributed.barrier()
         distributed.destroy_process_group()
@@ -375,7 +375,7 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> list[dict[s
         subprocess.Popen(
             [sys.executable, __file__, "--work", words],
             env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=log.open("w"),
+            stdout=log.open("w", encoding="utf-8"),
             stderr=subprocess.STDOUT,
         )
         for rank, log in enumerate(logs)
@@ -393,9 +393,9 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> list[dict[s
             worker.kill()
             worker.wait()
     if statuses != [0] * processes:
-        tails = "\n".join(log.read_text()[-3000:] for log in logs)
+        tails = "\n".join(log.read_text(encoding="utf-8")[-3000:] for log in logs)
         sys.exit(f"{name}: processes ended with {statuses} (None: hung)\n{tails}")
-    return json.loads(out.read_text())
+    return json.loads(out.read_text(encoding="utf-8"))
 
 
 def report(name: str, found: list[dict[str, Any]], tolerance: float) -> bool:

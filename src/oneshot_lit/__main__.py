@@ -5,6 +5,7 @@ Nothing heavy is imported before it is known to be needed, so `--help` comes at 
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -13,6 +14,7 @@ from typing import Any
 
 from oneshot_lit import __version__
 from oneshot_lit.errors import OneShotError, did_you_mean
+from oneshot_lit.shipped import run_configs_command, with_shipped_configs
 
 FITTING = ("fit", "validate", "test", "predict")
 VERBS = (
@@ -25,6 +27,7 @@ VERBS = (
     "study",
     "microworld",
     "memory",
+    "configs",
 )
 
 HELP = f"""\
@@ -45,6 +48,7 @@ commands
   study       run stages and compare them; writes results.json and report.html
   microworld  write the embedded micro-world's data sets to files
   memory      estimate what a model needs of each GPU, by strategy and number of GPUs
+  configs     list or copy the configs that come with the package; --config takes them anywhere
   <root> is --trainer.default_root_dir.
 
 the whole story on a laptop, offline, in about a minute
@@ -79,6 +83,12 @@ exit codes: 0 done, 1 a fault of the program, 2 a mistake in the input (one line
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal or a pipe that cannot show a character shows its number.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    for word in given:
+        if any("\ud800" <= character <= "\udfff" for character in word):
+            return fail(f"the argument {word!a} is not UTF-8 text; re-encode it.")
     # Forked workers of the tokenizers library warn and lock up; batches are small.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Processes that miss each other log C++ frames; what matters of them is raised as well.
@@ -91,7 +101,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if given[0] not in VERBS and not given[0].startswith("-"):
         return fail(f"unknown command '{given[0]}'{did_you_mean(given[0], VERBS)}; see --help.")
+    given = list(with_shipped_configs(given))
     try:
+        if given[0] == "configs":
+            return run_configs_command(given[1:])
         if given[0] == "export":
             from oneshot_lit.convert import run_export_command
 
@@ -149,8 +162,23 @@ def _watch() -> Any:
     return sys.modules.get("oneshot_lit.strategies.watch")
 
 
+def use_utf8() -> None:
+    """Start again in Python's UTF-8 mode where the locale has another encoding.
+
+    What is typed, the names of files and what libraries read and write are then UTF-8, too. The
+    mode can only be chosen at the start of a process, whose number stays.
+    """
+    if os.name == "posix" and sys.getfilesystemencoding() != "utf-8" and sys.executable:
+        # Asked for already, and Python was told not to listen.
+        if os.environ.get("PYTHONUTF8") == "1":
+            return
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def run() -> None:
     """Entry point of the console script."""
+    use_utf8()
     code = 1
     try:
         code = main()

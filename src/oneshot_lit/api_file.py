@@ -11,11 +11,12 @@ import yaml
 from lightning.pytorch.cli import instantiate_class
 
 from oneshot_lit.config_command import ConfigCommandParser, command_parser, parse_command
+from oneshot_lit.data.compressed import require_file
 from oneshot_lit.data.conversation import Conversation, parse_messages, require_trainable
 from oneshot_lit.data.instance import SafetyInstance
-from oneshot_lit.data.read_files import read_jsonl, require_file
+from oneshot_lit.data.read_files import read_jsonl
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.files import write_text_atomically
+from oneshot_lit.files import read_text, write_text_atomically
 
 # What OpenAI's API asks of a file: at least ten examples, at most half a gigabyte.
 LEAST_ROWS, MOST_BYTES = 10, 512 * 2**20
@@ -132,8 +133,8 @@ def instance_of(run: Path) -> SafetyInstance:
     if not path.is_file():
         raise OneShotError(f"{path}: not found; --run is the folder of a realignment.")
     try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))["data"]["init_args"]["instance"]
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+        given = yaml.safe_load(read_text(path))["data"]["init_args"]["instance"]
+    except (yaml.YAMLError, KeyError, TypeError) as error:
         raise OneShotError(f"{path}: is not what a fit writes; name the --instance.") from error
     if given is None:
         raise OneShotError(f"{path}: this fit used no instance; name the --instance.")

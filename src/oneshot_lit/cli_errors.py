@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from oneshot_lit.errors import OneShotError, did_you_mean
+from oneshot_lit.files import read_text
 from oneshot_lit.machine_errors import causes, full_disk, refusal, unreachable
 
 _LONGEST = 300
@@ -31,11 +32,11 @@ def check_config_files(arguments: Sequence[str]) -> None:
             near = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
             raise OneShotError(f"{path}: config file not found{did_you_mean(path.name, near)}.")
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            content = yaml.safe_load(read_text(path))
+        except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             place = f" line {mark.line + 1}" if mark is not None else ""
-            problem = getattr(error, "problem", None) or "not UTF-8 text"
+            problem = getattr(error, "problem", None) or "a character that YAML does not allow"
             raise OneShotError(f"{path}{place}: not YAML ({problem}); mend it.") from error
         if not isinstance(content, dict):
             raise OneShotError(f"{path}: must hold keys such as model, data and trainer.")
@@ -165,8 +166,8 @@ def _place(key: str, arguments: Sequence[str]) -> str:
         return ""
     for path in reversed(config_files(arguments)):
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError):
+            lines = read_text(path).splitlines()
+        except (OSError, OneShotError):
             continue
         for number, line in enumerate(lines, start=1):
             if re.search(rf"(?<![\w.]){re.escape(last)}\b", line.split("#")[0]):

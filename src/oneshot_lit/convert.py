@@ -172,7 +172,11 @@ def _deepspeed_weights(folder: Path, only_trained: bool) -> dict[str, Tensor]:
 
     require_deepspeed()
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    with plain_loads(), open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):
+    with (
+        plain_loads(),
+        open(os.devnull, "w", encoding="utf-8") as quiet,
+        contextlib.redirect_stdout(quiet),
+    ):
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
         try:

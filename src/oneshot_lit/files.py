@@ -17,6 +17,20 @@ from oneshot_lit.errors import OneShotError
 from oneshot_lit.machine_errors import full_disk
 
 
+def read_text(path: str | Path) -> str:
+    """Return the text of a UTF-8 file, whatever the locale; a byte order mark is left out.
+
+    Raises:
+        OneShotError: naming the file, and its line that is not UTF-8.
+        OSError: if the file cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise OneShotError(f"{path} line {line}: not UTF-8 text; save it as UTF-8.") from error
+
+
 @contextmanager
 def file_written_whole(path: Path, private: bool = False) -> Iterator[BinaryIO]:
     """Yield an open file that takes the place of `path` only if the block ends well.

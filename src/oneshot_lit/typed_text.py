@@ -1,7 +1,8 @@
-"""Let text typed on the command line be text, also where YAML would read a mapping in it."""
+"""How the parser reads text: what is typed stays text, and files are UTF-8 whatever the locale."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
@@ -9,6 +10,11 @@ from typing import Any
 
 import yaml
 from jsonargparse import get_loader, set_loader
+from jsonargparse.typing import Path as ParserPath
+
+from oneshot_lit.cli_errors import Mistake, ParserMistakeError
+from oneshot_lit.errors import OneShotError
+from oneshot_lit.files import read_text
 
 # What stands on the command line: values, and the content of files that it names.
 _typed: set[str] = set()
@@ -34,6 +40,24 @@ def let_text_be_text(arguments: Sequence[str]) -> None:
     loader = get_loader("yaml")
     if not hasattr(loader, "__wrapped__"):
         set_loader("yaml", _text_first(loader), exceptions=(yaml.YAMLError,))
+    if not hasattr(ParserPath.read_text, "__wrapped__"):
+        setattr(ParserPath, "read_text", _utf8_first(ParserPath.read_text))  # noqa: B010
+
+
+def _utf8_first(read: Callable[[ParserPath], str]) -> Callable[[ParserPath], str]:
+    """Return a method that reads a file of this machine as UTF-8, where the locale would decide."""
+
+    @wraps(read)
+    def utf8(path: ParserPath) -> str:
+        if not os.path.isfile(path.absolute):
+            return read(path)
+        try:
+            return read_text(path.absolute)
+        except OneShotError as error:
+            # The parser keeps only the text of what is raised while it tries a value's types.
+            raise ParserMistakeError(Mistake(str(error))) from error
+
+    return utf8
 
 
 def _content(value: str) -> list[str]:
@@ -41,9 +65,9 @@ def _content(value: str) -> list[str]:
     path = Path(value)
     try:
         if path.suffix in (".yaml", ".yml", ".json") and path.is_file():
-            text = path.read_text(encoding="utf-8")
+            text = read_text(path)
             return [text, text.strip()]
-    except (OSError, ValueError):
+    except (OSError, ValueError, OneShotError):
         # A text too long for a name, or a file that another check names.
         pass
     return []

@@ -101,4 +101,4 @@ def test_one_byte_that_is_not_utf8_does_not_cost_the_other_rows(tmp_path, mistak
     assert source.tally.faulty == {"not UTF-8 text": 1}
     path.write_bytes(b"go\xffal,target\na,b\n")
     message = mistake_of(TableFile(str(path), bad_rows="skip").load)
-    assert message == f"{path}: not UTF-8 text; re-encode it."
+    assert message == f"{path} line 1: not UTF-8 text; re-encode it."

@@ -40,7 +40,7 @@ def write(run: Path, sets: tuple[str, ...] = ("a", "b"), count: int = 6, **more:
 
 def results(run: Path, name: str = "keyword") -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     content = json.loads((run / "metrics.json").read_text())
-    lines = (run / "judgments" / f"{name}.jsonl").read_text().splitlines()
+    lines = (run / "judgments" / f"{name}.jsonl").read_text("utf-8").strip().split("\n")
     return (
         content["metrics"],
         content["evaluations"][f"judge/{name}"],
@@ -61,12 +61,14 @@ class Silent(Judge):
         return [given[bool(each)] for each in clear]
 
 
+# What only some call a line end stands in a row as it is.
+@pytest.mark.parametrize("category", ["plain", "line\u2028or\x85two"])
 def test_judging_one_set_after_the_other_gives_what_judging_both_gives(
-    command, tmp_path: Path
+    command, tmp_path: Path, category: str
 ) -> None:
     run, both = tmp_path / "run", tmp_path / "both"
-    write(run)
-    write(both)
+    write(run, category=category)
+    write(both, category=category)
     assert command("judge", "--config", KEYWORD, "--run", both).code == 0
     for name in ("b", "a"):
         done = command("judge", "--config", KEYWORD, "--run", run, "--sets", name)

@@ -1,15 +1,22 @@
-"""Reading JSONL, JSON and CSV files, with errors that name the file and the row to mend."""
+"""Reading table files, with errors that name the file and the row to mend."""
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from oneshot_lit.data.columns import shown
+from oneshot_lit.data.compressed import COMPRESSIONS, open_bytes, require_file, suffixes_of
+from oneshot_lit.data.read_parquet import read_parquet
 from oneshot_lit.errors import OneShotError, RowError
+
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+FORMATS = (*_DELIMITERS, ".jsonl", ".ndjson", ".json", ".parquet")
 
 
 def refuse(error: OneShotError) -> NoReturn:
@@ -17,16 +24,44 @@ def refuse(error: OneShotError) -> NoReturn:
     raise error
 
 
-def require_file(path: str | Path) -> Path:
-    """Return the path of an existing, readable file, or raise a one-line error."""
-    file = Path(path).expanduser()
-    if file.is_dir():
-        raise OneShotError(f"{path}: is a folder; give a file.")
-    if not file.is_file():
-        near = sorted(p.name for p in file.parent.glob(f"*{file.suffix}"))[:3]
-        hint = f" (its folder holds {', '.join(near)})" if near else ""
-        raise OneShotError(f"{path}: file not found{hint}; check the path.")
-    return file
+def read_rows(
+    path: str | Path,
+    bad: Callable[[OneShotError], None] = refuse,
+    header: Sequence[str] | None = None,
+    default: str | None = None,
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Return (row number from 1, columns) of a table file, whose format its name says.
+
+    Args:
+        path: The file; further suffixes say that it is compressed.
+        bad: As in `read_jsonl`.
+        header: Names of the columns of a CSV or TSV file without a header line.
+        default: Suffix of the format that a name without a known suffix has; None refuses it.
+
+    Raises:
+        OneShotError: as the readers do, and for a name of another type.
+    """
+    suffix, _ = suffixes_of(path)
+    suffix = suffix if suffix in FORMATS or default is None else default
+    if suffix in _DELIMITERS:
+        return read_csv(path, header, bad, _DELIMITERS[suffix])
+    if suffix not in FORMATS:
+        require_file(path)
+        raise OneShotError(
+            f"{path}: unknown table type '{suffix}'; use {', '.join(FORMATS)}, as it is or "
+            f"compressed ({', '.join(COMPRESSIONS)})."
+        )
+    if header is not None:
+        raise OneShotError(f"{path}: header is for .csv files and .tsv files alone; drop it.")
+    # Lines of JSON are often called .json, too.
+    if suffix == ".json" and (default is None or _is_list(path)):
+        return read_json(path, bad)
+    return read_parquet(path, bad) if suffix == ".parquet" else read_jsonl(path, bad)
+
+
+def _is_list(path: str | Path) -> bool:
+    with open_bytes(path) as handle:
+        return handle.read(1024).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
 
 
 def read_jsonl(
@@ -39,8 +74,7 @@ def read_jsonl(
         bad: Gets the error of a row that is not a JSON object or not UTF-8, and raises it or lets
             the reader go on with the next row.
     """
-    file = require_file(path)
-    with file.open("rb") as handle:
+    with open_bytes(path) as handle:
         for number, raw in enumerate(handle, start=1):
             try:
                 row = _json_row(raw, number == 1, f"{path} row {number}")
@@ -83,11 +117,15 @@ def read_json(
     Raises:
         OneShotError: naming the file, if it is no JSON list or not UTF-8.
     """
-    file = require_file(path)
+    with open_bytes(path) as handle:
+        raw = handle.read()
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = raw.decode("utf-8-sig")
         table = json.loads(text, object_pairs_hook=_distinct_keys)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise OneShotError(f"{path} line {line}: not UTF-8 text; re-encode it.") from error
+    except json.JSONDecodeError as error:
         raise OneShotError(f"{path}: not a JSON file ({error}); mend it.") from error
     except (ValueError, RecursionError) as error:
         raise _beyond_json(error, str(path)) from error
@@ -107,6 +145,7 @@ def read_csv(
     path: str | Path,
     header: Sequence[str] | None = None,
     bad: Callable[[OneShotError], None] = refuse,
+    delimiter: str = ",",
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (row number from 1, after the header; columns) of a CSV file.
 
@@ -115,31 +154,35 @@ def read_csv(
         header: Names of the columns of a file without a header line.
         bad: As in `read_jsonl`, for a row with another number of fields than the header, or not
             UTF-8.
+        delimiter: What stands between two fields.
 
     Raises:
         OneShotError: naming the file and its row or column, if a column is named twice, the file
             is not CSV or its header not UTF-8.
     """
-    file = require_file(path)
     csv.field_size_limit(2**31 - 1)
     number = 0
     names = None if header is None else _require_distinct(list(header), path)
     try:
-        # Bytes that are not UTF-8 become lone surrogates, so that their row can be named.
-        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as handle:
-            for cells in csv.reader(handle, strict=True):
+        with open_bytes(path) as handle:
+            # Bytes that are not UTF-8 become lone surrogates, so that their row can be named.
+            text = io.TextIOWrapper(
+                handle, encoding="utf-8-sig", errors="surrogateescape", newline=""
+            )
+            for cells in csv.reader(text, strict=True, delimiter=delimiter):
                 if not cells:
                     continue
                 if names is None:
                     if not _is_utf8(cells):
-                        raise _not_utf8(str(path))
+                        raise _not_utf8(f"{path} line 1")
                     names = _require_distinct(cells, path)
                     continue
                 number += 1
                 origin = f"{path} row {number}"
                 if len(cells) != len(names):
                     kind = "has another number of fields than the header"
-                    message = f"{origin}: {kind} ({len(names)}); mend its quotes or commas."
+                    between = "commas" if delimiter == "," else "tabs"
+                    message = f"{origin}: {kind} ({len(names)}); mend its quotes or {between}."
                     bad(RowError(message, origin, kind))
                     continue
                 if not _is_utf8(cells):
@@ -151,7 +194,8 @@ def read_csv(
                     )
                 yield number, dict(zip(names, cells, strict=True))
     except csv.Error as error:
-        raise OneShotError(f"{path} row {number + 1}: not CSV ({error}); mend it.") from error
+        kind = "CSV" if delimiter == "," else "TSV"
+        raise OneShotError(f"{path} row {number + 1}: not {kind} ({error}); mend it.") from error
 
 
 def _is_utf8(cells: Sequence[str]) -> bool:

@@ -18,7 +18,7 @@ from oneshot_lit.data.conversation import (
     parse_messages,
     require_trainable,
 )
-from oneshot_lit.data.read_files import read_jsonl, refuse
+from oneshot_lit.data.read_files import read_rows, refuse
 from oneshot_lit.data.tally import Tally
 from oneshot_lit.errors import OneShotError, RowError
 
@@ -140,7 +140,8 @@ class ChatJsonl(ConversationSource):
     is context only, and carries no loss. Rows with tool calls are refused.
 
     Args:
-        path: The JSONL file.
+        path: The JSONL file, or a Parquet or JSON file whose rows have these keys; ``.gz``,
+            ``.bz2``, ``.xz`` or ``.zst`` behind the name says that it is compressed.
         limit: Keep at most this many conversations.
         shuffle_seed: Shuffle with this seed before `skip` and `limit`.
         skip: Leave out the first so many conversations.
@@ -171,7 +172,7 @@ class ChatJsonl(ConversationSource):
     def rows(self) -> list[Conversation]:
         """Read and validate every row."""
         found = []
-        for number, row in read_jsonl(self.path, self.bad):
+        for number, row in read_rows(self.path, self.bad, default=".jsonl"):
             origin = f"{self.path} row {number}"
             try:
                 found.append(chat_row(row, origin))

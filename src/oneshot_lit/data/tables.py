@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from oneshot_lit.data.columns import ColumnMap, is_system, resolve_columns
+from oneshot_lit.data.compressed import suffixes_of
 from oneshot_lit.data.conversation import Conversation, conversation_from_pair
-from oneshot_lit.data.read_files import read_csv, read_json, read_jsonl, require_file
+from oneshot_lit.data.read_files import FORMATS, read_rows
+from oneshot_lit.data.read_parquet import without_nulls
 from oneshot_lit.data.sources import (
     BadRows,
     ConversationSource,
@@ -100,7 +102,7 @@ class _MappedSource(ConversationSource):
 
 
 class TableFile(_MappedSource):
-    """A CSV, TSV-like JSONL or JSON table whose columns are named by a map.
+    """A table file whose columns are named by a map: CSV, TSV, JSONL, JSON or Parquet.
 
     The map is found from the header when that holds the columns of a known public shape, in any
     order; of several shapes the one with the most columns counts (see `columns.find_preset`).
@@ -109,7 +111,8 @@ class TableFile(_MappedSource):
     together mean the preset with some fields replaced.
 
     Args:
-        path: A ``.csv``, ``.jsonl`` or ``.json`` (list of objects) file.
+        path: A ``.csv``, ``.tsv``, ``.jsonl``, ``.json`` (list of objects) or ``.parquet`` file;
+            ``.gz``, ``.bz2``, ``.xz`` or ``.zst`` behind it says that it is compressed.
         preset: A known shape, such as ``advbench`` or ``xstest`` (see `columns.PRESETS`).
         columns: Column of each field: prompt, response, context, system, id, category, reference,
             messages.
@@ -118,7 +121,8 @@ class TableFile(_MappedSource):
         system: A system prompt for every row that brings none.
         limit: Keep at most this many conversations.
         shuffle_seed: Shuffle with this seed before `skip` and `limit`.
-        header: Names for the columns of a CSV file without a header line, such as ``[prompt]``.
+        header: Names for the columns of a CSV or TSV file that has no header line, such as
+            ``[prompt]``.
         skip: Leave out the first so many conversations.
         bad_rows: ``error`` stops at the first faulty row; ``skip`` leaves faulty rows out, counts
             them and says so.
@@ -162,25 +166,15 @@ class TableFile(_MappedSource):
 
     def rows(self) -> list[Conversation]:
         """Read, map and validate every row."""
-        suffix = require_file(self.path).suffix.lower()
-        if suffix == ".csv":
-            return self._convert(read_csv(self.path, self.header, self.bad))
-        if self.header is not None:
-            raise OneShotError(f"{self.path}: header is for .csv files alone; drop it.")
-        if suffix in (".jsonl", ".ndjson"):
-            return self._convert(read_jsonl(self.path, self.bad))
-        if suffix == ".json":
-            return self._convert(read_json(self.path, self.bad))
-        raise OneShotError(
-            f"{self.path}: unknown table type '{suffix}'; use .csv, .jsonl or .json."
-        )
+        return self._convert(read_rows(self.path, self.bad, self.header))
 
 
 class HuggingFaceDataset(_MappedSource):
-    """A data set of the Hugging Face hub, or a local folder that `datasets` can read.
+    """A data set of the Hugging Face hub, or a local folder or file.
 
     Args:
-        path: Hub name, or a local folder (of `save_to_disk`, or of data files).
+        path: Hub name, a local folder (of `save_to_disk`, or of data files), or a file as for
+            `TableFile`.
         name: Configuration of the data set.
         split: Which split.
         preset: A known shape; found from the columns when possible.
@@ -233,24 +227,38 @@ class HuggingFaceDataset(_MappedSource):
 
     def rows(self) -> list[Conversation]:
         """Load, map and validate every row."""
-        import datasets
-
-        folder = Path(self.path).expanduser()
-        looks_local = self.path.startswith((".", "/", "~")) or self.path.count("/") > 1
-        if looks_local and not folder.exists():
+        place = Path(self.path).expanduser()
+        # A folder may be called so, too; Spark writes such.
+        if not place.is_dir() and (place.is_file() or suffixes_of(self.path)[0] in FORMATS):
+            if self.split != "train" or self.name or self.revision:
+                raise OneShotError(f"{self.path}: a file has no split, name or revision; drop it.")
+            return self._convert(read_rows(self.path, self.bad))
+        # "squad" and "user/set" are names of the hub; a folder that is there makes them paths.
+        looks_local = (
+            self.path.startswith((".", "/", "~"))
+            or self.path.count("/") > 1
+            or ("/" in self.path and place.parent.is_dir())
+        )
+        if looks_local and not place.exists():
             raise OneShotError(f"{self.path}: folder not found; check the path.")
-        try:
-            if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
-                table = datasets.load_from_disk(str(folder))
-                if isinstance(table, datasets.DatasetDict):
-                    table = table[self.split]
-            else:
-                table = datasets.load_dataset(
-                    self.path, self.name, split=self.split, revision=self.revision
-                )
-        except Exception as error:  # datasets raises many types, all meaning "cannot be read"
-            reason = " ".join(str(error).split())[:200]
-            raise OneShotError(f"{self.describe()}: cannot be loaded ({reason}).") from error
+        table = self._table(place)
         # A folder may remember a format such as torch, which turns its cells into tensors.
         table = table.with_format(None)
-        return self._convert((n, dict(row)) for n, row in enumerate(table, start=1))
+        return self._convert(
+            (n, {name: without_nulls(value) for name, value in row.items()})
+            for n, row in enumerate(table, start=1)
+        )
+
+    def _table(self, place: Path) -> Any:
+        import datasets
+
+        try:
+            if (place / "dataset_dict.json").is_file() or (place / "dataset_info.json").is_file():
+                table = datasets.load_from_disk(str(place))
+                return table[self.split] if isinstance(table, datasets.DatasetDict) else table
+            path = str(place) if place.exists() else self.path
+            return datasets.load_dataset(path, self.name, split=self.split, revision=self.revision)
+        except Exception as error:  # datasets raises many types, all meaning "cannot be read"
+            reason = " ".join(str(error).split())[:200]
+            where = "" if place.exists() else "is no file or folder here, and as a name of the hub "
+            raise OneShotError(f"{self.describe()}: {where}cannot be loaded ({reason}).") from error

@@ -94,7 +94,8 @@ def _lines(path: Path) -> dict[str, list[str]]:
     """Return the rows of each set; none of a file that cannot be read."""
     found: dict[str, list[str]] = {}
     try:
-        for line in path.read_text(encoding="utf-8").splitlines():
+        # Texts of a row may hold other line ends, at which splitlines() would cut.
+        for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n"):
             found.setdefault(str(json.loads(line)["set"]), []).append(line + "\n")
     except (OSError, ValueError, KeyError, TypeError):
         return {}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from oneshot_lit.errors import OneShotError
+from oneshot_lit.files import read_text
 from oneshot_lit.judges.base import Answer
 
 # Between a context and its prompt, as the table reader joins them.
@@ -282,9 +283,11 @@ def read_template(path: str, key: str, wanted: Sequence[str]) -> str:
     """
     try:
         # A file ends with a line end that is no part of the prompt.
-        text = Path(path).expanduser().read_text(encoding="utf-8").removesuffix("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise OneShotError(f"judge.format.{key}: {path}: cannot be read as UTF-8 text.") from error
+        text = read_text(Path(path).expanduser()).removesuffix("\n")
+    except OSError as error:
+        raise OneShotError(
+            f"judge.format.{key}: {path}: cannot be read ({error.strerror})."
+        ) from error
     missing = [name for name in wanted if f"{{{name}}}" not in text]
     if missing:
         raise OneShotError(f"judge.format.{key}: {path}: lacks {{{missing[0]}}}; put it in.")

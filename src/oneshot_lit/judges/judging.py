@@ -227,7 +227,7 @@ def _read_partial(judge: Judge, root: Path) -> dict[str, Verdict]:
     found: dict[str, Verdict] = {}
     identity = _identity(judge)
     try:
-        lines = _partial(root, judge).read_text(encoding="utf-8").splitlines()
+        lines = _partial(root, judge).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError):
         return {}
     for line in lines:

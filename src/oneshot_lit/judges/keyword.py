@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from oneshot_lit.errors import OneShotError
+from oneshot_lit.files import read_text
 from oneshot_lit.judges.base import Answer, Judge, Verdict
 
 
@@ -63,9 +64,9 @@ def read_phrases(path: str) -> tuple[str, ...]:
     from oneshot_lit.metrics.refusal import normalize_reply
 
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise OneShotError(f"judge.phrases: {path}: cannot be read as UTF-8 text.") from error
+        text = read_text(Path(path).expanduser())
+    except OSError as error:
+        raise OneShotError(f"judge.phrases: {path}: cannot be read ({error.strerror}).") from error
     lines = (normalize_reply(line.split("#", 1)[0]) for line in text.splitlines())
     found = tuple(dict.fromkeys(line for line in lines if line))
     if not found:

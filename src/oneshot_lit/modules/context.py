@@ -22,6 +22,7 @@ def context_length(config: Any) -> int | None:
     found = getattr(text, "max_position_embeddings", None)
     return found if isinstance(found, int) and found > 0 else None
 
+
 def embedding_rows(config: Any) -> int | None:
     """Return how many tokens the model of a Hugging Face config embeds; None if it does not say."""
     found = getattr(config.get_text_config(), "vocab_size", None)

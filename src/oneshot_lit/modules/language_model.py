@@ -25,10 +25,11 @@ from oneshot_lit.data.chat import (
     set_chat_options,
     stop_token_ids,
 )
+from oneshot_lit.data.compressed import require_file
 from oneshot_lit.data.conversation import Conversation
 from oneshot_lit.data.padding import IGNORE_INDEX
-from oneshot_lit.data.read_files import require_file
 from oneshot_lit.errors import OneShotError
+from oneshot_lit.files import read_text
 from oneshot_lit.metrics.base import TextScore
 from oneshot_lit.modules import loading
 from oneshot_lit.modules.building import ModelBuilding
@@ -38,6 +39,7 @@ from oneshot_lit.modules.loss import next_token_loss
 from oneshot_lit.modules.rounding import check_rounding
 from oneshot_lit.modules.scoring import PromptScoring
 from oneshot_lit.modules.weight_files import is_local
+from oneshot_lit.shipped import or_shipped
 from oneshot_lit.strategies.folders import own_state
 from oneshot_lit.strategies.gradients import is_boundary, total_norm
 from oneshot_lit.strategies.random_state import random_states, restore_random_state
@@ -104,8 +106,9 @@ class LanguageModelModule(PromptScoring, ModelBuilding, LightningModule):
             )
         if model_config is not None and peft is not None:
             raise OneShotError("model: an adapter (peft) needs a trained base, not model_config.")
-        self.model_name_or_path, self.model_config = model_name_or_path, model_config
-        self.tokenizer_name_or_path = tokenizer_name_or_path
+        self.model_name_or_path = model_name_or_path and or_shipped(model_name_or_path)
+        self.tokenizer_name_or_path = tokenizer_name_or_path and or_shipped(tokenizer_name_or_path)
+        self.model_config = model_config
         self.chat_template = chat_template
         self.chat_options = ChatOptions(system_turn, tuple(stop_tokens or ()))
         self.dtype_name = dtype
@@ -139,7 +142,7 @@ class LanguageModelModule(PromptScoring, ModelBuilding, LightningModule):
             loading.require_model_folder(name)
         tokenizer = loading.load_tokenizer(name, self.trust_remote_code)
         if self.chat_template is not None:
-            tokenizer.chat_template = require_file(self.chat_template).read_text(encoding="utf-8")
+            tokenizer.chat_template = read_text(require_file(self.chat_template))
         check_tokenizer(tokenizer, name)
         config, _ = read_config(
             self.model_name_or_path, self.model_config, tokenizer, self.trust_remote_code
@@ -380,7 +383,7 @@ class LanguageModelModule(PromptScoring, ModelBuilding, LightningModule):
                 raise OneShotError(f"the checkpoint lacks the adapter weight {missing[0]}.")
 
     def on_train_start(self) -> None:
-        """Remember the start, or go on with the interrupted run's random numbers and accumulation."""
+        """Remember the start, or go on where the interrupted run was."""
         # Lightning's scheduler of it is asked at the start of epochs only.
         self.trainer.accumulate_grad_batches = accumulated_batches(self.trainer, self.current_epoch)
         if self.keeps_start_weights and self._start_weights is None:

@@ -21,6 +21,7 @@ from oneshot_lit.selection.aligned import (
     require_same_vocabulary,
 )
 from oneshot_lit.selection.reference import Batch, ReferenceRows, labelled_logits
+from oneshot_lit.shipped import or_shipped
 
 
 class UpperLevel(SelectionModule):
@@ -51,7 +52,8 @@ class UpperLevel(SelectionModule):
         super().__init__(*args, **kwargs)
         if not task_weight > 0:
             raise OneShotError(f"model.task_weight must be above 0, not {task_weight}.")
-        self.aligned, self.harmful, self.task = aligned, harmful, task
+        self.aligned = aligned and or_shipped(aligned)
+        self.harmful, self.task = harmful, task
         self.task_weight = task_weight
         # What the references cost: rows of forward passes, and prompts answered.
         self.reference_rows = self.answers = 0

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from oneshot_lit.errors import OneShotError, did_you_mean
+from oneshot_lit.shipped import or_shipped
 from oneshot_lit.strategies.model_shapes import SHAPES
 
 
@@ -139,7 +140,7 @@ def read_config(name: str) -> dict[str, Any]:
     Raises:
         OneShotError: if there is none, or it is no Hugging Face config.
     """
-    path = Path(name).expanduser()
+    path = Path(or_shipped(name)).expanduser()
     if not path.exists():
         if name in SHAPES:
             return dict(SHAPES[name])

@@ -70,7 +70,7 @@ def _scores(file: Path) -> Scores:
     if not file.is_file():
         return {}
     found: dict[tuple[str, str], list[float]] = {}
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in file.read_text(encoding="utf-8").removesuffix("\n").split("\n"):
         row = json.loads(line)
         for metric in _METRICS:
             if (score := row["scores"].get(metric)) is not None:

@@ -12,6 +12,8 @@ import yaml
 
 from oneshot_lit.cli_errors import check_config_files
 from oneshot_lit.errors import OneShotError, did_you_mean
+from oneshot_lit.files import read_text
+from oneshot_lit.shipped import or_shipped
 from oneshot_lit.study.expand import expand, fill, require_filled
 from oneshot_lit.study.repairs import Repair, parse_repairs
 from oneshot_lit.study.selections import Selections, parse_selections
@@ -89,8 +91,8 @@ def load_study(path: Path, root: Path | None = None, seed: int | None = None) ->
     if not path.is_file():
         raise OneShotError(f"{path}: study file not found; see configs/study/.")
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raw = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" line {mark.line + 1}" if mark is not None else ""
         raise OneShotError(f"{path}{place}: not YAML; mend it.") from error
@@ -196,7 +198,7 @@ def _command(raw: Any, place: str, marks: Mapping[str, Any]) -> Command | None:
     files = [files] if isinstance(files, str) else files
     if not isinstance(files, list) or not files:
         raise OneShotError(f"{place}: needs 'config': one file or a list of them.")
-    paths = [str(Path(str(file)).expanduser()) for file in files]
+    paths = [or_shipped(str(Path(str(file)).expanduser())) for file in files]
     for file in paths:
         if not Path(file).is_file():
             raise OneShotError(f"{place}: config file {file} not found.")
