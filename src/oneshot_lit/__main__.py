@@ -67,6 +67,7 @@ on several GPUs: the same with one more config, see docs/strategies.md
 
 more
   several --config files compose; the last one wins, and replaces a mapping of sets whole
+  a class in place of another starts from its own defaults; a module keeps the keys given before
   oneshot-lit fit --help                             every key of fit
   oneshot-lit fit --model.help OneShotRealignmentModule   every key of a module
   oneshot-lit fit --config FILE ... --print_config   the configuration that would run

@@ -17,6 +17,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from transformers.utils.logging import disable_progress_bar
 
@@ -35,6 +36,7 @@ from oneshot_lit.callbacks import (
     StepSearchCurve,
 )
 from oneshot_lit.callbacks.run_checkpoint import CHECKPOINTS, LAST
+from oneshot_lit.class_changes import dropped_arguments, keep_classes_apart
 from oneshot_lit.cli_errors import (
     ParserMistakeError,
     check_config_files,
@@ -187,6 +189,8 @@ class OneShotCLI(LightningCLI):
         options = self.config[self.subcommand]
         root = Path(options.trainer.default_root_dir or DEFAULT_ROOT)
         options.trainer.default_root_dir = str(root)
+        for line in dropped_arguments(options):
+            rank_zero_info(line)
         self._dump_config()
         plain = json.loads(json.dumps(self.config_dump, default=str))
         self.run_record = {"fingerprint": fingerprint(plain, str(self.subcommand)), "config": plain}
@@ -252,6 +256,7 @@ def run_lightning_command(arguments: Sequence[str]) -> int:
     _silence()
     check_config_files(arguments)
     let_text_be_text(arguments)
+    keep_classes_apart()
     # A user's package in the working folder is found, as under `python -m`; it hides no other.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())

@@ -47,14 +47,25 @@ def config_files(arguments: Sequence[str]) -> list[Path]:
 
 
 def typed_last(arguments: Sequence[str]) -> list[str]:
-    """Return a command with its config files first.
+    """Return a command with its config files first, and each class before its arguments.
 
     The parser lets later words win; this way what the user typed wins over every file, wherever
-    the two stand.
+    the two stand. A class starts from its own defaults, so arguments before it would be lost.
     """
     files, others = _split_configs(arguments)
     pairs = [word for file in files for word in ("--config", file)]
-    return [*others[:1], *pairs, *others[1:]]
+    options: list[list[str]] = []
+    for word in others[1:]:
+        if not options or word.startswith("--"):
+            options.append([])
+        options[-1].append(word)
+    ordered: list[list[str]] = []
+    for option in options:
+        name, _, value = " ".join(option).replace(" ", "=", 1).partition("=")
+        below = (n for n, other in enumerate(ordered) if other[0].startswith(f"{name}."))
+        is_class = value != "null" and all(part.isidentifier() for part in value.split("."))
+        ordered.insert(next(below, len(ordered)) if is_class else len(ordered), option)
+    return [*others[:1], *pairs, *(word for option in ordered for word in option)]
 
 
 def _split_configs(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

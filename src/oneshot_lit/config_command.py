@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
+from oneshot_lit.class_changes import keep_classes_apart
 from oneshot_lit.cli_errors import (
     ParserMistakeError,
     check_config_files,
@@ -51,6 +52,7 @@ def parse_command(parser: ConfigCommandParser, arguments: Sequence[str]) -> Any 
     """
     check_config_files(arguments)
     let_text_be_text(arguments)
+    keep_classes_apart()
     # A user's class in the working folder is found, as for a fit.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
