@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from jsonargparse import Namespace, _typehints
-from lightning.pytorch import LightningDataModule, LightningModule
 
 _ORIGINAL = _typehints.discard_init_args_on_class_path_change
 # New class -> former class -> the former's arguments.
@@ -42,7 +41,7 @@ def _discard(parser_or_action: Any, former: Any, value: Any) -> None:
         return
     arguments = former["init_args"]
     given = dict(vars(arguments)) if isinstance(arguments, Namespace) else {}
-    if _is(value["class_path"], (LightningModule, LightningDataModule)):
+    if _is_module(value["class_path"]):
         for name, each in given.items():
             # What jsonargparse leaves of the base's default, where another class has its own.
             if isinstance(each, Namespace) and "init_args" in each and "class_path" not in each:
@@ -85,6 +84,8 @@ def _defaults(path: str) -> dict[str, Any]:
     return {name: each.default for name, each in parameters.items()}
 
 
-def _is(path: str, bases: tuple[type, ...]) -> bool:
+def _is_module(path: str) -> bool:
+    from lightning.pytorch import LightningDataModule, LightningModule
+
     found = pydoc.locate(path)
-    return isinstance(found, type) and issubclass(found, bases)
+    return isinstance(found, type) and issubclass(found, (LightningModule, LightningDataModule))

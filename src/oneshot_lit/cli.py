@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -47,12 +46,14 @@ from oneshot_lit.cli_errors import (
 from oneshot_lit.data import SafetyDataModule
 from oneshot_lit.errors import LostProcessError, OneShotError
 from oneshot_lit.files import recover, write_text_atomically
-from oneshot_lit.machine_errors import causes, lost_process, refusal
+from oneshot_lit.machine_errors import causes, lost_process
 from oneshot_lit.modules import LanguageModelModule
 from oneshot_lit.runs import fingerprint, require_own_folder
+from oneshot_lit.scheduler_functions import take_functions_as_schedulers
 from oneshot_lit.strategies import watch
 from oneshot_lit.strategies.runnable import require_runnable
 from oneshot_lit.typed_text import let_text_be_text
+from oneshot_lit.users_code import carried, carry_out, users_error, with_errors_carried_out
 
 DEFAULT_ROOT = "runs/default"
 
@@ -84,8 +85,14 @@ class OneLineParser(LightningArgumentParser):
         # A cut-off key would be taken for another one without a word.
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
+    def add_instantiator(self, instantiator: Any, *args: Any, **kwargs: Any) -> None:
+        """Let what a module's constructor raises come out as it is."""
+        super().add_instantiator(carried(instantiator), *args, **kwargs)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the mistake; the parsers around this one add where it is."""
+        if (fault := users_error(ex)) is not None:
+            carry_out(fault)
         text = str(ex) if ex is not None else message
         raise ParserMistakeError(explain(text, self, sys.argv[1:])) from ex
 
@@ -148,6 +155,11 @@ class OneShotCLI(LightningCLI):
             help="Replace the product of another run in trainer.default_root_dir.",
         )
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; an error in a user's module that is imported here comes out as it is."""
+        parse = super().parse_arguments
+        with_errors_carried_out(lambda: parse(parser, args))
+
     def _parse_ckpt_path(self) -> None:
         """Resolve ``last`` and refuse a missing checkpoint before anything is built."""
         options = self.config[self.config.subcommand]
@@ -197,6 +209,10 @@ class OneShotCLI(LightningCLI):
         require_own_folder(
             root, str(self.subcommand), self.run_record["fingerprint"], bool(options.overwrite)
         )
+
+    def instantiate_classes(self) -> None:
+        """Build the classes; an error in a user's constructor comes out as it is."""
+        with_errors_carried_out(super().instantiate_classes)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Complete the trainer: logger, atomic checkpoints, and what each writer must record."""
@@ -257,6 +273,7 @@ def run_lightning_command(arguments: Sequence[str]) -> int:
     check_config_files(arguments)
     let_text_be_text(arguments)
     keep_classes_apart()
+    take_functions_as_schedulers()
     # A user's package in the working folder is found, as under `python -m`; it hides no other.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
@@ -276,8 +293,6 @@ def _run() -> int:
         OneShotCLI()
     except ParserMistakeError as error:
         raise OneShotError(error.mistake.line()) from error
-    except MisconfigurationException as error:
-        raise OneShotError(refusal(str(error))) from error
     except SIGTERMException:
         return _terminated()
     except Exception as error:

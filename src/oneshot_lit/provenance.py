@@ -59,6 +59,12 @@ def named_code(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def is_users_file(place: Path) -> bool:
+    """Whether a file is a user's own: not of this package, an installed one or Python itself."""
+    package = Path(oneshot_lit.__file__).parent
+    return place.is_absolute() and not place.is_relative_to(package) and not _is_installed(place)
+
+
 def _own_files(top: str) -> list[Path] | None:
     """Return the Python files of a user's module or package; None for one that is installed."""
     spec = _spec(top)

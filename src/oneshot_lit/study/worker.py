@@ -43,10 +43,10 @@ def run_logged(arguments: Sequence[str], log: str, threads: int | None = None) -
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
-    from oneshot_lit.__main__ import main
+    from oneshot_lit.__main__ import run_command
 
     try:
-        code = main(arguments)
+        code = run_command(arguments)
     except BaseException:
         traceback.print_exc()
         code = 1
