@@ -71,11 +71,12 @@ on several GPUs: the same with one more config, see docs/strategies.md
 
 more
   several --config files compose; the last one wins, and replaces a mapping of sets whole
+  a class in place of another starts from its own defaults; a module keeps the keys given before
   oneshot-lit fit --help                             every key of fit
   oneshot-lit fit --model.help OneShotRealignmentModule   every key of a module
   oneshot-lit fit --config FILE ... --print_config   the configuration that would run
   oneshot-lit fit --config FILE ... --ckpt_path last resume a killed run
-exit codes: 0 done, 1 a fault of the program, 2 a mistake in the input (one line says which),
+exit codes: 0 done, 1 a fault of the program or of your own code (with its traceback), 2 a mistake in the input (one line says which),
 3 a spending cap is reached
 """
 
@@ -179,15 +180,37 @@ def use_utf8() -> None:
 def run() -> None:
     """Entry point of the console script."""
     use_utf8()
-    code = 1
-    try:
-        code = main()
-    except Exception:
-        if (watch := _watch()) is None or watch.hold_back(code):
-            traceback.print_exc()
+    code = run_command()
     if (watch := _watch()) is not None:
         watch.leave(code)
     sys.exit(code)
+
+
+def run_command(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; of what is no mistake in the input show the traceback, and a line under it.
+
+    Returns:
+        The exit code; 1 after a traceback.
+    """
+    try:
+        return main(arguments)
+    except Exception as error:
+        if (watch := _watch()) is None or watch.hold_back(1):
+            traceback.print_exc()
+            print(f"oneshot-lit: error: {_fault(error)}", file=sys.stderr, flush=True)
+        return 1
+
+
+def _fault(error: Exception) -> str:
+    """Return an unexpected error in one line, with the user's own line that it came through."""
+    from oneshot_lit.users_code import users_error, users_frame
+
+    shown = users_error(error) or error
+    frame = users_frame(shown) or traceback.extract_tb(shown.__traceback__)[-1]
+    words = " ".join(f"{type(shown).__name__}: {shown}".split())
+    if len(words) > 300:
+        words = f"{words[:300]} ..."
+    return f"{words} ({frame.filename} line {frame.lineno}, in {frame.name})"
 
 
 if __name__ == "__main__":

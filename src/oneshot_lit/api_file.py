@@ -17,6 +17,7 @@ from oneshot_lit.data.instance import SafetyInstance
 from oneshot_lit.data.read_files import read_jsonl
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.files import read_text, write_text_atomically
+from oneshot_lit.users_code import users_error
 
 # What OpenAI's API asks of a file: at least ten examples, at most half a gigabyte.
 LEAST_ROWS, MOST_BYTES = 10, 512 * 2**20
@@ -143,6 +144,8 @@ def instance_of(run: Path) -> SafetyInstance:
     except OneShotError as error:
         raise OneShotError(f"{path}: {error}") from error
     except (ImportError, AttributeError, TypeError, ValueError) as error:
+        if users_error(error) is not None:
+            raise
         # A key, class or package that was there when the fit wrote it.
         said = " ".join(str(error).split())[:200]
         raise OneShotError(f"{path}: data.instance: {said}; name the --instance.") from error

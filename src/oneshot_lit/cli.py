@@ -13,11 +13,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from transformers.utils.logging import disable_progress_bar
 
@@ -36,6 +36,7 @@ from oneshot_lit.callbacks import (
     StepSearchCurve,
 )
 from oneshot_lit.callbacks.run_checkpoint import CHECKPOINTS, LAST
+from oneshot_lit.class_changes import dropped_arguments, keep_classes_apart
 from oneshot_lit.cli_errors import (
     ParserMistakeError,
     check_config_files,
@@ -47,12 +48,14 @@ from oneshot_lit.data import SafetyDataModule
 from oneshot_lit.errors import LostProcessError, OneShotError
 from oneshot_lit.files import recover, write_text_atomically
 from oneshot_lit.locking import run_locked
-from oneshot_lit.machine_errors import causes, lost_process, refusal
+from oneshot_lit.machine_errors import causes, lost_process
 from oneshot_lit.modules import LanguageModelModule
 from oneshot_lit.runs import PRODUCTS, fingerprint, require_own_folder
+from oneshot_lit.scheduler_functions import take_functions_as_schedulers
 from oneshot_lit.strategies import watch
 from oneshot_lit.strategies.runnable import require_runnable
 from oneshot_lit.typed_text import let_text_be_text
+from oneshot_lit.users_code import carried, carry_out, users_error, with_errors_carried_out
 
 DEFAULT_ROOT = "runs/default"
 
@@ -84,8 +87,14 @@ class OneLineParser(LightningArgumentParser):
         # A cut-off key would be taken for another one without a word.
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
+    def add_instantiator(self, instantiator: Any, *args: Any, **kwargs: Any) -> None:
+        """Let what a module's constructor raises come out as it is."""
+        super().add_instantiator(carried(instantiator), *args, **kwargs)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the mistake; the parsers around this one add where it is."""
+        if (fault := users_error(ex)) is not None:
+            carry_out(fault)
         text = str(ex) if ex is not None else message
         raise ParserMistakeError(explain(text, self, sys.argv[1:])) from ex
 
@@ -150,6 +159,11 @@ class OneShotCLI(LightningCLI):
             help="Replace the product of another run in trainer.default_root_dir.",
         )
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; an error in a user's module that is imported here comes out as it is."""
+        parse = super().parse_arguments
+        with_errors_carried_out(lambda: parse(parser, args))
+
     def _parse_ckpt_path(self) -> None:
         """Resolve ``last`` and refuse a missing checkpoint before anything is built."""
         options = self.config[self.config.subcommand]
@@ -191,6 +205,8 @@ class OneShotCLI(LightningCLI):
         options = self.config[self.subcommand]
         root = Path(options.trainer.default_root_dir or DEFAULT_ROOT)
         options.trainer.default_root_dir = str(root)
+        for line in dropped_arguments(options):
+            rank_zero_info(line)
         self._dump_config()
         plain = json.loads(json.dumps(self.config_dump, default=str))
         self.run_record = {"fingerprint": fingerprint(plain, str(self.subcommand)), "config": plain}
@@ -206,6 +222,10 @@ class OneShotCLI(LightningCLI):
             plain if command == "fit" else None,
             options.get("ckpt_path") is not None,
         )
+
+    def instantiate_classes(self) -> None:
+        """Build the classes; an error in a user's constructor comes out as it is."""
+        with_errors_carried_out(super().instantiate_classes)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Complete the trainer: logger, atomic checkpoints, and what each writer must record."""
@@ -265,6 +285,8 @@ def run_lightning_command(arguments: Sequence[str]) -> int:
     _silence()
     check_config_files(arguments)
     let_text_be_text(arguments)
+    keep_classes_apart()
+    take_functions_as_schedulers()
     # A user's package in the working folder is found, as under `python -m`; it hides no other.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
@@ -285,8 +307,6 @@ def _run() -> int:
             OneShotCLI(held)
     except ParserMistakeError as error:
         raise OneShotError(error.mistake.line()) from error
-    except MisconfigurationException as error:
-        raise OneShotError(refusal(str(error))) from error
     except SIGTERMException:
         return _terminated()
     except Exception as error:

@@ -16,6 +16,7 @@ import yaml
 from oneshot_lit.errors import OneShotError, did_you_mean
 from oneshot_lit.files import read_text
 from oneshot_lit.machine_errors import causes, full_disk, refusal, unreachable
+from oneshot_lit.users_code import users_error
 
 _LONGEST = 300
 _LIGHTNING = ("lightning.", "lightning_utilities.")
@@ -48,14 +49,29 @@ def config_files(arguments: Sequence[str]) -> list[Path]:
 
 
 def typed_last(arguments: Sequence[str]) -> list[str]:
-    """Return a command with its config files first.
+    """Return a command with its config files first, and each class before its arguments.
 
     The parser lets later words win; this way what the user typed wins over every file, wherever
-    the two stand.
+    the two stand. A class starts from its own defaults, so arguments before it would be lost.
     """
     files, others = _split_configs(arguments)
     pairs = [word for file in files for word in ("--config", file)]
-    return [*others[:1], *pairs, *others[1:]]
+    options: list[list[str]] = []
+    for word in others[1:]:
+        if not options or word.startswith("--"):
+            options.append([])
+        options[-1].append(word)
+    ordered: list[list[str]] = []
+    for option in options:
+        name, _, value = " ".join(option).replace(" ", "=", 1).partition("=")
+        is_class = value != "null" and all(part.isidentifier() for part in value.split("."))
+        # What stands behind a class of the same key is that one's.
+        if not is_class or name in (other[0].split("=")[0] for other in ordered):
+            ordered.append(option)
+            continue
+        below = (n for n, other in enumerate(ordered) if other[0].startswith(f"{name}."))
+        ordered.insert(next(below, len(ordered)), option)
+    return [*others[:1], *pairs, *(word for option in ordered for word in option)]
 
 
 def _split_configs(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -217,14 +233,23 @@ def _classes() -> Iterable[type]:
 def mistake_in(error: BaseException) -> str | None:
     """Return what the user can mend about an error, or None for a defect that needs its traceback.
 
-    The parser wraps what a constructor raises; Lightning refuses arguments with a ValueError; the
-    file system's refusals name their file.
+    What comes through a user's own code is such a defect, unless it is a `OneShotError`. Lightning
+    refuses arguments with a ValueError; the file system's refusals name their file.
     """
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    of_user = users_error(error)
     for cause in causes(error):
         if isinstance(cause, OneShotError):
             return str(cause)
+        if cause is of_user:
+            break
     if (line := full_disk(error) or unreachable(error)) is not None:
         return line
+    if of_user is not None:
+        return None
+    if isinstance(error, MisconfigurationException):
+        return refusal(str(error))
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}."
     if type(error).__module__.startswith("deepspeed."):
@@ -237,20 +262,7 @@ def mistake_in(error: BaseException) -> str | None:
             refusals += (RuntimeError, ImportError)
         if isinstance(error, refusals) and raised_in.startswith(_LIGHTNING):
             return refusal(" ".join(str(error).split()))
-        if raised_in.startswith("jsonargparse."):
-            return _refused_reading(str(error))
     return None
-
-
-def _refused_reading(text: str) -> str | None:
-    """Return why a class of a key that also takes a name refused its arguments, else None."""
-    if not text.startswith("Does not validate against any of the Union"):
-        return None
-    reasons = re.findall(r"^  - (?!Expected an? )(.*)$", text.split("Given value")[0], re.M)
-    given = re.search(r"class_path='([^']+)'", text)
-    if len(reasons) != 1 or given is None:
-        return None
-    return reasons[0] if given[1].split(".")[-1] in reasons[0] else f"{given[1]}: {reasons[0]}"
 
 
 def _module(error: BaseException) -> str:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
+from oneshot_lit.class_changes import keep_classes_apart
 from oneshot_lit.cli_errors import (
     ParserMistakeError,
     check_config_files,
@@ -19,6 +20,7 @@ from oneshot_lit.cli_errors import (
 )
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.typed_text import let_text_be_text
+from oneshot_lit.users_code import carry_out, users_error, with_errors_carried_out
 
 
 class ConfigCommandParser(ArgumentParser):
@@ -29,6 +31,8 @@ class ConfigCommandParser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the mistake; the parsers around this one add where it is."""
+        if (fault := users_error(ex)) is not None:
+            carry_out(fault)
         text = str(ex) if ex is not None else message
         raise ParserMistakeError(explain(text, self, sys.argv[1:])) from ex
 
@@ -51,6 +55,7 @@ def parse_command(parser: ConfigCommandParser, arguments: Sequence[str]) -> Any 
     """
     check_config_files(arguments)
     let_text_be_text(arguments)
+    keep_classes_apart()
     # A user's class in the working folder is found, as for a fit.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
@@ -58,7 +63,9 @@ def parse_command(parser: ConfigCommandParser, arguments: Sequence[str]) -> Any 
     # Where a key stands is looked up in the process's own arguments.
     sys.argv = [sys.argv[0], *words]
     try:
-        return parser.instantiate_classes(parser.parse_args(words[1:]))
+        return with_errors_carried_out(
+            lambda: parser.instantiate_classes(parser.parse_args(words[1:]))
+        )
     except SystemExit as stop:
         if stop.code:
             raise

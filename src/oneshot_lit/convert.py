@@ -125,6 +125,7 @@ def _module(config: dict[str, Any], checkpoint: Path) -> Any:
     from jsonargparse import ArgumentError, ArgumentParser
 
     from oneshot_lit.modules import LanguageModelModule
+    from oneshot_lit.users_code import users_error, with_errors_carried_out
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LanguageModelModule, "model", fail_untyped=False)
@@ -132,8 +133,11 @@ def _module(config: dict[str, Any], checkpoint: Path) -> Any:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
-        return parser.instantiate_classes(parser.parse_object({"model": config})).model
+        parsed = parser.parse_object({"model": config})
+        return with_errors_carried_out(lambda: parser.instantiate_classes(parsed)).model
     except (ArgumentError, TypeError, ValueError, KeyError) as error:
+        if users_error(error) is not None:
+            raise
         reason = " ".join(str(error).split())[-200:]
         name = config.get("class_path") if isinstance(config, dict) else None
         raise OneShotError(

@@ -1,9 +1,17 @@
-"""Which code is running: a hash of the package itself."""
+"""Which code is running: hashes of the package itself, and of what a config names besides."""
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import sys
+import sysconfig
+from collections.abc import Iterable
 from functools import cache
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 import oneshot_lit
@@ -19,3 +27,97 @@ def source_hash() -> str:
         if file.relative_to(package).parts[0] not in ("study", "plots"):
             digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def named_code(names: Iterable[str]) -> dict[str, str]:
+    """Return what identifies the code behind dotted names, such as ``my_package.modules.Mine``.
+
+    Of a user's package that is each of its files, and of every other such package that one of them
+    imports; of an installed package its version. Nothing is imported. The standard library and
+    this package, see `source_hash`, are left out, and so is a name that no package has.
+
+    Args:
+        names: Dotted names; only the first part of each matters.
+
+    Returns:
+        File -> hash of its content, and package -> version.
+    """
+    found: dict[str, str] = {}
+    waiting = {name.partition(".")[0] for name in names}
+    seen = {"oneshot_lit", *sys.stdlib_module_names}
+    while waiting - seen:
+        top = min(waiting - seen)
+        seen.add(top)
+        files = _own_files(top)
+        if files is None:
+            found |= {each: importlib.metadata.version(each) for each in _distributions(top)}
+            continue
+        for file in files:
+            content = file.read_bytes()
+            found[str(file)] = hashlib.sha256(content).hexdigest()[:16]
+            waiting |= _imported(content)
+    return found
+
+
+def is_users_file(place: Path) -> bool:
+    """Whether a file is a user's own: not of this package, an installed one or Python itself."""
+    package = Path(oneshot_lit.__file__).parent
+    return place.is_absolute() and not place.is_relative_to(package) and not _is_installed(place)
+
+
+def _own_files(top: str) -> list[Path] | None:
+    """Return the Python files of a user's module or package; None for one that is installed."""
+    spec = _spec(top)
+    if spec is None:
+        return []
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    places = folders or ([Path(spec.origin)] if spec.origin and spec.has_location else [])
+    if not places or any(_is_installed(place) for place in places):
+        return None
+    return sorted({file for place in places for file in _python_files(place)})
+
+
+def _spec(top: str) -> ModuleSpec | None:
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        spec = None
+    # A command finds a package in its working folder, too.
+    return spec or PathFinder.find_spec(top, [os.getcwd()])
+
+
+def _python_files(place: Path) -> list[Path]:
+    return [place] if place.is_file() else [file for file in place.rglob("*.py") if file.is_file()]
+
+
+def _is_installed(place: Path) -> bool:
+    installed = {"site-packages", "dist-packages"} & set(place.parts)
+    paths = sysconfig.get_paths()
+    return bool(installed) or any(
+        place.is_relative_to(paths[key]) for key in ("stdlib", "platstdlib", "purelib", "platlib")
+    )
+
+
+def _distributions(top: str) -> list[str]:
+    return sorted(set(_packages().get(top, ())))
+
+
+@cache
+def _packages() -> dict[str, list[str]]:
+    return dict(importlib.metadata.packages_distributions())
+
+
+def _imported(content: bytes) -> set[str]:
+    """Return the first parts of the modules that a file imports anywhere in it."""
+    try:
+        tree = ast.parse(content)
+    except (SyntaxError, ValueError):
+        # The stage itself says what is wrong.
+        return set()
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {each.name.partition(".")[0] for each in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.partition(".")[0])
+    return found

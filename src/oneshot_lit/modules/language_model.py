@@ -36,6 +36,7 @@ from oneshot_lit.modules.building import ModelBuilding
 from oneshot_lit.modules.context import embedding_rows, read_config, read_context_length
 from oneshot_lit.modules.generation import Decoding
 from oneshot_lit.modules.loss import next_token_loss
+from oneshot_lit.modules.optimizers import built, schedule
 from oneshot_lit.modules.rounding import check_rounding
 from oneshot_lit.modules.scoring import PromptScoring
 from oneshot_lit.modules.weight_files import is_local
@@ -72,7 +73,10 @@ class LanguageModelModule(PromptScoring, ModelBuilding, LightningModule):
         peft: Train an adapter instead of all weights: ``peft_type`` (default LORA) and the
             arguments of its PEFT config, such as ``{r: 16, target_modules: all-linear}``.
         optimizer: Any torch optimiser class with its arguments.
-        lr_scheduler: Any torch scheduler class with its arguments, stepped once an optimiser step.
+        lr_scheduler: Any torch scheduler class with its arguments, or a function that makes one of
+            an optimiser, such as `transformers.get_cosine_schedule_with_warmup`; stepped once an
+            optimiser step. `lightning.pytorch.cli.ReduceLROnPlateau` is stepped once an epoch, with
+            the value that its `monitor` names, such as ``val/benign/exact_match``.
         decoding: How answers are generated in validation, test and predict.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
         attn_implementation: eager, sdpa, flash_attention_2 ...; the model's default if not given.
@@ -197,18 +201,14 @@ class LanguageModelModule(PromptScoring, ModelBuilding, LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the configured optimiser on the trainable parameters, and its scheduler."""
-        try:
-            optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
-        except ValueError as error:
-            raise OneShotError(f"model.optimizer: {error}.") from error
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        optimizer = built(self.optimizer, parameters, "model.optimizer")
         if self._trainer is not None:
             check_rounding(self.trainer, optimizer, self.allow_rounding)
         if self.lr_scheduler is None:
             return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"},
-        }
+        scheduler = built(self.lr_scheduler, optimizer, "model.lr_scheduler")
+        return {"optimizer": optimizer, "lr_scheduler": schedule(scheduler)}  # type: ignore[return-value]
 
     # ---------------------------------------------------------------- training
 

@@ -12,7 +12,8 @@ import transformers
 from oneshot_lit.data.chat import Encoded, encode_conversation
 from oneshot_lit.data.conversation import Conversation
 from oneshot_lit.metrics.refusal import PHRASE_LIST_VERSION
-from oneshot_lit.provenance import source_hash
+from oneshot_lit.metrics.registry import METRICS
+from oneshot_lit.provenance import named_code, source_hash
 
 if TYPE_CHECKING:
     from oneshot_lit.modules.brute_force import BruteForceModule
@@ -54,7 +55,7 @@ def outcome_settings(module: BruteForceModule) -> dict[str, Any]:
         "stops": [*module.stop_ids, module.tokenizer.pad_token_id],
         "phrases": PHRASE_LIST_VERSION,
         "seed": module.run_seed,
-        "code": source_hash(),
+        "code": [source_hash(), named_code(_classes(module))],
         "versions": [torch.__version__, transformers.__version__],
     }
 
@@ -69,6 +70,17 @@ def candidate_key(module: BruteForceModule, candidate: Conversation) -> str:
     longest = module.trainer.datamodule.max_length  # type: ignore[attr-defined]
     encoded = encode_conversation(module.tokenizer, candidate, max_length=longest)
     return _hash(_tokens(encoded).encode())
+
+
+def _classes(module: BruteForceModule) -> set[str]:
+    """Return the names of the classes that decide an outcome, a user's own among them."""
+    trainer: Any = module.trainer
+    metrics = [
+        METRICS[name] for each in trainer.datamodule.prompt_sets("val") for name in each.metrics
+    ]
+    optimizer = module.optimizer([torch.nn.Parameter(torch.zeros(1))])
+    used = [*map(type, (module, trainer.datamodule, optimizer, *trainer.callbacks)), *metrics]
+    return {f"{each.__module__}.{each.__qualname__}" for each in used}
 
 
 def _course(module: BruteForceModule) -> list[Any]:

@@ -223,7 +223,10 @@ class Runner:
             reason = f"ended by signal {what}; run the study again to go on"
         else:
             reason = last_line(log) if log.exists() else f"exit code {code}"
-        raise OneShotError(f"{self.study.file}: {key}: {reason} (log: {log})")
+        failure = OneShotError(f"{self.study.file}: {key}: {reason} (log: {log})")
+        # A fault of the program, or of a user's own code, is not one of the input.
+        failure.code = 1 if code == 1 else failure.code
+        raise failure
 
     def _note(self, folder: Path, verb: str, entry: dict[str, Any]) -> None:
         write_json_atomically(folder / STAGE_FILE, read_stage(folder) | {verb: entry})

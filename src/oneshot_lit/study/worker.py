@@ -45,10 +45,10 @@ def run_logged(arguments: Sequence[str], log: str, threads: int | None = None) -
     sys.stdout, sys.stderr = (
         os.fdopen(n, "w", buffering=1, encoding="utf-8", errors="backslashreplace") for n in (1, 2)
     )
-    from oneshot_lit.__main__ import main
+    from oneshot_lit.__main__ import run_command
 
     try:
-        code = main(arguments)
+        code = run_command(arguments)
     except BaseException:
         traceback.print_exc()
         code = 1
