@@ -16,7 +16,9 @@ from oneshot_lit.data.datamodule import PromptSet
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.modules import Decoding, LanguageModelModule
 from oneshot_lit.modules.adapters import MERGEABLE, PROMPTS
+from oneshot_lit.strategies.fsdp2 import shard
 from quiet_trainer import quiet_trainer
+from strategies.live import mesh_of
 
 TARGETS = {"target_modules": ["q_proj", "v_proj"]}
 PROMPT = {"num_virtual_tokens": 4}
@@ -219,6 +221,13 @@ def test_a_prompt_is_tested_but_nothing_is_trained_on_top(
             quiet_trainer(tmp_path, HuggingFaceExport(), max_epochs=1).fit(
                 again, rows_of(rows_file)
             )
+
+
+def test_fsdp2_refuses_an_adapter_whose_layers_share_weights(tiny_folder: Path) -> None:
+    shared = module(tiny_folder, peft=CASES["VBLORA"])
+    shared.configure_model()
+    with mesh_of(2) as mesh, pytest.raises(OneShotError, match=r"FSDP2 cannot shard .*vblora"):
+        shard(shared.model, mesh)
 
 
 def test_a_prefix_is_not_recomputed(tiny_folder: Path) -> None:

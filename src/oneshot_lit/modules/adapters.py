@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -233,19 +234,23 @@ def _untie(model: nn.Module) -> None:
 def parameters_set(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Put tensors in the place of parameters for a while, also where several modules share one.
 
+    Nothing that an engine has hooked into the modules runs meanwhile: it would look for its shards.
+
     Args:
         model: The module.
         weights: Name of a parameter -> its stand-in, on any device.
     """
-    stand_ins = {id(model.get_parameter(name)): value for name, value in weights.items()}
-    replaced: list[tuple[dict[str, Any], str, Any]] = []
-    for module in model.modules():
-        for leaf, parameter in list(module._parameters.items()):
-            if id(parameter) in stand_ins:
-                replaced.append((module._parameters, leaf, parameter))
-                module._parameters[leaf] = nn.Parameter(stand_ins[id(parameter)], False)
+    named = {name: nn.Parameter(value, False) for name, value in weights.items()}
+    stand_ins = {id(model.get_parameter(name)): value for name, value in named.items()}
+    names = ("_parameters", "_forward_pre_hooks", "_forward_hooks")
+    modules = list(model.modules())
+    kept = [{name: module.__dict__[name] for name in names} for module in modules]
+    for module in modules:
+        own = {n: stand_ins.get(id(p), p) for n, p in module._parameters.items()}
+        hooks: dict[str, Any] = {name: OrderedDict() for name in names[1:]}
+        module.__dict__.update(hooks, _parameters=own)
     try:
         yield
     finally:
-        for owner, leaf, parameter in replaced:
-            owner[leaf] = parameter
+        for module, before in zip(modules, kept, strict=True):
+            module.__dict__.update(before)

@@ -143,7 +143,8 @@ def shard(model: nn.Module, mesh: DeviceMesh, precision: str = "32-true") -> Non
         precision: That of the trainer.
 
     Raises:
-        OneShotError: if processes are left over for tensor parallelism, which is not done here.
+        OneShotError: if processes are left over for tensor parallelism, which is not done here, or
+            if layers share a weight.
     """
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
@@ -156,6 +157,7 @@ def shard(model: nn.Module, mesh: DeviceMesh, precision: str = "32-true") -> Non
     policy = _POLICIES.get(precision, MixedPrecisionPolicy())
     kinds = set(getattr(model, "_no_split_modules", None) or ())
     layers = [module for module in model.modules() if type(module).__name__ in kinds]
+    _require_own_weights(model, layers)
     for unit in [*layers, model]:
         # All parameters of a unit travel in one message, so they need one dtype.
         for odd in _of_other_dtype(unit):
@@ -164,6 +166,20 @@ def shard(model: nn.Module, mesh: DeviceMesh, precision: str = "32-true") -> Non
     # Outside of `forward`, whole weights must be there for generation, too.
     root: Any = model
     register_fsdp_forward_method(root, "generate")
+
+
+def _require_own_weights(model: nn.Module, layers: list[nn.Module]) -> None:
+    """Refuse weights that layers share, as those of some adapters; head and embedding may."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
+    for each, places in names.items():
+        if len(places) > 1 and each in inside:
+            raise OneShotError(
+                f"trainer.strategy: FSDP2 cannot shard {places[0]} and {places[-1]}, which are one "
+                "weight; use ddp or deepspeed, or another kind of adapter."
+            )
 
 
 def _of_other_dtype(unit: nn.Module) -> list[nn.Module]:
