@@ -72,8 +72,8 @@ more
   oneshot-lit fit --model.help OneShotRealignmentModule   every key of a module
   oneshot-lit fit --config FILE ... --print_config   the configuration that would run
   oneshot-lit fit --config FILE ... --ckpt_path last resume a killed run
-exit codes: 0 done, 1 a fault of the program or of your own code (with its traceback), 2 a mistake in the input (one line says which),
-3 a spending cap is reached
+exit codes: 0 done, 1 a fault of the program or of your own code (with its traceback),
+2 a mistake in the input (one line says which), 3 a spending cap is reached
 """
 
 
