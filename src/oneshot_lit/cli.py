@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
@@ -30,6 +30,7 @@ from oneshot_lit.callbacks import (
     MetricsWriter,
     OutcomesWriter,
     PredictionWriter,
+    ProgressLines,
     RealignmentCurve,
     RunCheckpoint,
     SelectionProgress,
@@ -38,9 +39,9 @@ from oneshot_lit.callbacks import (
 from oneshot_lit.callbacks.run_checkpoint import CHECKPOINTS, LAST
 from oneshot_lit.class_changes import dropped_arguments, keep_classes_apart
 from oneshot_lit.cli_errors import (
+    OneLineErrors,
     ParserMistakeError,
     check_config_files,
-    explain,
     mistake_in,
     typed_last,
 )
@@ -55,7 +56,7 @@ from oneshot_lit.scheduler_functions import take_functions_as_schedulers
 from oneshot_lit.strategies import watch
 from oneshot_lit.strategies.runnable import require_runnable
 from oneshot_lit.typed_text import let_text_be_text
-from oneshot_lit.users_code import carried, carry_out, users_error, with_errors_carried_out
+from oneshot_lit.users_code import carried, with_errors_carried_out
 
 DEFAULT_ROOT = "runs/default"
 
@@ -80,7 +81,7 @@ def _header(command: str) -> list[str]:
     return [f"oneshot-lit {__version__}: oneshot-lit {command} --config THIS_FILE"]
 
 
-class OneLineParser(LightningArgumentParser):
+class OneLineParser(OneLineErrors, LightningArgumentParser):
     """A parser whose errors are one line with the nearest known key."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -90,13 +91,6 @@ class OneLineParser(LightningArgumentParser):
     def add_instantiator(self, instantiator: Any, *args: Any, **kwargs: Any) -> None:
         """Let what a module's constructor raises come out as it is."""
         super().add_instantiator(carried(instantiator), *args, **kwargs)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise the mistake; the parsers around this one add where it is."""
-        if (fault := users_error(ex)) is not None:
-            carry_out(fault)
-        text = str(ex) if ex is not None else message
-        raise ParserMistakeError(explain(text, self, sys.argv[1:])) from ex
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -245,6 +239,9 @@ class OneShotCLI(LightningCLI):
             isinstance(callback, ProgressBar) for callback in given
         ):
             self.trainer_defaults["callbacks"].append(CalmProgressBar())
+            if not (sys.stdout.isatty() and sys.stderr.isatty()):
+                # The bar shows itself on a terminal only.
+                self.trainer_defaults["callbacks"].append(ProgressLines())
         export, checkpoint = (self._get(self.config_init, key) for key in ("export", "checkpoint"))
         seed = self._get(self.config, "seed_everything")
         self.metrics_writer.seed = seed if isinstance(seed, int) else None
@@ -306,7 +303,7 @@ def _run() -> int:
         with ExitStack() as held:
             OneShotCLI(held)
     except ParserMistakeError as error:
-        raise OneShotError(error.mistake.line()) from error
+        raise OneShotError(error.mistake.line(sys.argv[1:])) from error
     except SIGTERMException:
         return _terminated()
     except Exception as error:

@@ -9,14 +9,15 @@ import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
+from oneshot_lit.config_places import find_key, find_value, places_in
 from oneshot_lit.errors import OneShotError, did_you_mean
 from oneshot_lit.files import read_text
 from oneshot_lit.machine_errors import causes, full_disk, refusal, unreachable
-from oneshot_lit.users_code import users_error
+from oneshot_lit.users_code import carry_out, users_error
 
 _LONGEST = 300
 _LIGHTNING = ("lightning.", "lightning_utilities.")
@@ -89,15 +90,32 @@ def _split_configs(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A mistake in a key: where it stands, the dotted key, and the text with ``{key}`` in it."""
+    """A mistake in a key of the configuration.
+
+    Attributes:
+        text: The line, with ``{key}`` in it.
+        key: The dotted key, as far as the parsers have told.
+        owner: Name of the class whose argument the key is.
+        given: The key's value, where that is the mistake.
+        named: What is wrong is this value, of a key that is not known.
+    """
 
     text: str
     key: str = ""
-    place: str = ""
+    owner: str = ""
+    given: str | None = None
+    named: str | None = None
 
-    def line(self) -> str:
-        """Return the one line for the user."""
-        return self.place + self.text.replace("{key}", self.key)
+    def line(self, arguments: Sequence[str]) -> str:
+        """Return the one line for the user, with the place in the command's config files."""
+        files, words = _split_configs(arguments)
+        places = places_in([Path(file) for file in files], words)
+        if self.named is not None:
+            place = find_value(places, self.named)
+        else:
+            place = find_key(places, self.key, self.owner, self.given) if self.key else None
+        key = self.key if place is None else ".".join(place.keys)
+        return ("" if place is None else place.where) + self.text.replace("{key}", key)
 
     def under(self, parent: str) -> Mistake:
         """Return the same mistake as the parser of the enclosing key sees it."""
@@ -113,15 +131,45 @@ class ParserMistakeError(OneShotError):
         self.mistake = mistake
 
 
-def explain(message: str, parser: Any, arguments: Sequence[str] = ()) -> Mistake:
+class OneLineErrors:
+    """What makes a parser of jsonargparse tell a mistake in one line, with the nearest known key.
+
+    Attributes:
+        owner: Name of the class or function whose arguments the parser reads; empty for several.
+    """
+
+    owner = ""
+
+    def add_class_arguments(self, theclass: Any, *args: Any, **kwargs: Any) -> Any:
+        """Note whose arguments these are."""
+        self._note(theclass, args, kwargs)
+        return super().add_class_arguments(theclass, *args, **kwargs)  # type: ignore[misc]
+
+    def add_function_arguments(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        """Note whose arguments these are."""
+        self._note(function, args, kwargs)
+        return super().add_function_arguments(function, *args, **kwargs)  # type: ignore[misc]
+
+    def _note(self, owner: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        if not args and kwargs.get("nested_key") is None:
+            self.owner = getattr(owner, "__name__", "")
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise the mistake; the parsers around this one add where it is."""
+        if (fault := users_error(ex)) is not None:
+            carry_out(fault)
+        raise ParserMistakeError(explain(message, self, ex)) from ex
+
+
+def explain(message: str, parser: Any, error: Exception | None = None) -> Mistake:
     """Return what a parser's error means.
 
     Args:
-        message: The parser's text; it may hold the `ParserMistakeError` of a parser inside.
+        message: The parser's text.
         parser: The parser, whose keys are the known ones.
-        arguments: The command line, to find the config file that holds the key.
+        error: What led to it; it may hold the `ParserMistakeError` of a parser inside.
     """
-    text = " ".join(message.split())
+    text = " ".join((message if error is None else str(error)).split())
     outer = ".".join(re.findall(r'[Pp]arser key "([^"]+)"', re.sub("\u27e6.*?\u27e7", "", text)))
     if inner := re.findall("\u27e6(.*?)\u27e7", text):
         mistakes = [Mistake(**json.loads(each)) for each in inner]
@@ -129,66 +177,66 @@ def explain(message: str, parser: Any, arguments: Sequence[str] = ()) -> Mistake
         order = ("unknown key", "{key}: needs", "")
         chosen = next(m for start in order for m in mistakes if m.text.startswith(start))
         return chosen.under(outer)
+    owner = str(getattr(parser, "owner", ""))
+    if match := re.search(r"Group '([^']+)' does not accept option '([^']+)'", text):
+        return _unknown_key(f"{match[1]}.{match[2]}", parser, owner)
     if match := re.search(r"(?:does not accept option|Option) '([^']+)'", text):
-        return _unknown("key", match[1], _keys(parser), arguments).under(outer)
+        return _unknown_key(match[1], parser, owner).under(outer)
     if match := re.search(r"[Uu]nrecognized arguments?: (\S+)", text):
         key = match[1].split("=")[0].lstrip("-")
         return Mistake(f"unknown option '--{{key}}'{did_you_mean(key, _keys(parser))}.", key)
-    if match := re.search(r"module '([^']+)' has no attribute '([^']+)'", text):
+    if match := re.search(r"module '?([\w.]+)'? has no attribute '?(\w+)'?", text):
         module = sys.modules.get(match[1])
         known = [] if module is None else [f"{match[1]}.{name}" for name in dir(module)]
-        return _unknown("class", f"{match[1]}.{match[2]}", known, arguments)
+        return _unknown_class(f"{match[1]}.{match[2]}", known)
     if match := re.search(r"Expected a dot import path string: (\S+)", text):
-        return _unknown("class", match[1], [c.__qualname__ for c in _classes()], arguments)
+        return _unknown_class(match[1], [c.__qualname__ for c in _classes()])
     if match := re.search(r"arguments are required: (.*)", text):
         keys = match[1].replace("fit.", "").replace("test.", "")
+        if owner:
+            return Mistake(f"{{key}}: {owner} needs {keys}, which {_are(keys)} not given.")
         return Mistake(f"{keys} missing; give a --config file (see configs/) or --KEY VALUE.")
-    wanted = re.findall(r"Expected an? <class '([^']+)'>", text)
     given = re.search(r"(?:Given|Got) value: (.*?)(?: - Expected|$)", text)
     value = given[1].strip("'\"") if given else ""
+    about = Mistake("", outer, owner, value if given else None)
     if outer and re.fullmatch(r"\S+\.(ya?ml|json)", value) and not Path(value).exists():
-        return Mistake(f"{{key}}: {value}: file not found.", outer, _place(outer, arguments))
-    if outer and re.fullmatch(r"([A-Za-z_]\w*\.)+[A-Z]\w*", value):
+        return replace(about, text=f"{{key}}: {value}: file not found.")
+    reason = list(causes(error))[-1] if error is not None else None
+    if outer and isinstance(reason, ModuleNotFoundError):
         problem = f"{{key}}: cannot import {value}; check its spelling, and that its package is "
-        place = _place(outer, arguments)
-        return Mistake(f"{problem}installed or in the working folder.", outer, place)
+        return replace(about, text=f"{problem}installed or in the working folder.")
+    if outer and isinstance(reason, ImportError):
+        # It is no class, or one of another kind.
+        return replace(about, text=f"{{key}}: {reason}")
+    wanted = re.findall(r"Expected an? <class '([^']+)'>", text)
     if outer and given and (choices := re.search(r"Expected an? typing\.Literal\[([^]]*)\]", text)):
         allowed = choices[1].replace("'", "")
-        problem = f"{{key}}: needs one of {allowed}, not {_short(given[1])}."
-        return Mistake(problem, outer, _place(outer, arguments))
-    if outer and wanted and given:
-        kind = wanted[0].rsplit(".", 1)[-1]
-        place = _place(outer, arguments)
-        return Mistake(f"{{key}}: needs {kind}, not {_short(given[1])}.", outer, place)
+        return replace(about, text=f"{{key}}: needs one of {allowed}, not {_short(given[1])}.")
+    if outer and wanted and given and wanted != ["NoneType"]:
+        kind = next(each for each in wanted if each != "NoneType").rsplit(".", 1)[-1]
+        return replace(about, text=f"{{key}}: needs {kind}, not {_short(given[1])}.")
+    if outer and reason is not None:
+        said = str(reason).split("\n")[0].removeprefix(f'Parser key "{outer}": ')
+        return replace(about, text=f"{{key}}: {_short(said)}")
     return Mistake(_short(text.removeprefix("error: ")))
 
 
-def _unknown(what: str, name: str, known: Iterable[str], arguments: Sequence[str]) -> Mistake:
-    place = _place(name, arguments)
+def _are(keys: str) -> str:
+    return "are" if "," in keys else "is"
+
+
+def _unknown_key(name: str, parser: Any, owner: str) -> Mistake:
+    known = _keys(parser)
     hint = did_you_mean(name, known) or did_you_mean(name.split(".", 1)[0], known)
-    # A class is named by its own path, a key by where it stands.
-    return Mistake(f"unknown {what} '{'{key}' if what == 'key' else name}'{hint}.", name, place)
+    return Mistake(f"unknown key '{{key}}'{hint}.", name, owner)
+
+
+def _unknown_class(name: str, known: Iterable[str]) -> Mistake:
+    return Mistake(f"unknown class '{name}'{did_you_mean(name, known)}.", named=name)
 
 
 def _short(text: str) -> str:
     return text if len(text) <= _LONGEST else text[:_LONGEST] + " ..."
-
-
-def _place(key: str, arguments: Sequence[str]) -> str:
-    """Return 'FILE line N: ' for the config file that holds a key or value, or ''."""
-    last = key.rsplit(".", 1)[-1]
-    words = [word.split("=")[0] for word in arguments if word.startswith("--")]
-    if any(word == f"--{last}" or word.endswith(f".{last}") for word in words):
-        return ""
-    for path in reversed(config_files(arguments)):
-        try:
-            lines = read_text(path).splitlines()
-        except (OSError, OneShotError):
-            continue
-        for number, line in enumerate(lines, start=1):
-            if re.search(rf"(?<![\w.]){re.escape(last)}\b", line.split("#")[0]):
-                return f"{path} line {number}: "
-    return ""
 
 
 def _keys(parser: Any) -> list[str]:

@@ -6,35 +6,28 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from jsonargparse import ArgumentParser
 
 from oneshot_lit.class_changes import keep_classes_apart
 from oneshot_lit.cli_errors import (
+    OneLineErrors,
     ParserMistakeError,
     check_config_files,
-    explain,
     mistake_in,
     typed_last,
 )
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.typed_text import let_text_be_text
-from oneshot_lit.users_code import carry_out, users_error, with_errors_carried_out
+from oneshot_lit.users_code import with_errors_carried_out
 
 
-class ConfigCommandParser(ArgumentParser):
+class ConfigCommandParser(OneLineErrors, ArgumentParser):
     """A parser whose errors are one line with the nearest known key."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False} | kwargs)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise the mistake; the parsers around this one add where it is."""
-        if (fault := users_error(ex)) is not None:
-            carry_out(fault)
-        text = str(ex) if ex is not None else message
-        raise ParserMistakeError(explain(text, self, sys.argv[1:])) from ex
 
 
 def command_parser(command: str, description: str) -> ConfigCommandParser:
@@ -60,8 +53,6 @@ def parse_command(parser: ConfigCommandParser, arguments: Sequence[str]) -> Any 
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     words = typed_last([parser.prog.split()[-1], *arguments])
-    # Where a key stands is looked up in the process's own arguments.
-    sys.argv = [sys.argv[0], *words]
     try:
         return with_errors_carried_out(
             lambda: parser.instantiate_classes(parser.parse_args(words[1:]))
@@ -71,7 +62,7 @@ def parse_command(parser: ConfigCommandParser, arguments: Sequence[str]) -> Any 
             raise
         return None
     except ParserMistakeError as error:
-        raise OneShotError(error.mistake.line()) from error
+        raise OneShotError(error.mistake.line(words)) from error
     except Exception as error:
         if (line := mistake_in(error)) is not None:
             raise OneShotError(line) from error

@@ -35,6 +35,7 @@ def _as_class(function: Any) -> type:
     from torch.optim.lr_scheduler import LRScheduler
 
     made = class_from_function(function, LRScheduler, f"{function.__module__}:{function.__name__}")
-    # So that it is written down by its own path.
-    made.__module__, made.__qualname__ = function.__module__, function.__qualname__
+    # So that it is called, and written down, as it is named.
+    made.__name__, made.__module__ = function.__name__, function.__module__
+    made.__qualname__ = function.__qualname__
     return made

@@ -8,6 +8,7 @@ from oneshot_lit.callbacks.metrics_writer import MetricsWriter
 from oneshot_lit.callbacks.outcomes import OutcomesWriter
 from oneshot_lit.callbacks.predictions import PredictionWriter
 from oneshot_lit.callbacks.progress import CalmProgressBar
+from oneshot_lit.callbacks.progress_lines import ProgressLines
 from oneshot_lit.callbacks.realignment_curve import RealignmentCurve
 from oneshot_lit.callbacks.run_checkpoint import RunCheckpoint
 from oneshot_lit.callbacks.selection_progress import SelectionProgress
@@ -22,6 +23,7 @@ __all__ = [
     "MetricsWriter",
     "OutcomesWriter",
     "PredictionWriter",
+    "ProgressLines",
     "RealignmentCurve",
     "RunCheckpoint",
     "SelectionProgress",

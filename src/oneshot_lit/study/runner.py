@@ -30,6 +30,8 @@ from oneshot_lit.study.worker import last_line, run_logged, start_server
 
 STAGE_FILE = "stage.json"
 _PRODUCTS = PRODUCTS | {"select": SELECTION_FILE}
+# Seconds between two looks at the logs of what runs.
+_BETWEEN_LINES = 15.0
 # A selection is a fit, too; only its product is another.
 _COMMANDS = {"select": "fit", "fit": "fit", "test": "test"}
 
@@ -38,7 +40,7 @@ _COMMANDS = {"select": "fit", "fit": "fit", "test": "test"}
 class _Running:
     """A command that has been started, or one whose product was there already.
 
-    `before` is the product's stamp at its start.
+    `before` is the product's stamp at its start, `said` the last line of its log that was shown.
     """
 
     stage: Stage
@@ -48,6 +50,7 @@ class _Running:
     entry: dict[str, Any] = field(default_factory=dict)
     before: tuple[int, int] | None = None
     start: float = field(default_factory=time.monotonic)
+    said: str = ""
 
 
 @dataclass
@@ -97,8 +100,8 @@ class Runner:
                     # Several names would leave no room for the clock.
                     several = f"{len(names)} commands" if len(names) > 1 else self.study.name
                     progress.update(task, description=names[0] if len(names) == 1 else several)
-                    for sentinel in connection.wait(list(running)) if running else ():
-                        ended = running.pop(sentinel)  # type: ignore[arg-type]
+                    for sentinel in self._wait(running):
+                        ended = running.pop(sentinel)
                         self._end(ended)
                         self._say(ended)
                         schedule.end(ended.stage.name)
@@ -106,6 +109,21 @@ class Runner:
             except BaseException:
                 self._stop(list(running.values()))
                 raise
+
+    def _wait(self, running: dict[int, _Running]) -> list[Any]:
+        """Return what ends next; meanwhile, without a terminal, say how far it is now and then."""
+        seconds = None if self.console.is_terminal else _BETWEEN_LINES
+        while running:
+            if ended := connection.wait(list(running), seconds):
+                return ended
+            for each in running.values():
+                folder, name = self.folder(each.stage), f"{each.stage.name:<12} {each.verb:<6}"
+                log = folder / f"{each.verb}.log"
+                line = last_line(log) if log.exists() else ""
+                if line != each.said:
+                    self.console.print(Text(f"  {name} {line}"), soft_wrap=True)
+                each.said = line
+        return []
 
     def _stop(self, running: list[_Running]) -> None:
         """End what runs; what has ended well meanwhile counts, and so does the time of the rest."""
