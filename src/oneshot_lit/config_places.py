@@ -9,6 +9,9 @@ from pathlib import Path
 
 import yaml
 
+from oneshot_lit.errors import OneShotError
+from oneshot_lit.files import read_text
+
 
 @dataclass(frozen=True)
 class Place:
@@ -66,8 +69,8 @@ def places_in(files: Sequence[Path], words: Sequence[str]) -> list[Place]:
 
 def _in_file(file: Path, above: tuple[str, ...], depth: int = 0) -> Iterator[Place]:
     try:
-        root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (OSError, ValueError, yaml.YAMLError):
+        root = yaml.compose(read_text(file), Loader=yaml.SafeLoader)
+    except (OSError, OneShotError, yaml.YAMLError):
         return
     if root is not None:
         yield from _in_node(root, above, file, depth)
