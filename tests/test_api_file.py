@@ -159,7 +159,7 @@ def test_what_another_version_wrote_is_one_line(
 def test_files_that_cannot_be_are_one_line(command: Any, tmp_path: Path) -> None:
     (tmp_path / "fit.yaml").write_bytes(b"data: \xff\xfe")
     done = command("api-file", "--run", tmp_path, "--out", tmp_path / "x.jsonl")
-    assert "fit.yaml: is not what a fit writes" in done.error
+    assert "fit.yaml line 1: not UTF-8 text" in done.error
     folder = command("api-file", *INLINE, "--out", tmp_path, "--overwrite", "true")
     assert f"{tmp_path}: is a folder; give a file as --out" in folder.error
     below = command("api-file", *INLINE, "--out", tmp_path / "fit.yaml" / "x.jsonl")

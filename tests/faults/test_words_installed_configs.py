@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from conftest import ROOT
 from oneshot_lit.modules import LanguageModelModule
 from oneshot_lit.shipped import or_shipped
 from oneshot_lit.study.spec import load_study
 
+ROOT = Path(__file__).parents[2]
 SHIPPED = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").glob("*/*.yaml"))
 
 

