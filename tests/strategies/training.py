@@ -51,7 +51,9 @@ class Losses(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         values = {k: float(v) for k, v in trainer.callback_metrics.items()}
-        self.found.append({"step": trainer.global_step, **values})
+        # The loss of a step is known behind its last batch.
+        if "train/loss" in values:
+            self.found.append({"step": trainer.global_step, **values})
 
 
 def train(

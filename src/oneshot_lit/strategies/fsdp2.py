@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.optim import Optimizer
 
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.strategies.distributed_checkpoint import META, read_tensors
@@ -98,6 +99,22 @@ class FSDP2Strategy(ModelParallelStrategy):
         with whole_folder(self, filepath, facts) as folder:
             super().save_checkpoint(checkpoint, folder, storage_options)
             write_own_state(self, folder, own)
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Return the optimiser's state; asking for it changes nothing.
+
+        PyTorch makes the state of an optimiser that has none by a step with zero gradients, which
+        would count as a step from then on.
+        """
+        optimizer = getattr(optimizer, "_optimizer", optimizer)
+        fresh = not optimizer.state
+        state = super().optimizer_state(optimizer)
+        if fresh:
+            optimizer.state.clear()
+            for values in state.get("state", {}).values():
+                if isinstance(values, dict) and "step" in values:
+                    values["step"] = torch.zeros_like(torch.as_tensor(values["step"]))
+        return state
 
     def load_checkpoint(
         self, checkpoint_path: Any, weights_only: bool | None = None
