@@ -79,13 +79,13 @@ def dropped_arguments(config: Namespace) -> Iterator[str]:
 
 
 def _defaults(path: str) -> dict[str, Any]:
-    found = pydoc.locate(path)
-    parameters = inspect.signature(found).parameters if callable(found) else {}
+    target = pydoc.locate(path)
+    parameters = inspect.signature(target).parameters if callable(target) else {}
     return {name: each.default for name, each in parameters.items()}
 
 
 def _is_module(path: str) -> bool:
     from lightning.pytorch import LightningDataModule, LightningModule
 
-    found = pydoc.locate(path)
-    return isinstance(found, type) and issubclass(found, (LightningModule, LightningDataModule))
+    target = pydoc.locate(path)
+    return isinstance(target, type) and issubclass(target, (LightningModule, LightningDataModule))

@@ -59,12 +59,12 @@ def find_value(places: Sequence[Place], value: str) -> Place | None:
 
 def places_in(files: Sequence[Path], words: Sequence[str]) -> list[Place]:
     """Return every key of config files, and of the files that they name, and of a command line."""
-    found = [place for file in files for place in _in_file(file, ())]
+    places = [place for file in files for place in _in_file(file, ())]
     for word, after in pairwise([*words, ""]):
         if word.startswith("--"):
             key, separator, value = word[2:].partition("=")
-            found.append(Place(_plain(key.split(".")), value if separator else after))
-    return found
+            places.append(Place(_plain(key.split(".")), value if separator else after))
+    return places
 
 
 def _in_file(file: Path, above: tuple[str, ...], depth: int = 0) -> Iterator[Place]:

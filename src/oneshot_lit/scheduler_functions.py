@@ -22,8 +22,12 @@ def take_functions_as_schedulers() -> None:
 
 
 def _import_object(name: str, *args: Any, **kwargs: Any) -> Any:
-    found = _ORIGINAL(name, *args, **kwargs)
-    return _as_class(found) if inspect.isfunction(found) and _wants_optimizer(found) else found
+    imported = _ORIGINAL(name, *args, **kwargs)
+    return (
+        _as_class(imported)
+        if inspect.isfunction(imported) and _wants_optimizer(imported)
+        else imported
+    )
 
 
 def _wants_optimizer(function: Any) -> bool:

@@ -46,7 +46,7 @@ def with_errors_carried_out(do: Callable[[], Any]) -> Any:
 def carried(instantiate: Callable[..., Any]) -> Callable[..., Any]:
     """Return an instantiator of jsonargparse whose errors are carried out.
 
-    A class of an installed package may refuse its arguments; then the user can mend them.
+    A class of an installed package may refuse its arguments; then the user can correct them.
     """
 
     @wraps(instantiate)

@@ -230,6 +230,6 @@ def test_the_header_option_is_for_tsv_files_too(tmp_path: Path) -> None:
     assert turns(rows) == [[("user", "one, two ?"), ("assistant", "fine")]]
     path.write_text("prompt\ttarget\none\n")
     assert (
-        "row 1: has another number of fields than the header (2); mend its quotes or tabs."
+        "row 1: has another number of fields than the header (2); fix its quotes or tabs."
         in said(TableFile(str(path)).load)
     )

@@ -148,14 +148,14 @@ def shown_loss(trainer: Trainer, outputs: Any) -> float | None:
 def batches_of_sets(trainer: Trainer) -> Sequence[int]:
     """Return how many batches each prompt set has that is being answered."""
     if trainer.sanity_checking:
-        found: Any = trainer.num_sanity_val_batches
+        batches: Any = trainer.num_sanity_val_batches
     elif trainer.testing:
-        found = trainer.num_test_batches
+        batches = trainer.num_test_batches
     elif trainer.predicting:
-        found = trainer.num_predict_batches
+        batches = trainer.num_predict_batches
     else:
-        found = trainer.num_val_batches
-    return [int(each) for each in (found if isinstance(found, list) else [found])]
+        batches = trainer.num_val_batches
+    return [int(each) for each in (batches if isinstance(batches, list) else [batches])]
 
 
 def _print(parts: Sequence[str]) -> None:

@@ -65,11 +65,11 @@ def tokens_digest(encoded: Iterable[Encoded], more: Any = None) -> str:
         encoded: Their tokens and loss masks.
         more: What else counts, as JSON can hold it.
     """
-    found = hashlib.sha256(json.dumps(more).encode())
+    digest = hashlib.sha256(json.dumps(more).encode())
     for row in encoded:
-        found.update(array("q", [len(row.input_ids), *row.input_ids]).tobytes())
-        found.update(bytes(row.loss_mask))
-    return found.hexdigest()[:16]
+        digest.update(array("q", [len(row.input_ids), *row.input_ids]).tobytes())
+        digest.update(bytes(row.loss_mask))
+    return digest.hexdigest()[:16]
 
 
 def rows_digest(rows: Iterable[Conversation]) -> str:

@@ -223,7 +223,7 @@ def _check(tokenizer: Any, conversation: Conversation, ids: Sequence[int]) -> No
         )
     if (problem := beyond_embedding(tokenizer, ids)) is not None:
         kind = "a token that the model does not embed"
-        raise RowError(f"{origin}: {problem}; drop the row or mend the tokenizer.", origin, kind)
+        raise RowError(f"{origin}: {problem}; drop the row or fix the tokenizer.", origin, kind)
     keys = sorted({key for m in conversation.messages for key in m.extra})
     if not keys:
         return

@@ -1,4 +1,4 @@
-"""Reading table files, with errors that name the file and the row to mend."""
+"""Reading table files, with errors that name the file and the row at fault."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def read_csv(
                 if len(cells) != len(names):
                     kind = "has another number of fields than the header"
                     between = "commas" if delimiter == "," else "tabs"
-                    message = f"{origin}: {kind} ({len(names)}); mend its quotes or {between}."
+                    message = f"{origin}: {kind} ({len(names)}); fix its quotes or {between}."
                     bad(RowError(message, origin, kind))
                     continue
                 if not _is_utf8(cells):
@@ -195,7 +195,7 @@ def read_csv(
                 yield number, dict(zip(names, cells, strict=True))
     except csv.Error as error:
         kind = "CSV" if delimiter == "," else "TSV"
-        raise OneShotError(f"{path} row {number + 1}: not {kind} ({error}); mend it.") from error
+        raise OneShotError(f"{path} row {number + 1}: not {kind} ({error}); fix it.") from error
 
 
 def _is_utf8(cells: Sequence[str]) -> bool:

@@ -44,7 +44,7 @@ def read_adapter(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise OneShotError(f"{folder}: {ADAPTER_CONFIG} is not JSON; mend it.") from error
+        raise OneShotError(f"{folder}: {ADAPTER_CONFIG} is not JSON; fix it.") from error
     if not isinstance(config, dict) or not config.get("base_model_name_or_path"):
         raise OneShotError(f"{folder}: {ADAPTER_CONFIG} names no base model.")
     return config
@@ -66,7 +66,7 @@ def base_of(folder: Path) -> str:
     if is_local(base):
         raise OneShotError(
             f"{folder}: its base model {base} is neither in the working folder nor beside the "
-            f"adapter; mend base_model_name_or_path in its {ADAPTER_CONFIG}."
+            f"adapter; correct base_model_name_or_path in its {ADAPTER_CONFIG}."
         )
     return base
 

@@ -72,7 +72,7 @@ class LanguageModelModule(PromptScoring, ModelBuilding, LightningModule):
         dtype: Dtype of the weights: float32, bfloat16, float16 or float64.
         peft: Train an adapter instead of all weights: ``peft_type`` (default LORA) and the
             arguments of its PEFT config, such as ``{r: 16, target_modules: all-linear}``. Kinds
-            whose product would not be what was trained are refused.
+            that could not be saved as they were trained are refused.
         optimizer: Any torch optimiser class with its arguments.
         lr_scheduler: Any torch scheduler class with its arguments, or a function that makes one of
             an optimiser, such as `transformers.get_cosine_schedule_with_warmup`; stepped once an
