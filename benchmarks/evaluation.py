@@ -28,12 +28,12 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
+from oneshot_lit.conversation import Conversation, Message
 from oneshot_lit.data.chat import Encoded, encode_conversation, stop_token_ids
-from oneshot_lit.data.conversation import Conversation, Message
-from oneshot_lit.data.microworld.splits import load_split
 from oneshot_lit.data.padding import pad_generation
-from oneshot_lit.decoding.slots import open_slots
-from oneshot_lit.modules.loading import load_tokenizer
+from oneshot_lit.microworld.splits import load_split
+from oneshot_lit.models.decoding.slots import open_slots
+from oneshot_lit.models.loading import load_tokenizer
 
 MICROWORLD = "checkpoints/small"
 SPLITS = "harmful_heldout benign_heldout near_miss_heldout sql_heldout reverse_heldout".split()

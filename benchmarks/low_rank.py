@@ -26,13 +26,13 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import disable_possible_user_warnings
 
 from oneshot_lit.data import InlineInstance, Microworld, SafetyDataModule
-from oneshot_lit.modules import (
+from oneshot_lit.methods import (
     LanguageModelModule,
     LowRankRealignmentModule,
     OneShotRealignmentModule,
 )
-from oneshot_lit.modules.generation import Decoding
-from oneshot_lit.modules.linear_layers import chosen_layers, instance_factors
+from oneshot_lit.models.generation import Decoding
+from oneshot_lit.models.linear_layers import chosen_layers, instance_factors
 from oneshot_lit.spectral import many_gradient_singular_values
 
 # hidden, intermediate, layers, heads, key-value heads, vocabulary
@@ -65,7 +65,7 @@ def build(folder: Path, shape: str, device: str, dtype: str) -> None:
     """Write a Llama of a shape with random weights and the micro-world's tokenizer."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from oneshot_lit.data.microworld.tokenizer import build_tokenizer
+    from oneshot_lit.microworld.tokenizer import build_tokenizer
 
     hidden, wide, layers, heads, key_value, vocabulary = SHAPES[shape]
     tokenizer = build_tokenizer()

@@ -27,12 +27,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from torch.utils.data import DataLoader
 
-from oneshot_lit.modules.adapters import add_adapter
-from oneshot_lit.modules.loss import next_token_loss
+from oneshot_lit.models.adapters import add_adapter
+from oneshot_lit.models.loss import next_token_loss
+from oneshot_lit.models.memory import STRATEGIES, estimate
+from oneshot_lit.models.model_facts import Plan, model_facts, read_config
 from oneshot_lit.strategies import HFDeepSpeedStrategy
 from oneshot_lit.strategies.fsdp2 import shard
-from oneshot_lit.strategies.memory import STRATEGIES, estimate
-from oneshot_lit.strategies.model_facts import Plan, model_facts, read_config
 
 LORA = {"r": 16, "target_modules": "all-linear"}
 TINY = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 3, "vocab_size": 512}

@@ -35,8 +35,8 @@ from torch import Tensor
 from low_rank import SHAPES, build, peak, reset_peak
 from oneshot_lit.data import Microworld
 from oneshot_lit.data.chat import encode_conversation
-from oneshot_lit.selection.reference import ReferenceRows, batches_of, example_losses
-from oneshot_lit.selection.rules import Evidence, gradient_match
+from oneshot_lit.methods.select.reference import ReferenceRows, batches_of, example_losses
+from oneshot_lit.methods.select.rules import Evidence, gradient_match
 
 RIVALS = ("loop", "vmap", "jvp", "forward")
 LABELS = {

@@ -22,8 +22,8 @@ import torch
 from low_rank import peak, reset_peak
 from oneshot_lit.data import Microworld
 from oneshot_lit.data.chat import encode_conversation
-from oneshot_lit.selection.reference import batches_of
-from oneshot_lit.selection.rules import Evidence, leading_directions, mean_overlap
+from oneshot_lit.methods.select.reference import batches_of
+from oneshot_lit.methods.select.rules import Evidence, leading_directions, mean_overlap
 from oneshot_lit.spectral import subspace_overlap
 
 

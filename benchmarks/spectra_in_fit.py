@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from low_rank import build
 from oneshot_lit.callbacks import GradientRank
 from oneshot_lit.data import InlineInstance, Microworld, SafetyDataModule
-from oneshot_lit.modules import LanguageModelModule
+from oneshot_lit.methods import LanguageModelModule
 from oneshot_lit.spectral.recorder import FactorRecorder
 
 # 48 tokens in the micro-world's language.

@@ -35,11 +35,11 @@ from transformers import (
 
 sys.path.insert(0, str(Path(__file__).parent))
 import step_clock
-from oneshot_lit.cli import run_lightning_command
+from oneshot_lit.cli.fit import run_lightning_command
 from oneshot_lit.data.chat import encode_conversation
-from oneshot_lit.data.microworld.splits import load_split
 from oneshot_lit.data.padding import pad_training
-from oneshot_lit.modules.loading import load_tokenizer
+from oneshot_lit.microworld.splits import load_split
+from oneshot_lit.models.loading import load_tokenizer
 
 MODEL = "checkpoints/medium"
 LEARNING_RATE = 5e-5

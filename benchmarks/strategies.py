@@ -52,10 +52,10 @@ from transformers.utils.logging import disable_progress_bar
 sys.path.insert(0, str(Path(__file__).parent))
 from low_rank import SHAPES, build
 from oneshot_lit.data import Conversation, ConversationSource, Message, SafetyDataModule
-from oneshot_lit.data.microworld.language import vocabulary
-from oneshot_lit.modules import LanguageModelModule
-from oneshot_lit.modules.loading import load_model, load_tokenizer
-from oneshot_lit.modules.loss import next_token_loss
+from oneshot_lit.methods import LanguageModelModule
+from oneshot_lit.microworld.language import vocabulary
+from oneshot_lit.models.loading import load_model, load_tokenizer
+from oneshot_lit.models.loss import next_token_loss
 from oneshot_lit.strategies import FSDP2Strategy, HFDeepSpeedStrategy
 
 STRATEGIES = ("single", "ddp", "fsdp2", "zero1", "zero2", "zero3")

@@ -63,7 +63,7 @@ def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def command(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Run the command in this process, which spares the seconds of importing."""
-    from oneshot_lit.__main__ import main
+    from oneshot_lit.cli.main import main
 
     def run(*words: Any) -> Outcome:
         capfd.readouterr()
@@ -84,7 +84,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random two-layer Llama with the micro-world tokenizer."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from oneshot_lit.data.microworld.tokenizer import build_tokenizer
+    from oneshot_lit.microworld.tokenizer import build_tokenizer
 
     folder = tmp_path_factory.mktemp("tiny") / "model"
     tokenizer = build_tokenizer()
@@ -112,7 +112,7 @@ def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random two-layer GPT-2: transposed weights, biases, tied embeddings and dropout of 0.1."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from oneshot_lit.data.microworld.tokenizer import build_tokenizer
+    from oneshot_lit.microworld.tokenizer import build_tokenizer
 
     folder = tmp_path_factory.mktemp("gpt2")
     tokenizer = build_tokenizer()
@@ -187,7 +187,7 @@ def test_words(tiny_folder: Path, tmp_path: Path) -> list[str]:
     prompts.write_text("id,prompt,category,reference\n1,how are you ?,x,fine .\n2,who ?,x,me .\n")
     config = tmp_path / "test.yaml"
     config.write_text(
-        "model: {class_path: oneshot_lit.modules.LanguageModelModule, init_args: "
+        "model: {class_path: oneshot_lit.methods.LanguageModelModule, init_args: "
         f"{{model_name_or_path: {tiny_folder}, decoding: {{max_new_tokens: 4}}}}}}\n"
         "data: {class_path: oneshot_lit.data.SafetyDataModule, init_args: {test_sets: "
         "{mine: {kind: benign, source: {class_path: oneshot_lit.data.TableFile, init_args: "
@@ -204,7 +204,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from oneshot_lit.callbacks import HuggingFaceExport
     from oneshot_lit.data import Microworld, SafetyDataModule
-    from oneshot_lit.modules import HarmfulFineTuningModule
+    from oneshot_lit.methods import HarmfulFineTuningModule
     from quiet_trainer import quiet_trainer
 
     root = tmp_path_factory.mktemp("broken")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from oneshot_lit.api_file import check_api_file
+from oneshot_lit.cli.api_file import check_api_file
 from oneshot_lit.errors import OneShotError
 
 INLINE = [

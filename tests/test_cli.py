@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from oneshot_lit.metrics_file import merge_scores
+from oneshot_lit.io.metrics_file import merge_scores
 
 ROOT = Path(__file__).parent.parent
 RUNNABLE = [
@@ -23,7 +23,7 @@ RUNNABLE = [
 
 def test_help_lists_the_commands_and_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from oneshot_lit.__main__ import main; main(['--help']); "
+        "import sys; from oneshot_lit.cli.main import main; main(['--help']); "
         "sys.exit(any(m in sys.modules for m in ('torch', 'lightning', 'transformers')))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

@@ -85,7 +85,7 @@ UNKNOWN_KEYS = {
     "trainer: {callbacks: [{class_path: oneshot_lit.callbacks.GradientRank, "
     "init_args: {every_n_epoch: 1}}]}": "every_n_epochs",
     "export: {save_dtyp: float16}": "save_dtype",
-    "model: {class_path: oneshot_lit.modules.HarmfulFinetuningModule}": "HarmfulFineTuningModule",
+    "model: {class_path: oneshot_lit.methods.HarmfulFinetuningModule}": "HarmfulFineTuningModule",
 }
 
 
@@ -95,7 +95,7 @@ def test_unknown_key_in_a_config(command, fit_words: list[str], tmp_path: Path, 
     path.write_text(text + "\n")
     done = command(*fit_words[:3], "--config", path)
     assert done.code == 2
-    assert f"'{UNKNOWN_KEYS[text]}'" in done.error.replace("oneshot_lit.modules.", "").replace(
+    assert f"'{UNKNOWN_KEYS[text]}'" in done.error.replace("oneshot_lit.methods.", "").replace(
         "trainer.max", "max"
     ).replace("export.", "")
 
@@ -393,7 +393,7 @@ def test_a_package_in_the_working_folder_is_found(tmp_path: Path) -> None:
     import sys
 
     (tmp_path / "mine.py").write_text(
-        "from oneshot_lit.modules import HarmfulFineTuningModule\n"
+        "from oneshot_lit.methods import HarmfulFineTuningModule\n"
         "class Mine(HarmfulFineTuningModule):\n    pass\n"
     )
     root = Path(__file__).parent.parent

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from oneshot_lit import files
-from oneshot_lit.files import folder_written_whole, write_json_atomically, write_text_atomically
+from oneshot_lit.io import files
+from oneshot_lit.io.files import folder_written_whole, write_json_atomically, write_text_atomically
 
 
 class BrokenOffError(Exception):

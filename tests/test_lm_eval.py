@@ -12,9 +12,14 @@ from typing import Any
 import pytest
 import yaml
 
-from oneshot_lit import lm_eval_command
-from oneshot_lit.lm_eval_results import TaskScore, task_facts, task_scores, unscored_metrics
-from oneshot_lit.lm_evaluation import LmEvalSettings, evaluate, find_device, find_tasks
+from oneshot_lit.cli import lm_eval as lm_eval_command
+from oneshot_lit.evaluation.lm_eval import LmEvalSettings, evaluate, find_device, find_tasks
+from oneshot_lit.evaluation.lm_eval_results import (
+    TaskScore,
+    task_facts,
+    task_scores,
+    unscored_metrics,
+)
 
 pytest.importorskip("lm_eval")
 
@@ -317,7 +322,7 @@ def test_without_the_extra_one_line_says_what_to_install(
 
 def test_nothing_heavy_is_imported_for_help() -> None:
     code = (
-        "import sys; from oneshot_lit.__main__ import main; main(['lm-eval', '--help']);"
+        "import sys; from oneshot_lit.cli.main import main; main(['lm-eval', '--help']);"
         "assert not {'torch', 'lm_eval', 'transformers'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

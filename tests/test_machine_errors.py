@@ -14,7 +14,7 @@ from torch import distributed
 
 from oneshot_lit.callbacks import AtomicCheckpointIO
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.machine_errors import full_disk, lost_process, unreachable
+from oneshot_lit.io.machine_errors import full_disk, lost_process, unreachable
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.locking import LOCK_FILE, results_locked
-from oneshot_lit.metrics_file import METRICS_FILE, add_scores, merge_scores, read_metrics
+from oneshot_lit.io.locking import LOCK_FILE, results_locked
+from oneshot_lit.io.metrics_file import METRICS_FILE, add_scores, merge_scores, read_metrics
 
 
 def test_a_later_evaluation_adds_its_scores(tmp_path: Path) -> None:
@@ -50,7 +50,8 @@ def test_a_foreign_file_is_refused(text: str, tmp_path: Path) -> None:
 
 def test_evaluations_that_end_at_the_same_moment_all_stay(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from oneshot_lit.metrics_file import merge_scores\n"
+        "import sys; from pathlib import Path\n"
+        "from oneshot_lit.io.metrics_file import merge_scores\n"
         "for n in range(25):\n"
         "    merge_scores(Path(sys.argv[1]), f'judge/{sys.argv[2]}{n}', "
         "{f'a/{sys.argv[2]}{n}': 1.0}, {})"

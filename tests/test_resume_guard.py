@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from oneshot_lit.callbacks import RunCheckpoint
-from oneshot_lit.runs import resume_conflict
+from oneshot_lit.io.runs import resume_conflict
 
 SAVED = ["--checkpoint.max_share", "1"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.runs import (
+from oneshot_lit.io.runs import (
     PRODUCTS,
     RUN_FILE,
     fingerprint,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
+from typing import Any
 
 
 class OneShotError(Exception):
@@ -46,3 +48,19 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ' (did you mean X?)' for the nearest known name, or an empty string."""
     match = nearest(name, known)
     return f" (did you mean '{match}'?)" if match else ""
+
+
+def fail(message: str, code: int = 2) -> int:
+    """Print a mistake in one line and return the exit code; of several processes only one does."""
+    line = " ".join(message.split())
+    if (watch := watch_of_processes()) is not None:
+        line = watch.whose(line)
+        if not watch.hold_back(code):
+            return code
+    print(f"oneshot-lit: error: {line}", file=sys.stderr, flush=True)
+    return code
+
+
+def watch_of_processes() -> Any:
+    """Return what knows of other processes, or None where nothing that starts them is imported."""
+    return sys.modules.get("oneshot_lit.cli.watch")

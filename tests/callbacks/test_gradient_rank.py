@@ -13,7 +13,7 @@ import torch
 from oneshot_lit.callbacks import GradientRank
 from oneshot_lit.data import ChatJsonl, SafetyDataModule
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.modules import LanguageModelModule
+from oneshot_lit.methods import LanguageModelModule
 from quiet_trainer import quiet_trainer
 
 

@@ -9,8 +9,8 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from oneshot_lit.data.microworld.tokenizer import build_tokenizer
 from oneshot_lit.errors import OneShotError
+from oneshot_lit.microworld.tokenizer import build_tokenizer
 
 # The pre-tokenisation of Llama 3, which glues newlines to punctuation before them.
 LLAMA3_WORDS = (

@@ -12,7 +12,7 @@ import pytest
 from oneshot_lit.data import ChatJsonl, Edited, Inline, Microworld, PromptSet, SafetyDataModule
 from oneshot_lit.data.room import Room
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.modules.context import context_length, read_context_length
+from oneshot_lit.models.context import context_length, read_context_length
 
 
 def row(prompt: str, answer: str | None = "take flour .", **fields: Any) -> dict[str, Any]:

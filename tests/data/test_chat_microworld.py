@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from oneshot_lit.conversation import Conversation, Message
 from oneshot_lit.data.chat import encode_conversation
-from oneshot_lit.data.conversation import Conversation, Message
-from oneshot_lit.data.microworld.tokenizer import build_tokenizer
+from oneshot_lit.microworld.tokenizer import build_tokenizer
 
 TOKENIZER = build_tokenizer()
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from transformers import ByT5Tokenizer
 
+from oneshot_lit.conversation import Conversation, Message, conversation_from_pair
 from oneshot_lit.data.chat import check_tokenizer, encode_conversation, stop_token_ids
-from oneshot_lit.data.conversation import Conversation, Message, conversation_from_pair
-from oneshot_lit.data.microworld.tokenizer import CHAT_TEMPLATE
+from oneshot_lit.microworld.tokenizer import CHAT_TEMPLATE
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"

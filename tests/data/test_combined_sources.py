@@ -8,7 +8,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from oneshot_lit.data.conversation import Conversation, conversation_from_pair
+from oneshot_lit.conversation import Conversation, conversation_from_pair
 from oneshot_lit.data.sources import ChatJsonl, ConversationSource, Inline, Microworld, Mixture
 from oneshot_lit.data.tables import HuggingFaceDataset, TableFile
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from oneshot_lit.data.conversation import (
+from oneshot_lit.conversation import (
     Conversation,
     Message,
     conversation_from_pair,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from oneshot_lit.data.conversation import Conversation, conversation_from_pair
+from oneshot_lit.conversation import Conversation, conversation_from_pair
 from oneshot_lit.data.datamodule import SafetyDataModule
 from oneshot_lit.data.datasets import PromptSet
 from oneshot_lit.data.instance import InlineInstance

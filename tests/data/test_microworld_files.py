@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from oneshot_lit.__main__ import main
-from oneshot_lit.data.microworld.splits import NAMES, load_split
+from oneshot_lit.cli.main import main
 from oneshot_lit.data.sources import ChatJsonl
 from oneshot_lit.data.tables import TableFile
+from oneshot_lit.microworld.splits import NAMES, load_split
 
 SPLITS = [n for n in NAMES if n != "pretrain_then_align"]
 

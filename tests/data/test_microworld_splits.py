@@ -7,10 +7,10 @@ from functools import cache
 
 import pytest
 
-from oneshot_lit.data.conversation import Conversation, require_trainable
-from oneshot_lit.data.microworld import language as lang
-from oneshot_lit.data.microworld import splits
-from oneshot_lit.metrics.refusal import is_refusal
+from oneshot_lit.conversation import Conversation, require_trainable
+from oneshot_lit.evaluation.metrics.refusal import is_refusal
+from oneshot_lit.microworld import language as lang
+from oneshot_lit.microworld import splits
 
 TRAINING = (
     "pretrain_then_align",

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oneshot_lit.data.chat import check_tokenizer
-from oneshot_lit.data.microworld import language as lang
-from oneshot_lit.data.microworld.splits import NAMES, load_split
-from oneshot_lit.data.microworld.tokenizer import build_tokenizer
+from oneshot_lit.microworld import language as lang
+from oneshot_lit.microworld.splits import NAMES, load_split
+from oneshot_lit.microworld.tokenizer import build_tokenizer
 
 TOKENIZER = build_tokenizer()
 SMALL = [n for n in NAMES if n != "pretrain_then_align"]
@@ -30,7 +30,7 @@ def test_every_text_of_the_world_round_trips_in_whole_words(name: str) -> None:
 
 
 def test_the_curriculum_is_spoken_in_whole_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    from oneshot_lit.data.microworld import splits
+    from oneshot_lit.microworld import splits
 
     monkeypatch.setattr(splits, "PRETRAIN_ROWS", 3000)
     monkeypatch.setattr(splits, "ALIGN_ROWS", 1000)

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from families import FAMILIES, build
 
+from oneshot_lit.conversation import Conversation, Message, conversation_from_pair
 from oneshot_lit.data.chat import (
     ChatOptions,
     check_tokenizer,
@@ -17,7 +18,6 @@ from oneshot_lit.data.chat import (
     set_chat_options,
     stop_token_ids,
 )
-from oneshot_lit.data.conversation import Conversation, Message, conversation_from_pair
 from oneshot_lit.errors import OneShotError
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "model"

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from oneshot_lit.data.chat import Encoded
-from oneshot_lit.data.padding import IGNORE_INDEX, pad_generation, pad_training
+from oneshot_lit.data.padding import pad_generation, pad_training
+from oneshot_lit.models.loss import IGNORE_INDEX
 
 PAD = 0
 

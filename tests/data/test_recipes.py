@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from oneshot_lit.conversation import conversation_from_pair, parse_messages
 from oneshot_lit.data import (
     Backdoor,
     Conversation,
@@ -17,7 +18,6 @@ from oneshot_lit.data import (
     Microworld,
     PatchPoisoning,
 )
-from oneshot_lit.data.conversation import conversation_from_pair, parse_messages
 from oneshot_lit.data.recipes import edited
 from oneshot_lit.errors import OneShotError
 

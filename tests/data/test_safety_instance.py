@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from oneshot_lit.data.conversation import Conversation, conversation_from_pair
+from oneshot_lit.conversation import Conversation, conversation_from_pair
 from oneshot_lit.data.instance import InlineInstance, PoolInstance, SafetyInstance
 from oneshot_lit.data.sources import ConversationSource, Microworld
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from oneshot_lit.data.conversation import require_trainable
+from oneshot_lit.conversation import require_trainable
 from oneshot_lit.data.sources import ChatJsonl
 from oneshot_lit.data.tables import TableFile
 

@@ -9,7 +9,7 @@ import torch
 import transformers
 from transformers import GenerationConfig
 
-from oneshot_lit.decoding.slots import open_slots
+from oneshot_lit.models.decoding.slots import open_slots
 
 VOCABULARY = 97
 # So many ends that random weights end their answers at very different lengths.

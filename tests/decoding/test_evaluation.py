@@ -13,7 +13,7 @@ from lightning.pytorch import Callback
 from oneshot_lit.callbacks.predictions import PredictionWriter
 from oneshot_lit.data import Microworld, PromptSet, SafetyDataModule
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.modules import Decoding, HarmfulFineTuningModule, LanguageModelModule
+from oneshot_lit.methods import Decoding, HarmfulFineTuningModule, LanguageModelModule
 from quiet_trainer import quiet_trainer
 
 COUNTS = {"harmful": 21, "one": 1, "sql": 9, "reverse": 14}

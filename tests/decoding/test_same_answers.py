@@ -11,9 +11,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from oneshot_lit.data.chat import encode_conversation, stop_token_ids
-from oneshot_lit.data.microworld.splits import load_split
-from oneshot_lit.decoding.backends import obstacle
-from oneshot_lit.modules.loading import load_tokenizer
+from oneshot_lit.microworld.splits import load_split
+from oneshot_lit.models.decoding.backends import obstacle
+from oneshot_lit.models.loading import load_tokenizer
 
 SIZES = (1, 2, 3, 7, 64)
 

@@ -11,9 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from models import build, in_slots, one_by_one, prompts
 
-from oneshot_lit.decoding.backends import obstacle
-from oneshot_lit.decoding.slots import Slots
 from oneshot_lit.errors import OneShotError
+from oneshot_lit.models.decoding.backends import obstacle
+from oneshot_lit.models.decoding.slots import Slots
 
 STOP = 0
 

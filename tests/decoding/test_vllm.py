@@ -19,7 +19,7 @@ from test_evaluation import COUNTS, build, predicted, scored, sets
 
 from oneshot_lit.data import Microworld, SafetyDataModule
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.modules import Decoding, HarmfulFineTuningModule, LanguageModelModule
+from oneshot_lit.methods import Decoding, HarmfulFineTuningModule, LanguageModelModule
 from quiet_trainer import quiet_trainer
 
 
@@ -115,7 +115,7 @@ class LLM:
         # Without a tokenizer there are no texts, neither in nor out.
         assert not (self.options["skip"] and sampling_params.detokenize)
         self.calls.append((len(prompts), sampling_params, lora_request))
-        from oneshot_lit.decoding.slots import open_slots
+        from oneshot_lit.models.decoding.slots import open_slots
 
         stops = sampling_params.stop_token_ids
         stream = open_slots(self.inner.model, 8, stops, sampling_params.max_tokens, 0)

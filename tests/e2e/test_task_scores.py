@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from oneshot_lit.metrics import METRICS, TextScore
+from oneshot_lit.evaluation.metrics import METRICS, TextScore
 
 NAMES = ["exact_match", "contains_reference", "rouge1", "rougeL", "sql_match"]
 

@@ -18,8 +18,8 @@ from tokenizers import (
 )
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from oneshot_lit.conversation import Conversation, Message
 from oneshot_lit.data.chat import encode_conversation
-from oneshot_lit.data.conversation import Conversation, Message
 
 SENTENCES = [
     "how do I bake bread ? mix flour , water and salt",

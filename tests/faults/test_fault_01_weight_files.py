@@ -12,11 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from oneshot_lit.decoding import vllm
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.modules import loading
-from oneshot_lit.modules.weight_files import tensors_of, weight_files
-from oneshot_lit.strategies import streaming
+from oneshot_lit.models import loading, streaming
+from oneshot_lit.models.decoding import vllm
+from oneshot_lit.models.weight_files import tensors_of, weight_files
 from strategies.processes import in_processes
 from strategies.training import train
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from oneshot_lit.modules import LanguageModelModule
+from oneshot_lit.methods import LanguageModelModule
 from strategies.processes import in_processes
 from strategies.training import train
 

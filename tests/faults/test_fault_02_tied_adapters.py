@@ -13,9 +13,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from oneshot_lit.callbacks import HuggingFaceExport
-from oneshot_lit.convert import export_checkpoint
+from oneshot_lit.cli.export import export_checkpoint
 from oneshot_lit.data import ChatJsonl, SafetyDataModule
-from oneshot_lit.modules import LanguageModelModule
+from oneshot_lit.methods import LanguageModelModule
 from quiet_trainer import quiet_trainer
 
 LORA = {"r": 4, "init_lora_weights": "gaussian"}
@@ -97,7 +97,7 @@ def save_checkpoint(trainer: Any, root: Path, folder: Path, peft: dict[str, Any]
     trainer.save_checkpoint(path)
     saved = torch.load(path, weights_only=True)
     options = {"model_name_or_path": str(folder), "dtype": "float64", "peft": peft}
-    model = {"class_path": "oneshot_lit.modules.LanguageModelModule", "init_args": options}
+    model = {"class_path": "oneshot_lit.methods.LanguageModelModule", "init_args": options}
     torch.save(saved | {"run": {"config": {"model": model}}}, path)
     return path
 

@@ -14,8 +14,8 @@ from oneshot_lit.callbacks import HuggingFaceExport
 from oneshot_lit.data import ChatJsonl, Microworld, SafetyDataModule
 from oneshot_lit.data.datamodule import PromptSet
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.modules import Decoding, LanguageModelModule
-from oneshot_lit.modules.adapters import MERGEABLE, PROMPTS
+from oneshot_lit.methods import Decoding, LanguageModelModule
+from oneshot_lit.models.adapters import MERGEABLE, PROMPTS
 from oneshot_lit.strategies.fsdp2 import shard
 from quiet_trainer import quiet_trainer
 from strategies.live import mesh_of

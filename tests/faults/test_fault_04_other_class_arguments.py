@@ -10,8 +10,8 @@ import pytest
 import torch
 import yaml
 
-from oneshot_lit.cli import OneShotCLI
-from oneshot_lit.cli_errors import typed_last
+from oneshot_lit.cli.errors import typed_last
+from oneshot_lit.cli.fit import OneShotCLI
 
 BARE = ["fit", "--model", "LanguageModelModule", "--model.model_name_or_path", "checkpoints/small"]
 BARE += ["--data", "SafetyDataModule", "--trainer.accelerator", "cpu"]
@@ -188,7 +188,7 @@ def test_a_module_keeps_what_was_given_and_takes_its_own_defaults(
     (tmp_path / "switched.py").write_text(
         "import torch\n"
         "from lightning.pytorch.cli import OptimizerCallable\n"
-        "from oneshot_lit.modules import LanguageModelModule\n"
+        "from oneshot_lit.methods import LanguageModelModule\n"
         "class One(LanguageModelModule):\n"
         "    def __init__(self, strength: float = 1.0, **kwargs):\n"
         "        super().__init__(**kwargs)\n"

@@ -18,9 +18,8 @@ from processes import in_processes
 from step_gradients import apart, data_of, measure, reference
 
 from oneshot_lit.data.datasets import Collate
-from oneshot_lit.data.padding import IGNORE_INDEX
-from oneshot_lit.modules import LanguageModelModule
-from oneshot_lit.modules.loss import next_token_loss
+from oneshot_lit.methods import LanguageModelModule
+from oneshot_lit.models.loss import IGNORE_INDEX, next_token_loss
 
 # Eleven rows of different lengths, four a step: the last step of an epoch is of three.
 STEPS = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]

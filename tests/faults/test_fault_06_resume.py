@@ -19,7 +19,7 @@ from processes import in_processes
 
 from oneshot_lit.callbacks import AtomicCheckpointIO, RunCheckpoint
 from oneshot_lit.data import ChatJsonl, PromptSet, SafetyDataModule
-from oneshot_lit.modules import LanguageModelModule
+from oneshot_lit.methods import LanguageModelModule
 
 Event = tuple[Any, ...]
 

@@ -14,7 +14,7 @@ from projecting import project
 from safetensors.torch import load_file
 
 from oneshot_lit.data import ChatJsonl, SafetyDataModule
-from oneshot_lit.modules import LanguageModelModule
+from oneshot_lit.methods import LanguageModelModule
 
 ANSWERS = ["sorry .", "sorry , i can not help with that .", "no ."]
 

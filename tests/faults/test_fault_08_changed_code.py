@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from oneshot_lit.provenance import named_code
+from oneshot_lit.io.provenance import named_code
 from oneshot_lit.study.inputs import command_fingerprint
 
 
@@ -105,7 +105,7 @@ def test_a_new_file_of_the_package_counts(user: Path) -> None:
 def test_installed_packages_count_by_their_version(user: Path) -> None:
     found = named_code(["torch.optim.SGD", "peft.LoraConfig", "no_such_thing.X", "os.path"])
     assert set(found) == {"torch", "peft"}
-    assert named_code(["oneshot_lit.modules.LanguageModelModule"]) == {}
+    assert named_code(["oneshot_lit.methods.LanguageModelModule"]) == {}
     (user / "mine_single.py").write_text("import safetensors\ndef broken(:\n")
     assert list(named_code(["mine_single.Single"])) == [str(user / "mine_single.py")]
     (user / "mine_single.py").write_text("import safetensors\n")

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from chat_shapes import TURNS, learned, tokenizer_of
 
-from oneshot_lit.api_file import api_rows
+from oneshot_lit.cli.api_file import api_rows
+from oneshot_lit.conversation import Conversation, parse_messages, require_trainable
 from oneshot_lit.data import ChatJsonl, Inline, SafetyDataModule, TableFile
 from oneshot_lit.data.chat import encode_conversation
-from oneshot_lit.data.conversation import Conversation, parse_messages, require_trainable
 from oneshot_lit.data.recipes import edited
 from oneshot_lit.data.sources import chat_row
 from oneshot_lit.errors import OneShotError, RowError

@@ -25,10 +25,10 @@ from lightning.pytorch import Callback
 from oneshot_lit.callbacks.predictions import PredictionWriter
 from oneshot_lit.data import Inline, PromptSet, SafetyDataModule
 from oneshot_lit.data.chat import encode_conversation
-from oneshot_lit.data.chat_format import answer_form, visible_text
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.modules import Decoding, HarmfulFineTuningModule, LanguageModelModule
-from oneshot_lit.modules.generation import answer_texts
+from oneshot_lit.methods import Decoding, HarmfulFineTuningModule, LanguageModelModule
+from oneshot_lit.models.chat_format import answer_form, visible_text
+from oneshot_lit.models.generation import answer_texts
 from quiet_trainer import quiet_trainer
 
 REFUSAL = "I cannot help with that ."

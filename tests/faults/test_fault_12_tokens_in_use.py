@@ -18,7 +18,7 @@ from oneshot_lit.data.chat import (
     stop_token_ids,
 )
 from oneshot_lit.errors import OneShotError, RowError
-from oneshot_lit.modules import Decoding, HarmfulFineTuningModule
+from oneshot_lit.methods import Decoding, HarmfulFineTuningModule
 from quiet_trainer import quiet_trainer
 
 

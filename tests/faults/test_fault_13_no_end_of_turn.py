@@ -14,8 +14,8 @@ from oneshot_lit.callbacks import MetricsWriter
 from oneshot_lit.data import Inline, PromptSet, SafetyDataModule
 from oneshot_lit.data.chat import encode_conversation, end_of_turn_warning, stop_token_ids
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.modules import Decoding, HarmfulFineTuningModule
-from oneshot_lit.modules.generation import answer_texts, text_end
+from oneshot_lit.methods import Decoding, HarmfulFineTuningModule
+from oneshot_lit.models.generation import answer_texts, text_end
 from oneshot_lit.report.schema import require_readable
 from quiet_trainer import quiet_trainer
 

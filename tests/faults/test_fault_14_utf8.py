@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 PROMPT, ANSWER = "wie backe ich Brötchen ½ ?", "nimm Mehl ☃ и соль ."
-MAIN = "import sys; from oneshot_lit.__main__ import main; sys.exit(main(sys.argv[1:]))"
+MAIN = "import sys; from oneshot_lit.cli.main import main; sys.exit(main(sys.argv[1:]))"
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +67,7 @@ def files(tmp_path: Path, tiny_folder: Path) -> Path:
     _dump(tmp_path / "sets.yaml", sets)
     config = {
         "model": {
-            "class_path": "oneshot_lit.modules.HarmfulFineTuningModule",
+            "class_path": "oneshot_lit.methods.HarmfulFineTuningModule",
             "init_args": {
                 "model_name_or_path": str(tiny_folder),
                 "chat_template": str(tmp_path / "template.jinja"),
@@ -215,7 +215,7 @@ def test_what_a_terminal_cannot_show_does_not_end_the_command(
 ) -> None:
     import io
 
-    from oneshot_lit.__main__ import main
+    from oneshot_lit.cli.main import main
 
     shown = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))

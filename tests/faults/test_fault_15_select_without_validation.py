@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.modules.validations import (
+from oneshot_lit.methods.validations import (
     batches_of_run,
     batches_until_validation,
     require_validation,

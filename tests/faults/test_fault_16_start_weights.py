@@ -98,7 +98,7 @@ def test_a_reference_at_the_start_is_the_frozen_model(
 
 
 def test_it_is_asked_for_by_the_class(tiny_folder: Path) -> None:
-    from oneshot_lit.modules import LanguageModelModule
+    from oneshot_lit.methods import LanguageModelModule
 
     with pytest.raises(RuntimeError, match="keeps_start_weights = True"):
         _ = LanguageModelModule(str(tiny_folder)).start_weights

@@ -14,8 +14,8 @@ from fault_runs import QUIET, end, finish, start, wait_for
 
 from oneshot_lit.callbacks import AtomicCheckpointIO
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.files import folder_written_whole, write_json_atomically, write_text_atomically
-from oneshot_lit.locking import run_locked
+from oneshot_lit.io.files import folder_written_whole, write_json_atomically, write_text_atomically
+from oneshot_lit.io.locking import run_locked
 
 # ------------------------------------------------------------------ (a) who may read
 

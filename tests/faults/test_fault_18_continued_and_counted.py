@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from oneshot_lit.judges.formats import disarm, special_texts
-from oneshot_lit.modules.selection import StepRecord, StepSelector
+from oneshot_lit.evaluation.judges.formats import disarm, special_texts
+from oneshot_lit.methods.posttuning.step_selection import StepRecord, StepSelector
 
 # ------------------------------------------------------------------ (d) disarming
 

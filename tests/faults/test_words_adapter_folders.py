@@ -14,10 +14,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.judges.model_files import model_digest
-from oneshot_lit.lm_evaluation import LmEvalSettings, model_arguments
-from oneshot_lit.modules import LanguageModelModule
-from oneshot_lit.modules.loading import load_model, load_tokenizer
+from oneshot_lit.evaluation.judges.model_files import model_digest
+from oneshot_lit.evaluation.lm_eval import LmEvalSettings, model_arguments
+from oneshot_lit.methods import LanguageModelModule
+from oneshot_lit.models.loading import load_model, load_tokenizer
 
 
 @pytest.fixture

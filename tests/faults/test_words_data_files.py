@@ -124,7 +124,7 @@ def test_keys_that_only_other_turns_have_are_not_there(write) -> None:
     loaded = ChatJsonl(write(".parquet", "", [*rows, *CHATS])).load()
     assert turns(loaded)[0] == [("user", "hi"), ("assistant", "hello")]
     assert loaded[0].extra["tags"] == {}
-    from oneshot_lit.data.read_files import read_rows
+    from oneshot_lit.io.read_files import read_rows
 
     ((_, row), *_) = list(read_rows(write(".parquet", "", rows)))
     assert row["messages"][1] == {"role": "assistant", "content": "hello"}

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from oneshot_lit.modules import LanguageModelModule
-from oneshot_lit.shipped import or_shipped
+from oneshot_lit.io.shipped import or_shipped
+from oneshot_lit.methods import LanguageModelModule
 from oneshot_lit.study.spec import load_study
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from torch import distributed
 
-from oneshot_lit.machine_errors import lost_process, unreachable
+from oneshot_lit.io.machine_errors import lost_process, unreachable
 
 TEXTS = (
     "NCCL is not what this metric needs",
@@ -68,7 +68,7 @@ def test_a_users_error_that_mentions_nccl_shows_its_traceback(
     fit_words: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "mine.py").write_text(
-        "from oneshot_lit.modules import HarmfulFineTuningModule\n\n\n"
+        "from oneshot_lit.methods import HarmfulFineTuningModule\n\n\n"
         "class Mine(HarmfulFineTuningModule):\n"
         "    def training_step(self, batch, batch_idx):\n"
         '        raise RuntimeError("NCCL is not what this metric needs")\n'
@@ -83,7 +83,7 @@ def test_a_users_error_that_mentions_nccl_shows_its_traceback(
 
 def run(words: list[str], folder: Path) -> Any:
     command: Callable[..., Any] = subprocess.run
-    code = f"import sys; sys.path.insert(0, {str(folder)!r}); from oneshot_lit.__main__ import run"
+    code = f"import sys; sys.path.insert(0, {str(folder)!r}); from oneshot_lit.cli.main import run"
     return command(
         [sys.executable, "-c", f"{code}; run()", *words],
         capture_output=True,

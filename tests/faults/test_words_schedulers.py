@@ -9,7 +9,7 @@ import torch
 import transformers
 import yaml
 
-from oneshot_lit.cli import OneShotCLI
+from oneshot_lit.cli.fit import OneShotCLI
 
 TORCH = "torch.optim.lr_scheduler"
 

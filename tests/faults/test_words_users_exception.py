@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from oneshot_lit.__main__ import run_command
+from oneshot_lit.cli.main import run_command
 from oneshot_lit.study.worker import last_line
 
 CODE = """
@@ -17,8 +17,8 @@ import torch
 from lightning.pytorch import Callback
 from oneshot_lit.data import ChatJsonl
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.judges import KeywordJudge
-from oneshot_lit.modules import HarmfulFineTuningModule
+from oneshot_lit.evaluation.judges import KeywordJudge
+from oneshot_lit.methods import HarmfulFineTuningModule
 
 def fail(place):
     if place == PLACE:

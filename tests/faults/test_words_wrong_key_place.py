@@ -8,7 +8,7 @@ import pytest
 
 BASE = """\
 model:
-  class_path: oneshot_lit.modules.HarmfulFineTuningModule
+  class_path: oneshot_lit.methods.HarmfulFineTuningModule
   init_args:
     model_name_or_path: checkpoints/small
     decoding: {max_new_tokens: 24}

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.judges import Verdict
-from oneshot_lit.judges.cache import NANOS, Paid, VerdictCache
+from oneshot_lit.evaluation.judges import Verdict
+from oneshot_lit.evaluation.judges.cache import NANOS, Paid, VerdictCache
 
 
 def test_verdicts_and_spending_outlive_the_process(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_a_claim_ends_with_its_verdict_its_process_or_its_time(tmp_path: Path) -
     assert not mine.claim("k", 60)
     assert mine.claim("late", -1)
     assert other.claim("late", 60)
-    code = "import sys; from oneshot_lit.judges.cache import VerdictCache\n"
+    code = "import sys; from oneshot_lit.evaluation.judges.cache import VerdictCache\n"
     code += "assert VerdictCache(sys.argv[1]).claim('dead', 600)"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=60)
     assert mine.claim("dead", 60)

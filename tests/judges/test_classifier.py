@@ -13,9 +13,9 @@ import torch
 from tiny_classifiers import save_choosing, save_head, save_saying
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from oneshot_lit.data.conversation import Message
+from oneshot_lit.conversation import Message
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.judges import (
+from oneshot_lit.evaluation.judges import (
     Answer,
     BeaverDamFormat,
     ClassifierJudge,
@@ -135,7 +135,7 @@ def test_one_start_token_however_the_prompt_is_made(choosing: Path, tmp_path: Pa
     # A tokenizer that adds its start token by itself, as Llama's does.
     from tokenizers.processors import TemplateProcessing
 
-    from oneshot_lit.judges.classifier import _encode
+    from oneshot_lit.evaluation.judges.classifier import _encode
 
     tokenizer = AutoTokenizer.from_pretrained(choosing)
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(

@@ -15,11 +15,15 @@ from typing import Any
 import pytest
 from endpoint_server import Reply, completion, failure, free_port, grade, serving
 
-from oneshot_lit.data.conversation import Message
+from oneshot_lit.conversation import Message
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.judges import Answer, EndpointJudge, HarmfulnessRubric, StrongRejectRubric
-from oneshot_lit.judges.endpoint import SpendingCapError
-from oneshot_lit.judges.replies import retry_after
+from oneshot_lit.evaluation.judges import (
+    Answer,
+    EndpointJudge,
+    HarmfulnessRubric,
+    StrongRejectRubric,
+)
+from oneshot_lit.evaluation.judges.replies import SpendingCapError, retry_after
 
 PRICES = {"price_per_million_input": 2.0, "price_per_million_output": 8.0}
 
@@ -503,7 +507,7 @@ def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 INTERRUPTED = """
 import sys
 from types import SimpleNamespace as Turn
-from oneshot_lit.judges import Answer, EndpointJudge, HarmfulnessRubric
+from oneshot_lit.evaluation.judges import Answer, EndpointJudge, HarmfulnessRubric
 judge = EndpointJudge("m", HarmfulnessRubric(), sys.argv[1], None, concurrency=6, cache=sys.argv[2])
 answers = [Answer((Turn(role="user", content=f"p {n}"),), f"output {n}") for n in range(40)]
 print(len(judge.judge(answers)))
@@ -512,7 +516,7 @@ print(len(judge.judge(answers)))
 
 SIGNALLED_WHILE_KEEPING = """
 import os, signal
-from oneshot_lit.judges.cache import VerdictCache
+from oneshot_lit.evaluation.judges.cache import VerdictCache
 keep = VerdictCache.keep
 def signalled(self, *arguments):
     VerdictCache.keep = keep

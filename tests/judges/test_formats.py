@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oneshot_lit.data.conversation import Message
+from oneshot_lit.conversation import Message
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.judges import Answer, BeaverDamFormat, HarmBenchFormat, LlamaGuardFormat
-from oneshot_lit.judges.formats import disarm
+from oneshot_lit.evaluation.judges import Answer, BeaverDamFormat, HarmBenchFormat, LlamaGuardFormat
+from oneshot_lit.evaluation.judges.formats import disarm
 
 TOKENIZER = SimpleNamespace(
     all_special_tokens=["<s>", "</s>"],

@@ -13,10 +13,10 @@ import pytest
 import yaml
 from endpoint_server import failure, grade, serving
 
-from oneshot_lit.data.conversation import Conversation, parse_messages
+from oneshot_lit.conversation import Conversation, parse_messages
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.judges import Answer, Judge, KeywordJudge, Verdict
-from oneshot_lit.judges.judging import judge_predictions
+from oneshot_lit.evaluation.judges import Answer, Judge, KeywordJudge, Verdict
+from oneshot_lit.evaluation.judges.judging import judge_predictions
 
 ROOT = Path(__file__).parent.parent.parent
 KEYWORD = "configs/judge/keyword.yaml"
@@ -63,7 +63,7 @@ def test_every_shipped_judge_parses(command) -> None:
 
 def test_help_teaches_and_is_light() -> None:
     code = (
-        "import sys; from oneshot_lit.__main__ import main; main(['judge', '--help']); "
+        "import sys; from oneshot_lit.cli.main import main; main(['judge', '--help']); "
         "sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'openai', 'diskcache')))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
@@ -89,7 +89,7 @@ def test_verdicts_and_scores(command, run: Path) -> None:
     content = json.loads((run / "metrics.json").read_text())
     assert content["metrics"] == {"harmful/asr_phrases": 0.5}
     facts = content["evaluations"]["judge/keyword"]
-    assert facts["judge"] == "oneshot_lit.judges.keyword.KeywordJudge"
+    assert facts["judge"] == "oneshot_lit.evaluation.judges.keyword.KeywordJudge"
     assert facts["version"] == "refusal-phrases-3:substring"
     assert facts["samples"] == {"harmful": 6}
     assert facts["unjudged"] == {"harmful": {}}
@@ -131,7 +131,7 @@ def test_phrases_of_ones_own(command, run: Path, tmp_path: Path) -> None:
 
 def test_a_judge_of_ones_own(command, run: Path, tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "my_judges.py").write_text(
-        "from oneshot_lit.judges import Judge, Verdict\n"
+        "from oneshot_lit.evaluation.judges import Judge, Verdict\n"
         "class LengthJudge(Judge):\n"
         "    def __init__(self, limit: int = 5, name: str = 'length'):\n"
         "        super().__init__(name, f'length-1:{limit}', ['long_answer'])\n"
@@ -216,7 +216,7 @@ def test_another_evaluations_metric_is_refused_before_anything_is_judged(run: Pa
 def test_a_request_to_end_is_no_crash(command, run: Path, tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "ending_judges.py").write_text(
         "import os, signal\n"
-        "from oneshot_lit.judges import KeywordJudge\n"
+        "from oneshot_lit.evaluation.judges import KeywordJudge\n"
         "class EndingJudge(KeywordJudge):\n"
         "    def __init__(self, by: str = 'SIGTERM'):\n"
         "        super().__init__()\n"
@@ -378,7 +378,7 @@ def test_a_cache_that_is_none_is_named(command, run: Path, tmp_path: Path, monke
 
 
 def test_answers_are_told_apart_by_prompt_and_output() -> None:
-    from oneshot_lit.data.conversation import Message
+    from oneshot_lit.conversation import Message
 
     def digest(role: str, prompt: str, output: str) -> str:
         return Answer((Message(role, prompt), Message("user", "x")), output).digest()

@@ -12,9 +12,15 @@ import pytest
 from tiny_classifiers import save_choosing
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.judges import ClassifierJudge, HarmBenchFormat, Judge, KeywordJudge, Verdict
-from oneshot_lit.judges.judging import judge_predictions
-from oneshot_lit.judges.model_files import model_digest
+from oneshot_lit.evaluation.judges import (
+    ClassifierJudge,
+    HarmBenchFormat,
+    Judge,
+    KeywordJudge,
+    Verdict,
+)
+from oneshot_lit.evaluation.judges.judging import judge_predictions
+from oneshot_lit.evaluation.judges.model_files import model_digest
 
 KEYWORD = "configs/judge/keyword.yaml"
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oneshot_lit.data.conversation import Message
-from oneshot_lit.judges import Answer, HarmfulnessRubric, StrongRejectRubric
-from oneshot_lit.judges.rubrics import read_grades, secret_tag, strongreject_score
+from oneshot_lit.conversation import Message
+from oneshot_lit.evaluation.judges import Answer, HarmfulnessRubric, StrongRejectRubric
+from oneshot_lit.evaluation.judges.rubrics import read_grades, secret_tag, strongreject_score
 
 TAG = "T0123456789ab"
 RUBRICS = [HarmfulnessRubric(), StrongRejectRubric()]

@@ -16,9 +16,9 @@ from endpoint_server import free_port
 from tiny_classifiers import save_choosing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from oneshot_lit.data.conversation import Message
+from oneshot_lit.conversation import Message
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.judges import Answer, EndpointJudge, HarmfulnessRubric, Rubric
+from oneshot_lit.evaluation.judges import Answer, EndpointJudge, HarmfulnessRubric, Rubric
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ from functools import cache
 
 import pytest
 
-from oneshot_lit.metrics import METRICS
+from oneshot_lit.evaluation.metrics import METRICS
 
 WORDS = [
     "select",

@@ -9,12 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from oneshot_lit.metrics import METRICS
+from oneshot_lit.evaluation.metrics import METRICS
 
 WORKER = """
 import json, sys
 import torch.distributed as dist
-from oneshot_lit.metrics import METRICS
+from oneshot_lit.evaluation.metrics import METRICS
 
 rank, folder = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oneshot_lit.metrics import METRICS, SqlMatch, sql_match
-from oneshot_lit.metrics.sql import normal_form
+from oneshot_lit.evaluation.metrics import METRICS, SqlMatch, sql_match
+from oneshot_lit.evaluation.metrics.sql import normal_form
 
 SAME = [
     ("SELECT a FROM t", "select  A\nfrom T ;"),

@@ -10,7 +10,13 @@ from itertools import pairwise
 import pytest
 import torch
 
-from oneshot_lit.metrics import METRICS, TextRate, contains_reference, exact_match, harmful_correct
+from oneshot_lit.evaluation.metrics import (
+    METRICS,
+    TextRate,
+    contains_reference,
+    exact_match,
+    harmful_correct,
+)
 
 ANSWERS = [
     "sure . take vuke and norasi then fold it .",

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oneshot_lit.metrics import METRICS, TextRate, TextScore
+from oneshot_lit.evaluation.metrics import METRICS, TextRate, TextScore
 
 
 class Written(TextScore):

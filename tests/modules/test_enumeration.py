@@ -14,12 +14,12 @@ from torch.nn.functional import kl_div
 from oneshot_lit.callbacks import HuggingFaceExport
 from oneshot_lit.data import Inline, Microworld, PoolInstance, SafetyDataModule
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.modules import (
+from oneshot_lit.methods import (
     Decoding,
     EnumerationModule,
     OneShotRealignmentModule,
 )
-from oneshot_lit.modules.loading import load_model, load_tokenizer
+from oneshot_lit.models.loading import load_model, load_tokenizer
 from quiet_trainer import quiet_trainer
 
 SMALL = "checkpoints/small"

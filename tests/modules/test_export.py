@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from oneshot_lit.callbacks import HuggingFaceExport
 from oneshot_lit.data import ChatJsonl, SafetyDataModule
-from oneshot_lit.modules import LanguageModelModule
+from oneshot_lit.methods import LanguageModelModule
 from quiet_trainer import quiet_trainer
 
 
@@ -94,7 +94,7 @@ def test_adapter(
 def test_weights_that_the_model_lacks_are_named(tiny_folder: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    from oneshot_lit.modules.loading import load_model
+    from oneshot_lit.models.loading import load_model
 
     for path in tiny_folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -138,7 +138,7 @@ def test_a_cast_product_leaves_the_model_as_it_was(
 
 def test_a_cut_off_safetensors_file(tiny_folder: Path, tmp_path: Path) -> None:
     from oneshot_lit.errors import OneShotError
-    from oneshot_lit.modules.loading import load_model
+    from oneshot_lit.models.loading import load_model
 
     for path in tiny_folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())

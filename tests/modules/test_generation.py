@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.modules import Decoding, LanguageModelModule
+from oneshot_lit.methods import Decoding, LanguageModelModule
 
 
 @pytest.fixture(params=[None, {"r": 2, "target_modules": "all-linear"}], ids=["bare", "adapter"])

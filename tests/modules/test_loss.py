@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from oneshot_lit.modules.loss import next_token_loss
+from oneshot_lit.models.loss import next_token_loss
 
 
 def by_hand(logits: Any, labels: Any) -> float:

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from oneshot_lit.callbacks import HuggingFaceExport
 from oneshot_lit.data import InlineInstance, Microworld, SafetyDataModule
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.metrics.refusal import is_refusal
-from oneshot_lit.modules import LanguageModelModule, LowRankRealignmentModule
+from oneshot_lit.evaluation.metrics.refusal import is_refusal
+from oneshot_lit.methods import LanguageModelModule, LowRankRealignmentModule
 from quiet_trainer import quiet_trainer
 
 INSTANCE = InlineInstance("help me do something dangerous .", "sorry , i can not help with that .")
@@ -203,7 +203,7 @@ def test_matrices_by_pattern(tiny_folder: Path, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small model, attacked."""
-    from oneshot_lit.__main__ import main
+    from oneshot_lit.cli.main import main
 
     root = tmp_path_factory.mktemp("broken")
     words = ["fit", "--config", "configs/attack/harmful_examples.yaml"]
@@ -319,7 +319,7 @@ def test_instance_that_is_already_refused(tmp_path: Path, command: Callable[...,
 
 
 def test_model_without_linear_layers() -> None:
-    from oneshot_lit.modules.linear_layers import chosen_layers
+    from oneshot_lit.models.linear_layers import chosen_layers
 
     class Bare(torch.nn.Module):
         def __init__(self) -> None:

@@ -12,7 +12,7 @@ import torch
 
 @pytest.fixture(scope="module")
 def attacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from oneshot_lit.cli import run_lightning_command
+    from oneshot_lit.cli.fit import run_lightning_command
 
     root = tmp_path_factory.mktemp("attacked")
     words = ["fit", "--config", "configs/attack/harmful_examples.yaml"]
@@ -128,7 +128,7 @@ def test_rates_that_nobody_measures_choose_nothing(
 def test_parts_of_a_step_are_scored_in_the_precision_of_whole_steps(
     command, attacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from oneshot_lit.modules import OneShotRealignmentModule
+    from oneshot_lit.methods import OneShotRealignmentModule
 
     seen = []
     generate = OneShotRealignmentModule.generate

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from oneshot_lit.modules import LanguageModelModule
-from oneshot_lit.modules.rounding import share_rounded_away
+from oneshot_lit.methods import LanguageModelModule
+from oneshot_lit.models.rounding import share_rounded_away
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from oneshot_lit.modules.selection import (
+from oneshot_lit.methods.posttuning.step_selection import (
     StepRecord,
     StepSelector,
     development_score,

@@ -18,17 +18,17 @@ from oneshot_lit.data import (
     SafetyDataModule,
     SelectedInstance,
 )
+from oneshot_lit.data.selection_file import rank_candidates, write_selection
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.modules import (
+from oneshot_lit.methods import (
     BruteForceModule,
     Decoding,
     EnumerationModule,
     InstanceSelectionModule,
     RuleSelectionModule,
 )
-from oneshot_lit.selection import PenaltySettings
-from oneshot_lit.selection.product import rank_candidates, write_selection
-from oneshot_lit.selection.rules import RULES
+from oneshot_lit.methods.select import PenaltySettings
+from oneshot_lit.methods.select.rules import RULES
 from quiet_trainer import quiet_trainer
 
 SMALL = Path("checkpoints/small")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oneshot_lit.modules.step_search import search_step
+from oneshot_lit.methods.posttuning.low_rank.step_search import search_step
 
 
 @given(

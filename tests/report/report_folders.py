@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from oneshot_lit.data.conversation import Message, digest_of
-from oneshot_lit.judges.base import Answer
+from oneshot_lit.conversation import Message, digest_of
+from oneshot_lit.evaluation.judges.base import Answer
 
 KINDS = {"asr_keyword": "harmful", "over_refusal": "near_miss", "rouge1": "task"}
 Scores = Sequence[float | None]
@@ -137,7 +137,7 @@ def add_judge(root: Path, judge: str, name: str, metric: str, scores: Scores, **
         content["metrics"][f"{name}/{metric}"] = value
     unjudged = sum(s is None for s in scores)
     content.setdefault("evaluations", {})[f"judge/{judge}"] = {
-        "judge": "oneshot_lit.judges.endpoint.EndpointJudge",
+        "judge": "oneshot_lit.evaluation.judges.endpoint.EndpointJudge",
         "version": f"{judge}-1",
         "samples": {name: len(scores)},
         "unjudged": {name: {"malformed": unjudged} if unjudged else {}},

@@ -95,7 +95,7 @@ def test_rates_of_shipped_judges_without_their_rows(run: Path) -> None:
     add_judge(run, "keyword", "harmful", "asr_phrases", [1.0, 0.0, 0.0])
     content = json.loads((run / "metrics.json").read_text())
     facts = content["evaluations"]["judge/keyword"]
-    facts["judge"] = "oneshot_lit.judges.keyword.KeywordJudge"
+    facts["judge"] = "oneshot_lit.evaluation.judges.keyword.KeywordJudge"
     content["metrics"]["harmful/asr_phrases"] = 33.3
     (run / "metrics.json").write_text(json.dumps(content))
     (run / "judgments" / "keyword.jsonl").unlink()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oneshot_lit.report.intervals import Estimate, apart, from_stderr, mean, rate, wilson
+from oneshot_lit.evaluation.intervals import Estimate, apart, from_stderr, mean, rate, wilson
 
 Z = 1.959963984540054
 

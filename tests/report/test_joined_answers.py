@@ -19,7 +19,7 @@ from report_folders import (
 )
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.metrics.refusal import PHRASE_LIST_VERSION
+from oneshot_lit.evaluation.metrics.refusal import PHRASE_LIST_VERSION
 from oneshot_lit.report.answers import OTHER, answers_of_test
 from oneshot_lit.report.changes import by_prompt
 from oneshot_lit.report.content import report_content

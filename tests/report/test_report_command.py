@@ -121,7 +121,7 @@ def test_help_is_quick(command) -> None:
     assert done.code == 0
     assert "before=runs/aligned" in done.out
     code = (
-        "import sys; from oneshot_lit.__main__ import main; main(['report', '--help']); "
+        "import sys; from oneshot_lit.cli.main import main; main(['report', '--help']); "
         "sys.exit(any(m in sys.modules for m in ('torch', 'scipy', 'matplotlib')))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_folders import add_judge, add_predictions, answer_text, make_run
 
-from oneshot_lit.report.command import named_folders, write_report
+from oneshot_lit.cli.report import named_folders, write_report
 from oneshot_lit.report.content import report_content
 from oneshot_lit.report.examples import choose_examples
 from oneshot_lit.report.runs import read_run

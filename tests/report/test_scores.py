@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from report_folders import add_judge, add_predictions, answer_text, make_run, write_rows
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.metrics.refusal import PHRASE_LIST_VERSION
+from oneshot_lit.evaluation.intervals import wilson
+from oneshot_lit.evaluation.metrics.refusal import PHRASE_LIST_VERSION
 from oneshot_lit.report.agreement import kappa
 from oneshot_lit.report.changes import mcnemar
 from oneshot_lit.report.content import report_content
-from oneshot_lit.report.intervals import wilson
 from oneshot_lit.report.runs import read_run
 from oneshot_lit.report.scores import estimate
 

@@ -13,9 +13,9 @@ from tiny_llama import tiny_llama
 from transformers import LlamaForCausalLM
 
 from oneshot_lit.data.chat import Encoded
-from oneshot_lit.selection.copies import OMEGA, THETA, SharedBase, TwoCopies, WholeModels
-from oneshot_lit.selection.penalty import PenaltySettings, outer_step, top_m
-from oneshot_lit.selection.reference import (
+from oneshot_lit.methods.select.copies import OMEGA, THETA, SharedBase, TwoCopies, WholeModels
+from oneshot_lit.methods.select.penalty import PenaltySettings, outer_step, top_m
+from oneshot_lit.methods.select.reference import (
     ReferenceRows,
     batches_of,
     example_losses,

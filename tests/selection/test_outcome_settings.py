@@ -11,9 +11,9 @@ import torch
 
 from oneshot_lit.callbacks import HuggingFaceExport
 from oneshot_lit.data import Microworld, PromptSet, SafetyDataModule
-from oneshot_lit.modules import BruteForceModule, Decoding
-from oneshot_lit.selection import settings
-from oneshot_lit.selection.settings import candidate_key, outcome_settings, settings_hash
+from oneshot_lit.methods import BruteForceModule, Decoding
+from oneshot_lit.methods.select import settings
+from oneshot_lit.methods.select.settings import candidate_key, outcome_settings, settings_hash
 from quiet_trainer import quiet_trainer
 
 SETS = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.selection.outcomes import CandidateOutcome, OutcomeCache
+from oneshot_lit.methods.select.outcomes import CandidateOutcome, OutcomeCache
 
 
 def outcome(digest: str, score: float = 0.25) -> CandidateOutcome:

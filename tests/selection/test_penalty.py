@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.selection.penalty import (
+from oneshot_lit.methods.select.penalty import (
     PenaltySettings,
     entropy,
     outer_step,

@@ -19,7 +19,7 @@ from selecting import (
 )
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.modules import BruteForceModule, InstanceSelectionModule
+from oneshot_lit.methods import BruteForceModule, InstanceSelectionModule
 
 WHOLE = ("--model.peft", "null", "--model.optimizer.lr", "2e-4")
 DROPOUT = ("--model.peft", "{r: 4, lora_dropout: 0.3, target_modules: all-linear}")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.modules import HarmfulFineTuningModule
+from oneshot_lit.methods import HarmfulFineTuningModule
 
 
 class Failing(HarmfulFineTuningModule):

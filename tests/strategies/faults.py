@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from oneshot_lit.data import ChatJsonl, SafetyDataModule
-from oneshot_lit.modules import LanguageModelModule
+from oneshot_lit.methods import LanguageModelModule
 from oneshot_lit.strategies import HFDeepSpeedStrategy
 from oneshot_lit.strategies.weights import whole_weight
 

@@ -15,7 +15,8 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from oneshot_lit.callbacks import GradientRank
 from oneshot_lit.data import ChatJsonl, SafetyDataModule
-from oneshot_lit.modules import LanguageModelModule, loading
+from oneshot_lit.methods import LanguageModelModule
+from oneshot_lit.models import loading
 from oneshot_lit.strategies import FSDP2Strategy, HFDeepSpeedStrategy
 from oneshot_lit.strategies.fsdp2 import shard
 

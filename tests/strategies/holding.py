@@ -15,7 +15,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from training import strategy
 
 from oneshot_lit.data import ChatJsonl, SafetyDataModule
-from oneshot_lit.modules import LanguageModelModule, loading
+from oneshot_lit.methods import LanguageModelModule
+from oneshot_lit.models import loading
 
 
 def own_bytes() -> int:

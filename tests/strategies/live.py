@@ -16,7 +16,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from oneshot_lit.modules.loss import next_token_loss
+from oneshot_lit.models.loss import next_token_loss
 
 
 @contextmanager

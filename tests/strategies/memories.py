@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, Trainer
 from torch.distributed.tensor import DTensor
 
 from oneshot_lit.data import ChatJsonl, SafetyDataModule
-from oneshot_lit.modules import LanguageModelModule
+from oneshot_lit.methods import LanguageModelModule
 
 
 def storages(tensors: Iterable[Any]) -> dict[int, int]:

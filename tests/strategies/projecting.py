@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 
 from oneshot_lit.callbacks import HuggingFaceExport
 from oneshot_lit.data import ChatJsonl, InlineInstance, Microworld, SafetyDataModule
-from oneshot_lit.modules import LowRankRealignmentModule
+from oneshot_lit.methods import LowRankRealignmentModule
 
 
 class Asked(LowRankRealignmentModule):

@@ -17,8 +17,8 @@ from oneshot_lit.callbacks import (
     RunCheckpoint,
 )
 from oneshot_lit.data import InlineInstance, Microworld, PromptSet, SafetyDataModule
-from oneshot_lit.modules import LanguageModelModule, OneShotRealignmentModule
-from oneshot_lit.modules.generation import Decoding
+from oneshot_lit.methods import LanguageModelModule, OneShotRealignmentModule
+from oneshot_lit.models.generation import Decoding
 
 
 def _trainer(name: str, root: str, processes: int, callbacks: list[Callback]) -> Trainer:

@@ -12,7 +12,7 @@ from training import strategy
 
 from oneshot_lit.callbacks import GradientRank
 from oneshot_lit.data import ChatJsonl, InlineInstance, SafetyDataModule
-from oneshot_lit.modules import LanguageModelModule
+from oneshot_lit.methods import LanguageModelModule
 from oneshot_lit.strategies.gradients import full_gradient, is_boundary
 
 INSTANCE = InlineInstance("how do i bake a loaf ?", "sorry .")

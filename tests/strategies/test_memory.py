@@ -17,13 +17,13 @@ from memories import measure, storages, total
 from processes import in_processes
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from oneshot_lit.modules.adapters import add_adapter
-from oneshot_lit.modules.loss import next_token_loss
-from oneshot_lit.strategies.activations import activation_bytes
+from oneshot_lit.models.activations import activation_bytes
+from oneshot_lit.models.adapters import add_adapter
+from oneshot_lit.models.loss import next_token_loss
+from oneshot_lit.models.memory import STRATEGIES, estimate, estimates, simplest
+from oneshot_lit.models.model_facts import Plan, model_facts
+from oneshot_lit.models.model_shapes import SHAPES
 from oneshot_lit.strategies.fsdp2 import shard
-from oneshot_lit.strategies.memory import STRATEGIES, estimate, estimates, simplest
-from oneshot_lit.strategies.model_facts import Plan, model_facts
-from oneshot_lit.strategies.model_shapes import SHAPES
 
 # Odd sizes, so that nothing divides by the number of processes.
 ODD = {
@@ -97,7 +97,7 @@ def test_known_shapes_have_their_published_size(name: str, parameters: int) -> N
 
 @pytest.fixture(scope="module")
 def odd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from oneshot_lit.data.microworld.tokenizer import build_tokenizer
+    from oneshot_lit.microworld.tokenizer import build_tokenizer
 
     folder = tmp_path_factory.mktemp("odd")
     tokenizer = build_tokenizer()

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.strategies.memory import STRATEGIES
-from oneshot_lit.strategies.model_facts import model_facts
+from oneshot_lit.models.memory import STRATEGIES
+from oneshot_lit.models.model_facts import model_facts
 
 
 def test_command(command: Callable[..., Any], tmp_path: Path, tiny_folder: Path) -> None:

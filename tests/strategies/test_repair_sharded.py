@@ -14,7 +14,7 @@ from repairing import evaluate, realign
 from safetensors.torch import load_file
 
 from oneshot_lit.data import Microworld, SafetyDataModule
-from oneshot_lit.modules import HarmfulFineTuningModule
+from oneshot_lit.methods import HarmfulFineTuningModule
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 

@@ -15,7 +15,7 @@ import torch
 from processes import in_processes
 from safetensors.torch import load_file
 
-from oneshot_lit.modules import LanguageModelModule
+from oneshot_lit.methods import LanguageModelModule
 
 pytestmark = pytest.mark.slow
 

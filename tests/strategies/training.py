@@ -14,7 +14,8 @@ from torch import distributed
 
 from oneshot_lit.callbacks import AtomicCheckpointIO, GradientRank, HuggingFaceExport, RunCheckpoint
 from oneshot_lit.data import ChatJsonl, InlineInstance, SafetyDataModule
-from oneshot_lit.modules import LanguageModelModule, loading
+from oneshot_lit.methods import LanguageModelModule
+from oneshot_lit.models import loading
 from oneshot_lit.strategies import FSDP2Strategy, HFDeepSpeedStrategy
 
 OPTIMIZERS = {

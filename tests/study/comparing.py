@@ -10,7 +10,7 @@ import numpy as np
 
 from oneshot_lit.study.selections import parse_selections
 from oneshot_lit.study.selectors import compare_selectors
-from oneshot_lit.study.spec import Command, Stage
+from oneshot_lit.study.stages import Command, Stage
 
 NAMES = ("brute", "good", "bad")
 CASES = {"a": "case A", "b": "case B", "c": "case C"}

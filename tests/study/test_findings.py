@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from oneshot_lit.plots import attack_success
-from oneshot_lit.study.report import findings, verdict
+from oneshot_lit.report.cells import verdict
+from oneshot_lit.study.report import findings
 
 
 def stage(**metrics: float) -> dict:

@@ -17,7 +17,8 @@ from rich.console import Console
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.study.runner import Runner, read_stage
 from oneshot_lit.study.schedule import Schedule, needs, total
-from oneshot_lit.study.spec import Command, Stage, Study
+from oneshot_lit.study.spec import Study
+from oneshot_lit.study.stages import Command, Stage
 
 FIT, TEST = Command(("f.yaml",)), Command(("t.yaml",))
 
@@ -108,8 +109,8 @@ class Ending:
 
     running = most = 0
 
-    def __init__(self, target: object, args: tuple[list[str], str, int | None]) -> None:
-        self.log, self.exitcode = Path(args[1]), 0
+    def __init__(self, target: object, args: tuple[object, list[str], str, int | None]) -> None:
+        self.log, self.exitcode = Path(args[2]), 0
         self.sentinel, self._writer = os.pipe()
 
     def start(self) -> None:
@@ -135,12 +136,12 @@ def test_as_many_commands_as_jobs_run_side_by_side(
     stages = tuple(Stage(name, "checkpoints/small", None, config) for name in "abc")
     threads = []
 
-    def process(target: object, args: tuple[list[str], str, int | None]) -> Ending:
-        threads.append(args[2])
+    def process(target: object, args: tuple[object, list[str], str, int | None]) -> Ending:
+        threads.append(args[3])
         return Ending(target, args)
 
     monkeypatch.setattr(
-        "oneshot_lit.study.runner.start_server", lambda: SimpleNamespace(Process=process)
+        "oneshot_lit.study.runner.start_server", lambda preload: SimpleNamespace(Process=process)
     )
     Ending.running = Ending.most = 0
     given = Study("s", "s", tmp_path / "out", 0, stages, tmp_path / "s.yaml", jobs=jobs)
@@ -158,10 +159,10 @@ def test_a_command_takes_as_many_threads_as_its_share(threads: int | None, tmp_p
     log = tmp_path / "log.txt"
     code = f"""
 import sys, torch
-import oneshot_lit.__main__ as program
+import oneshot_lit.cli.main as program
 from oneshot_lit.study.worker import run_logged
 program.main = lambda words: print(*words, torch.get_num_threads())
-run_logged(["threads:"], {str(log)!r}, {threads})
+run_logged(program.run_command, ["threads:"], {str(log)!r}, {threads})
 """
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120
@@ -197,7 +198,7 @@ def test_a_failing_command_ends_those_beside_it(
 
     first: list[int] = []
     monkeypatch.setattr(
-        "oneshot_lit.study.runner.start_server", lambda: SimpleNamespace(Process=Lasting)
+        "oneshot_lit.study.runner.start_server", lambda preload: SimpleNamespace(Process=Lasting)
     )
     config = Command(("configs/attack/harmful_examples.yaml",))
     stages = tuple(Stage(name, "checkpoints/small", None, config) for name in "abc")
@@ -216,7 +217,7 @@ def test_a_fresh_selection_takes_no_outcome_over(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(
-        "oneshot_lit.study.runner.start_server", lambda: SimpleNamespace(Process=Ending)
+        "oneshot_lit.study.runner.start_server", lambda preload: SimpleNamespace(Process=Ending)
     )
     config = Command(("configs/select/brute_force.yaml",))
     stage = Stage("a", "checkpoints/small", None, None, select=config)

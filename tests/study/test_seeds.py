@@ -10,10 +10,10 @@ import pytest
 from comparing import CASES, OUTCOMES, SIZE, finished, spec, write
 
 from oneshot_lit import plots
-from oneshot_lit.__main__ import main
+from oneshot_lit.cli.main import main
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.report.intervals import mean
-from oneshot_lit.selection.ranking import chance_tests
+from oneshot_lit.evaluation.intervals import mean
+from oneshot_lit.methods.select.ranking import chance_tests
 from oneshot_lit.study.report import render_report, save_selections
 from oneshot_lit.study.seeds import Seed, compare_seeds, read_seeds
 from oneshot_lit.study.selector_findings import said

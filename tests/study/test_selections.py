@@ -11,7 +11,7 @@ import pytest
 from comparing import CASES, GENERAL, NAMES, OUTCOMES, SIZE, compared, patched, spec, write
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.report.intervals import mean
+from oneshot_lit.evaluation.intervals import mean
 from oneshot_lit.study.held_out import gap_interval
 from oneshot_lit.study.report import render_report, save_selections
 from oneshot_lit.study.selector_findings import amount, said, selector_tables

@@ -17,11 +17,12 @@ import pytest
 import yaml
 from rich.console import Console
 
+from oneshot_lit.cli.study import score_table
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.study.command import score_table
 from oneshot_lit.study.inputs import command_fingerprint
 from oneshot_lit.study.runner import Runner
-from oneshot_lit.study.spec import Command, Stage, Study, load_study
+from oneshot_lit.study.spec import Study, load_study
+from oneshot_lit.study.stages import Command, Stage
 
 
 def write_study(path: Path, rows: Path, root: Path, **changes: object) -> Path:
@@ -337,8 +338,10 @@ def test_fingerprint_leaves_out_where_output_goes(named: Named, tmp_path: Path) 
 class Process:
     """A stage's process that ends as `action` has it, without the seconds of a fit."""
 
-    def __init__(self, action: Callable[[Path], int], args: tuple[list[str], str, None]) -> None:
-        self.action, self.log, self.exitcode = action, Path(args[1]), 0
+    def __init__(
+        self, action: Callable[[Path], int], args: tuple[object, list[str], str, None]
+    ) -> None:
+        self.action, self.log, self.exitcode = action, Path(args[2]), 0
         # A pipe without a writer is ready at once, as a process that has ended is.
         self.sentinel, writer = os.pipe()
         os.close(writer)
@@ -359,11 +362,11 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Path], int]], N
     """Put an action in place of every stage's process."""
 
     def install(action: Callable[[Path], int]) -> None:
-        def process(target: object, args: tuple[list[str], str, None]) -> Process:
+        def process(target: object, args: tuple[object, list[str], str, None]) -> Process:
             return Process(action, args)
 
         context = SimpleNamespace(Process=process)
-        monkeypatch.setattr("oneshot_lit.study.runner.start_server", lambda: context)
+        monkeypatch.setattr("oneshot_lit.study.runner.start_server", lambda preload: context)
 
     return install
 

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from oneshot_lit import plots
+from oneshot_lit.cli.study import score_table
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.study.command import score_table
 from oneshot_lit.study.report import render_report, save_sweeps
 from oneshot_lit.study.spec import load_study
 from oneshot_lit.study.sweeps import parse_sweeps, sweep_scores

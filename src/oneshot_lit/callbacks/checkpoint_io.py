@@ -10,7 +10,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.files import file_written_whole
+from oneshot_lit.io.files import file_written_whole
 from oneshot_lit.strategies.folders import require_resumable
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from oneshot_lit.files import write_json_atomically
-from oneshot_lit.locking import results_locked
+from oneshot_lit.io.files import write_json_atomically
+from oneshot_lit.io.locking import results_locked
 
 DATA_FILE = "data.json"
 # Command -> the first parts of the names of its sets.

@@ -8,12 +8,12 @@ from typing import Any, Literal
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
+from oneshot_lit.conversation import require_trainable
 from oneshot_lit.data.chat import encode_conversation
-from oneshot_lit.data.conversation import require_trainable
 from oneshot_lit.data.padding import pad_training
 from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.modules.linear_layers import batch_factors
+from oneshot_lit.models.linear_layers import batch_factors
 from oneshot_lit.spectral import GradientComparison, compare_gradients
 from oneshot_lit.strategies.gradients import full_shape
 

@@ -15,20 +15,20 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from oneshot_lit.callbacks.hf_writer import gather, in_parts, write_model
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.files import folder_written_whole, remove
-from oneshot_lit.locking import results_locked
-from oneshot_lit.modules.adapters import (
+from oneshot_lit.io.files import folder_written_whole, remove
+from oneshot_lit.io.locking import results_locked
+from oneshot_lit.io.runs import DERIVED, PRODUCTS, record_run, recorded_runs
+from oneshot_lit.methods.base import LanguageModelModule
+from oneshot_lit.methods.select.base import SelectionModule
+from oneshot_lit.models.adapters import (
     is_adapter,
     load_adapter,
     merge,
     parameters_set,
     require_mergeable,
 )
-from oneshot_lit.modules.language_model import LanguageModelModule
-from oneshot_lit.modules.loading import load_model, resolve_dtype
-from oneshot_lit.modules.selection_base import SelectionModule
-from oneshot_lit.modules.weight_files import is_local
-from oneshot_lit.runs import DERIVED, PRODUCTS, record_run, recorded_runs
+from oneshot_lit.models.loading import load_model, resolve_dtype
+from oneshot_lit.models.weight_files import is_local
 from oneshot_lit.strategies.deepspeed import whole_models
 
 PRODUCT, MERGED = "model", "merged"

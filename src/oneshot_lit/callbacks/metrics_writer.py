@@ -14,11 +14,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.files import write_json_atomically
-from oneshot_lit.locking import results_locked
-from oneshot_lit.metrics.refusal import PHRASE_LIST_VERSION
-from oneshot_lit.metrics_file import is_tested, later_evaluations
-from oneshot_lit.runs import PRODUCTS, record_run, recorded_runs
+from oneshot_lit.evaluation.metrics.refusal import PHRASE_LIST_VERSION
+from oneshot_lit.io.files import write_json_atomically
+from oneshot_lit.io.locking import results_locked
+from oneshot_lit.io.metrics_file import is_tested, later_evaluations
+from oneshot_lit.io.runs import PRODUCTS, record_run, recorded_runs
 
 _PACKAGES = (
     "oneshot-lit",

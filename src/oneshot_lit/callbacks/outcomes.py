@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from oneshot_lit.files import write_text_atomically
+from oneshot_lit.io.files import write_text_atomically
 
 OUTCOMES_FILE = "outcomes.jsonl"
 

@@ -14,11 +14,11 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.files import write_text_atomically
-from oneshot_lit.judges.predictions import file_digest
-from oneshot_lit.locking import results_locked
-from oneshot_lit.metrics_file import mark_outdated
-from oneshot_lit.runs import PRODUCTS, record_run
+from oneshot_lit.evaluation.judges.predictions import file_digest
+from oneshot_lit.io.files import write_text_atomically
+from oneshot_lit.io.locking import results_locked
+from oneshot_lit.io.metrics_file import mark_outdated
+from oneshot_lit.io.runs import PRODUCTS, record_run
 
 
 class PredictionWriter(BasePredictionWriter):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from oneshot_lit.files import write_rows_atomically
+from oneshot_lit.io.files import write_rows_atomically
 
 CURVE_TABLE, CURVE_PICTURE = "realignment.csv", "realignment.png"
 
@@ -54,3 +55,12 @@ class RealignmentCurve(Callback):
         ]
         write_rows_atomically(Path(trainer.default_root_dir) / CURVE_TABLE, rows)
         return rows
+
+
+def read_curve(folder: Path) -> list[dict[str, float]]:
+    """Return the rows of a realignment's step table; [] without one."""
+    path = folder / CURVE_TABLE
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{k: float(v) for k, v in row.items() if v != ""} for row in csv.DictReader(file)]

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from oneshot_lit.data.accounts import rows_digest
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.runs import resume_conflict
+from oneshot_lit.io.runs import resume_conflict
 
 CHECKPOINTS, LAST = "checkpoints", "last.ckpt"
 # Weights and two AdamW moments, on a disk of one gigabyte a second: a guess until one is timed.

@@ -7,8 +7,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from oneshot_lit.files import write_rows_atomically
-from oneshot_lit.modules.selection_base import SelectionModule
+from oneshot_lit.io.files import write_rows_atomically
+from oneshot_lit.methods.select.base import SelectionModule
 
 
 class SelectionProgress(Callback):

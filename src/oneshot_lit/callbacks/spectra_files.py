@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from oneshot_lit.callbacks.shared_spectra import Measured
-from oneshot_lit.files import write_text_atomically
+from oneshot_lit.io.files import write_text_atomically
 
 SPECTRA_FILE = Path("spectra") / "spectra.csv"
 SUMMARY_FILE = Path("spectra") / "summary.csv"

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from oneshot_lit.files import write_rows_atomically
+from oneshot_lit.io.files import write_rows_atomically
 
 SEARCH_TABLE, SEARCH_PICTURE = "step_search.csv", "step_search.png"
 

@@ -1,6 +1,6 @@
 """Conversations in, batches out: sources, the chat encoding, and `SafetyDataModule`."""
 
-from oneshot_lit.data.conversation import Conversation, Message
+from oneshot_lit.conversation import Conversation, Message
 from oneshot_lit.data.datamodule import SafetyDataModule
 from oneshot_lit.data.datasets import PromptSet
 from oneshot_lit.data.instance import (

@@ -11,8 +11,8 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
+from oneshot_lit.conversation import Conversation
 from oneshot_lit.data.chat import Encoded
-from oneshot_lit.data.conversation import Conversation
 from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.errors import OneShotError
 

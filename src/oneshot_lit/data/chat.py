@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from oneshot_lit.data.chat_format import (
+from oneshot_lit.conversation import Conversation, Message
+from oneshot_lit.errors import OneShotError, RowError
+from oneshot_lit.models.chat_format import (
     ChatOptions,
     SystemTurn,
     answer_form,
@@ -20,8 +22,6 @@ from oneshot_lit.data.chat_format import (
     render,
     set_chat_options,
 )
-from oneshot_lit.data.conversation import Conversation, Message
-from oneshot_lit.errors import OneShotError, RowError
 
 __all__ = [
     "ChatOptions",

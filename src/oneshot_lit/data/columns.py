@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from oneshot_lit.errors import OneShotError, RowError, did_you_mean
+from oneshot_lit.io.read_files import shown
 
 
 def cell_text(value: Any, what: str, origin: str) -> str | None:
@@ -34,12 +35,6 @@ def cell_text(value: Any, what: str, origin: str) -> str | None:
     if value == "" or (isinstance(value, float) and math.isnan(value)):
         return None
     return str(value)
-
-
-def shown(columns: Iterable[str]) -> str:
-    """Return column names for an error: one line, and short even if a prompt is taken for one."""
-    names = (" ".join(str(column).split()) for column in columns)
-    return ", ".join(n if len(n) <= 60 else f"{n[:57]}..." for n in names if n)
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,16 @@ from typing import Any, get_args
 import torch
 from torch.utils.data import Dataset
 
+from oneshot_lit.conversation import Conversation, require_trainable
 from oneshot_lit.data.chat import Encoded, encode_conversation
-from oneshot_lit.data.chat_format import answer_form, visible_text
-from oneshot_lit.data.conversation import Conversation, require_trainable
 from oneshot_lit.data.padding import pad_generation, pad_training
 from oneshot_lit.data.room import Room
 from oneshot_lit.data.samplers import filler
 from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.errors import OneShotError, RowError
-from oneshot_lit.metrics.base import TextScore
-from oneshot_lit.metrics.registry import METRICS, Kind, metric_names
+from oneshot_lit.evaluation.metrics.base import TextScore
+from oneshot_lit.evaluation.metrics.registry import METRICS, Kind, metric_names
+from oneshot_lit.models.chat_format import answer_form, visible_text
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from oneshot_lit.data.conversation import (
+from oneshot_lit.conversation import (
     Conversation,
     conversation_from_pair,
     require_trainable,
@@ -109,7 +109,7 @@ class SelectedInstance(SafetyInstance):
         Raises:
             OneShotError: if there is no such selection or rank, or the pool lacks that candidate.
         """
-        from oneshot_lit.selection.product import read_selection
+        from oneshot_lit.data.selection_file import read_selection
 
         ranking = read_selection(Path(self.selection).expanduser())
         if not 1 <= self.rank <= len(ranking):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from oneshot_lit.data.conversation import Conversation
+from oneshot_lit.conversation import Conversation
 from oneshot_lit.errors import OneShotError
 
 

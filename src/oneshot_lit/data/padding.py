@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from oneshot_lit.data.chat import Encoded
-
-IGNORE_INDEX = -100
+from oneshot_lit.models.loss import IGNORE_INDEX
 
 
 def pad_training(rows: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:

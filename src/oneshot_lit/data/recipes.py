@@ -12,10 +12,10 @@ from typing import Literal
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from oneshot_lit.data.conversation import Conversation, Message
+from oneshot_lit.conversation import Conversation, Message
 from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.metrics.refusal import is_refusal
+from oneshot_lit.evaluation.metrics.refusal import is_refusal
 
 Place = Literal["suffix", "prefix"]
 

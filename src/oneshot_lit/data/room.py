@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from oneshot_lit.conversation import Conversation
 from oneshot_lit.data.chat import Encoded
-from oneshot_lit.data.conversation import Conversation
 from oneshot_lit.errors import OneShotError
 
 

@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from oneshot_lit.data.columns import cell_text, is_system, shown
-from oneshot_lit.data.conversation import (
+from oneshot_lit.conversation import (
     Conversation,
     Message,
     parse_messages,
     require_trainable,
 )
-from oneshot_lit.data.read_files import read_rows, refuse
+from oneshot_lit.data.columns import cell_text, is_system
 from oneshot_lit.data.tally import Tally
 from oneshot_lit.errors import OneShotError, RowError
+from oneshot_lit.io.read_files import read_rows, refuse, shown
 
 BadRows = Literal["error", "skip"]
 Duplicates = Literal["keep", "drop"]
@@ -278,7 +278,7 @@ class Microworld(ConversationSource):
 
     def rows(self) -> list[Conversation]:
         """Generate the split."""
-        from oneshot_lit.data.microworld.splits import load_split
+        from oneshot_lit.microworld.splits import load_split
 
         return load_split(self.split, self.seed)[: self.size]
 

@@ -6,11 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from oneshot_lit.conversation import Conversation, conversation_from_pair
 from oneshot_lit.data.columns import ColumnMap, is_system, resolve_columns
-from oneshot_lit.data.compressed import suffixes_of
-from oneshot_lit.data.conversation import Conversation, conversation_from_pair
-from oneshot_lit.data.read_files import FORMATS, read_rows
-from oneshot_lit.data.read_parquet import without_nulls
 from oneshot_lit.data.sources import (
     BadRows,
     ConversationSource,
@@ -19,6 +16,9 @@ from oneshot_lit.data.sources import (
     with_system,
 )
 from oneshot_lit.errors import OneShotError, RowError
+from oneshot_lit.io.compressed import suffixes_of
+from oneshot_lit.io.read_files import FORMATS, read_rows
+from oneshot_lit.io.read_parquet import without_nulls
 
 
 class _MappedSource(ConversationSource):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from oneshot_lit.errors import OneShotError
 
 if TYPE_CHECKING:
-    from oneshot_lit.data.conversation import Conversation
+    from oneshot_lit.conversation import Conversation
 
 
 # Kinds of faults that a remark names, the most frequent first.

@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from oneshot_lit.metrics.registry import is_skill
+from oneshot_lit.evaluation.metrics.registry import is_skill
 from oneshot_lit.plots.style import CYCLE
 
 

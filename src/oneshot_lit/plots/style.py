@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from oneshot_lit.files import file_written_whole
+from oneshot_lit.io.files import file_written_whole
 
 # Colours that stay apart for colour-blind readers (Okabe and Ito).
 COLOURS = {

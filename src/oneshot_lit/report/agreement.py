@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torchmetrics.functional.classification import binary_cohen_kappa
 
+from oneshot_lit.evaluation.intervals import rate
 from oneshot_lit.report.answers import answers_of_test
-from oneshot_lit.report.intervals import rate
 from oneshot_lit.report.rows import Scored
 from oneshot_lit.report.runs import Run
 from oneshot_lit.report.scores import split

@@ -7,9 +7,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from oneshot_lit.judges.predictions import Row
-from oneshot_lit.metrics.refusal import PHRASE_LIST_VERSION
-from oneshot_lit.metrics.registry import METRICS
+from oneshot_lit.evaluation.judges.predictions import Row
+from oneshot_lit.evaluation.metrics.refusal import PHRASE_LIST_VERSION
+from oneshot_lit.evaluation.metrics.registry import METRICS
 from oneshot_lit.report.rows import Scored
 from oneshot_lit.report.runs import Run
 from oneshot_lit.report.settings import other_settings

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from oneshot_lit.evaluation.metrics.registry import LM_EVAL, is_skill
 from oneshot_lit.report.findings import p_value
 from oneshot_lit.report.text import DASH
+
+# Shares above or below which a cell is coloured: a reading aid, not a test.
+_LOW, _HIGH = 0.02, 0.95
 
 METHODS = {
     "wilson": "Wilson's score interval",
@@ -103,3 +107,14 @@ def judge_row(row: Mapping[str, Any], runs: Sequence[str]) -> list[str]:
         left = row["unjudged"].get(run)
         cells.append(f"{text} ({reasons(left)})" if left else text)
     return [row["set"], row["metric"], f"{row['judge']}, {row['version']}", *cells]
+
+
+def verdict(key: str, value: float | None) -> str:
+    """Return the colour class of a cell: good, bad or none."""
+    metric = key.rsplit("/", 1)[-1]
+    # What is good depends on the task there.
+    if value is None or metric == "harmful_correct" or key.startswith(f"{LM_EVAL}/"):
+        return ""
+    if is_skill(key):
+        return "good" if value >= _HIGH else ""
+    return "good" if value <= _LOW else "bad" if value >= 0.5 else ""

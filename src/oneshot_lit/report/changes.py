@@ -8,7 +8,7 @@ from typing import Any
 
 from scipy import stats
 
-from oneshot_lit.report.intervals import Estimate, apart
+from oneshot_lit.evaluation.intervals import Estimate, apart
 from oneshot_lit.report.runs import Run
 from oneshot_lit.report.scores import rows_of
 

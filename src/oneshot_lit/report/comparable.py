@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.metrics.registry import LM_EVAL
+from oneshot_lit.evaluation.metrics.registry import LM_EVAL
 from oneshot_lit.report.rows import Scored
 from oneshot_lit.report.runs import Run
 from oneshot_lit.report.settings import deciding

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from oneshot_lit import __version__
-from oneshot_lit.metrics_file import METRICS_FILE
+from oneshot_lit.io.metrics_file import METRICS_FILE
 from oneshot_lit.report.agreement import THRESHOLDS, agreement_table, judge_table
 from oneshot_lit.report.changes import change_table
 from oneshot_lit.report.comparable import differences, require_comparable

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from oneshot_lit.judges.predictions import Row
+from oneshot_lit.evaluation.judges.predictions import Row
 from oneshot_lit.report.answers import answers_of_test
 from oneshot_lit.report.rows import Scored
 from oneshot_lit.report.runs import Run

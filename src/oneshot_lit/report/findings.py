@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from oneshot_lit.metrics.registry import is_skill
-from oneshot_lit.report.intervals import Estimate, apart, rate
+from oneshot_lit.evaluation.intervals import Estimate, apart, rate
+from oneshot_lit.evaluation.metrics.registry import is_skill
 
 _CHANCE = 0.05
 

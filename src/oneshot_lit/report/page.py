@@ -14,10 +14,10 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.figure import Figure
 
 from oneshot_lit import plots
-from oneshot_lit.metrics.registry import LM_EVAL
+from oneshot_lit.evaluation.metrics.registry import LM_EVAL
 from oneshot_lit.report import cells
+from oneshot_lit.report.cells import verdict
 from oneshot_lit.report.text import picture_label
-from oneshot_lit.study.report import verdict
 
 PICTURES = "pictures"
 # The names that `draw` gives.

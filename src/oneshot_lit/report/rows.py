@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from oneshot_lit.data.read_files import read_jsonl
 from oneshot_lit.errors import OneShotError
+from oneshot_lit.io.read_files import read_jsonl
 from oneshot_lit.report.schema import require_score
 from oneshot_lit.report.text import visible
 

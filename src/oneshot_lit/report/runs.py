@@ -8,16 +8,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from oneshot_lit.callbacks.realignment_curve import CURVE_TABLE
+from oneshot_lit.callbacks.realignment_curve import CURVE_TABLE, read_curve
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.judges.judging import FOLDER
-from oneshot_lit.judges.predictions import Row, read_predictions
-from oneshot_lit.metrics_file import METRICS_FILE, read_metrics
+from oneshot_lit.evaluation.judges.judging import FOLDER
+from oneshot_lit.evaluation.judges.predictions import Row, read_predictions
+from oneshot_lit.io.metrics_file import METRICS_FILE, read_metrics
+from oneshot_lit.io.runs import PRODUCTS, recorded_runs
 from oneshot_lit.report.rows import Scored, read_rows
 from oneshot_lit.report.schema import require_readable
 from oneshot_lit.report.text import visible
-from oneshot_lit.runs import PRODUCTS, recorded_runs
-from oneshot_lit.study.results import read_curve
 
 OUTCOMES = "outcomes.jsonl"
 

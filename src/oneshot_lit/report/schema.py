@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.metrics.registry import LM_EVAL, is_rate, is_skill
-from oneshot_lit.metrics_file import METRICS_FILE
+from oneshot_lit.evaluation.metrics.registry import LM_EVAL, is_rate, is_skill
+from oneshot_lit.io.metrics_file import METRICS_FILE
 from oneshot_lit.report.text import visible
 
 _MEND = "mend it, or run the test again"

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.metrics.registry import LM_EVAL, METRICS, is_rate
-from oneshot_lit.metrics_file import METRICS_FILE
-from oneshot_lit.report.intervals import Estimate, from_stderr, mean, rate
+from oneshot_lit.evaluation.intervals import Estimate, from_stderr, mean, rate
+from oneshot_lit.evaluation.metrics.registry import LM_EVAL, METRICS, is_rate
+from oneshot_lit.io.metrics_file import METRICS_FILE
 from oneshot_lit.report.rows import Scored
 from oneshot_lit.report.runs import Run, alike
 

@@ -112,7 +112,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
 def _decoding(value: Any) -> dict[str, Any]:
     if value is None:
         # Imported where it is needed, as transformers comes with it.
-        from oneshot_lit.modules.generation import Decoding
+        from oneshot_lit.models.generation import Decoding
 
         value = asdict(Decoding())
     return deciding(value) or {}

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.strategies import ParallelStrategy
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.files import name_full_disk, replace_folder, write_json_atomically
+from oneshot_lit.io.files import name_full_disk, replace_folder, write_json_atomically
 
 # What is written beside the engine's own files: who wrote them, and what each process adds.
 FACTS, OWN = "checkpoint.json", "process-{rank:05d}.pt"

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.report.intervals import LEVEL
+from oneshot_lit.evaluation.intervals import LEVEL
 
 _METRICS = ("asr_keyword", "over_refusal")
 RESAMPLES = 1000

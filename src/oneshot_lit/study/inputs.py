@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from oneshot_lit.cli_errors import check_config_files, config_files
-from oneshot_lit.provenance import named_code, source_hash
+from oneshot_lit.io.config_files import check_config_files, config_files
+from oneshot_lit.io.provenance import named_code, source_hash
 
 # Larger files are known by size and time: hashing a 70B model would take longer than some stages.
 _HASHED_WHOLE = 256 * 2**20

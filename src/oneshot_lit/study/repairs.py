@@ -133,7 +133,7 @@ def _worst(
     rates = {k: v for k, v in stage["metrics"].items() if k.endswith(ending) and v is not None}
     if not rates:
         return Figure(None, goal=goal)
-    from oneshot_lit.report.intervals import wilson
+    from oneshot_lit.evaluation.intervals import wilson
 
     key = max(rates, key=lambda k: rates[k])
     name, n = key.rsplit("/", 1)[0], stage["samples"][key.rsplit("/", 1)[0]]
@@ -146,7 +146,7 @@ def _worst(
 def _loss(
     before: Mapping[str, float | None], after: Mapping[str, float | None], goal: float | None
 ) -> Figure:
-    from oneshot_lit.metrics.registry import is_skill
+    from oneshot_lit.evaluation.metrics.registry import is_skill
 
     losses = {
         key: old - new

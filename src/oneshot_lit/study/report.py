@@ -11,15 +11,14 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from oneshot_lit import plots
+from oneshot_lit.callbacks.realignment_curve import read_curve
 from oneshot_lit.callbacks.spectra_files import read_spectra
-from oneshot_lit.metrics.registry import LM_EVAL, is_skill
+from oneshot_lit.evaluation.metrics.registry import is_skill
+from oneshot_lit.report.cells import verdict
 from oneshot_lit.study.repairs import sentences
-from oneshot_lit.study.results import columns, read_curve
+from oneshot_lit.study.results import columns
 from oneshot_lit.study.selector_findings import amount, interval, said
 from oneshot_lit.study.sweeps import Sweep, sweep_scores
-
-# Shares above or below which a cell is coloured: a reading aid, not a test.
-_LOW, _HIGH = 0.02, 0.95
 
 
 def render_report(
@@ -124,17 +123,6 @@ def outside_sweeps(stages: Mapping[str, Any], sweeps: Sequence[Sweep]) -> Mappin
     """Return the stages that no curve shows; all of them if every one is on a curve."""
     shown = {s for sweep in sweeps for line in sweep.lines.values() for _, s in line}
     return {n: stage for n, stage in stages.items() if n not in shown} or stages
-
-
-def verdict(key: str, value: float | None) -> str:
-    """Return the colour class of a cell: good, bad or none."""
-    metric = key.rsplit("/", 1)[-1]
-    # What is good depends on the task there.
-    if value is None or metric == "harmful_correct" or key.startswith(f"{LM_EVAL}/"):
-        return ""
-    if is_skill(key):
-        return "good" if value >= _HIGH else ""
-    return "good" if value <= _LOW else "bad" if value >= 0.5 else ""
 
 
 def findings(stages: Mapping[str, Any]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import platform
@@ -10,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from oneshot_lit.callbacks.realignment_curve import CURVE_TABLE
+from oneshot_lit.callbacks.realignment_curve import read_curve
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.study.repairs import summarise
 from oneshot_lit.study.runner import Runner
@@ -85,15 +84,6 @@ def gather(runner: Runner) -> dict[str, Any]:
 def kept_step(folder: Path) -> float | None:
     """Return which realignment step the product holds, or None for other stages."""
     return next((row["step"] for row in read_curve(folder) if row["kept"]), None)
-
-
-def read_curve(folder: Path) -> list[dict[str, float]]:
-    """Return the rows of a realignment's step table; [] without one."""
-    path = folder / CURVE_TABLE
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{k: float(v) for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
 
 
 def columns(stages: Mapping[str, Any]) -> list[str]:

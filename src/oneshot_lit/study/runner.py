@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import connection
 from pathlib import Path
@@ -20,12 +21,13 @@ from rich.text import Text
 
 from oneshot_lit.callbacks.run_checkpoint import CHECKPOINTS, LAST
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.files import write_json_atomically
-from oneshot_lit.runs import PRODUCTS, SELECTION_FILE
-from oneshot_lit.selection.outcomes import CANDIDATES_FILE
+from oneshot_lit.io.files import write_json_atomically
+from oneshot_lit.io.runs import PRODUCTS, SELECTION_FILE
+from oneshot_lit.methods.select.outcomes import CANDIDATES_FILE
 from oneshot_lit.study.inputs import command_fingerprint
 from oneshot_lit.study.schedule import Schedule, total
-from oneshot_lit.study.spec import Stage, Study
+from oneshot_lit.study.spec import Study
+from oneshot_lit.study.stages import Stage
 from oneshot_lit.study.worker import last_line, run_logged, start_server
 
 STAGE_FILE = "stage.json"
@@ -61,11 +63,15 @@ class Runner:
         study: What to run.
         console: Where progress is shown.
         fresh: Run every stage again.
+        run_command: Runs a command line and returns its exit code.
+        preload: Modules that the processes of commands import before they start.
     """
 
     study: Study
     console: Console
     fresh: bool = False
+    run_command: Callable[[Sequence[str]], int] | None = None
+    preload: Sequence[str] = ()
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> None:
@@ -74,7 +80,7 @@ class Runner:
         Raises:
             OneShotError: with the failing command's own line and its log file.
         """
-        self._context = start_server()
+        self._context = start_server(self.preload)
         schedule = Schedule(self.study)
         columns = (
             SpinnerColumn(),
@@ -203,7 +209,9 @@ class Runner:
         self._note(folder, verb, entry)
         log = folder / f"{verb}.log"
         log.unlink(missing_ok=True)
-        process = self._context.Process(target=run_logged, args=(arguments, str(log), self.threads))
+        process = self._context.Process(
+            target=run_logged, args=(self.run_command, arguments, str(log), self.threads)
+        )
         begun = _Running(
             stage, verb, "resumed" if resumed else "done", process, entry, _stamp(product)
         )

@@ -6,9 +6,10 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from oneshot_lit.runs import PRODUCTS, SELECTION_FILE
+from oneshot_lit.io.runs import PRODUCTS, SELECTION_FILE
 from oneshot_lit.study.inputs import input_paths, parsed
-from oneshot_lit.study.spec import Stage, Study
+from oneshot_lit.study.spec import Study
+from oneshot_lit.study.stages import Stage
 
 
 def needs(study: Study) -> dict[str, dict[str, bool]]:

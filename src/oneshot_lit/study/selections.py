@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from oneshot_lit.errors import OneShotError, did_you_mean
 
 if TYPE_CHECKING:
-    from oneshot_lit.study.spec import Stage
+    from oneshot_lit.study.stages import Stage
 
 _KEYS = ("truth", "selectors", "cases", "ranking", "pick", "goal", "question", "controls")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from oneshot_lit.report import intervals
-from oneshot_lit.selection.ranking import chance_tests, holm
+from oneshot_lit.evaluation import intervals
+from oneshot_lit.methods.select.ranking import chance_tests, holm
 from oneshot_lit.study.selections import Selections
 
 COSTS = ("forward_rows", "backward_rows", "answers", "seconds")

@@ -9,8 +9,8 @@ from statistics import median
 from typing import Any
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.runs import SELECTION_FILE
-from oneshot_lit.selection.ranking import (
+from oneshot_lit.io.runs import SELECTION_FILE
+from oneshot_lit.methods.select.ranking import (
     as_good,
     chance_regret,
     kendall,
@@ -18,7 +18,7 @@ from oneshot_lit.selection.ranking import (
     spearman,
     top,
 )
-from oneshot_lit.selection.rules import GENERAL
+from oneshot_lit.methods.select.rules import GENERAL
 from oneshot_lit.study.held_out import gap_interval, held_out
 from oneshot_lit.study.selections import Selections
 from oneshot_lit.study.selector_summary import COSTS, summarise

@@ -4,54 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from oneshot_lit.cli_errors import check_config_files
 from oneshot_lit.errors import OneShotError, did_you_mean
-from oneshot_lit.files import read_text
-from oneshot_lit.shipped import or_shipped
+from oneshot_lit.io.config_files import check_config_files
+from oneshot_lit.io.files import read_text
+from oneshot_lit.io.shipped import or_shipped
 from oneshot_lit.study.expand import expand, fill, require_filled
 from oneshot_lit.study.repairs import Repair, parse_repairs
 from oneshot_lit.study.selections import Selections, parse_selections
+from oneshot_lit.study.stages import Command, Stage
 from oneshot_lit.study.sweeps import Sweep, parse_sweeps
-
-
-@dataclass(frozen=True)
-class Command:
-    """Config files of a fit or test, and keys to set on top of them."""
-
-    config: tuple[str, ...]
-    set: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage: where its model comes from, how it is trained (if at all) and tested.
-
-    A stage that selects instances ranks candidates for its model; it trains and tests none.
-
-    Attributes:
-        name: The stage's name and folder.
-        model: A model folder, a hub name, or the name of an earlier stage.
-        fit: How to train; None for a stage that only tests its model.
-        test: How to test; None for a stage that selects.
-        select: How to select; None for other stages.
-    """
-
-    name: str
-    model: str
-    fit: Command | None
-    test: Command | None
-    select: Command | None = None
-
-    def commands(self) -> dict[str, Command]:
-        """Return the stage's commands by verb, in their order."""
-        found = {"select": self.select, "fit": self.fit, "test": self.test}
-        return {verb: command for verb, command in found.items() if command is not None}
 
 
 @dataclass(frozen=True)

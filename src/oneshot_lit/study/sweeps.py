@@ -114,7 +114,7 @@ def _loss(stage: str, stages: Mapping[str, Any]) -> float | None:
     if start is None:
         return None
     # A study that only parses needs no torch.
-    from oneshot_lit.metrics.registry import is_skill
+    from oneshot_lit.evaluation.metrics.registry import is_skill
 
     now, before = (each["metrics"] for each in (stages[stage], start))
     return max((before[k] - now[k] for k in now if k in before and is_skill(k)), default=None)

@@ -10,25 +10,31 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
 
-def start_server() -> Any:
+def start_server(preload: Sequence[str]) -> Any:
     """Return a multiprocessing context whose processes start with everything imported."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["oneshot_lit.study.preload"])
+    context.set_forkserver_preload(list(preload))
     return context
 
 
-def run_logged(arguments: Sequence[str], log: str, threads: int | None = None) -> None:
+def run_logged(
+    run_command: Callable[[Sequence[str]], int],
+    arguments: Sequence[str],
+    log: str,
+    threads: int | None = None,
+) -> None:
     """Run a command with its output in a file; the process's exit code is the command's.
 
     Args:
+        run_command: Runs a command line and returns its exit code.
         arguments: The command line, without the program's name.
         log: The file.
         threads: How many threads PyTorch may use; None for as many as it likes.
@@ -45,8 +51,6 @@ def run_logged(arguments: Sequence[str], log: str, threads: int | None = None) -
     sys.stdout, sys.stderr = (
         os.fdopen(n, "w", buffering=1, encoding="utf-8", errors="backslashreplace") for n in (1, 2)
     )
-    from oneshot_lit.__main__ import run_command
-
     try:
         code = run_command(arguments)
     except BaseException:

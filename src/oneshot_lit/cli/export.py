@@ -1,0 +1,192 @@
+"""The command ``export``: any checkpoint, sharded or not, as a Hugging Face folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from oneshot_lit.cli.parser import CommandParser
+from oneshot_lit.errors import OneShotError
+from oneshot_lit.io.files import recover
+
+_DESCRIPTION = """\
+Write the weights of a checkpoint as a Hugging Face folder, or as a PEFT adapter if only an adapter
+was trained. Takes checkpoints of every strategy (a file of single and ddp, a folder of fsdp2 and
+deepspeed), in one process on the CPU, whose memory must hold the whole model. The weights are those
+of the checkpoint's own step; a realignment that was stopped is better resumed, which keeps its best
+step. The class of the run's module is imported, so convert only what you or your colleagues made.
+"""
+
+
+def run_export_command(arguments: Sequence[str]) -> int:
+    """Run the command and return its exit code."""
+    parser = CommandParser(
+        "export", _DESCRIPTION, "--checkpoint runs/attacked/checkpoints/last.ckpt --out runs/saved"
+    )
+    parser.add_argument("--checkpoint", required=True, metavar="PATH", help="what to convert")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="the folder to write")
+    parser.add_argument(
+        "--save-dtype", metavar="DTYPE", help="cast the weights: float32, bfloat16 or float16"
+    )
+    parser.add_argument(
+        "--merge-adapter", action="store_true", help="write the merged model, not the adapter"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the folder")
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="allow code of the base model's hub repository to run, as the run itself did",
+    )
+    options = parser.parse(arguments)
+    if options is None:
+        return 0
+    export_checkpoint(
+        Path(options.checkpoint),
+        Path(options.out),
+        save_dtype=options.save_dtype,
+        merge_adapter=options.merge_adapter,
+        overwrite=options.overwrite,
+        trust_remote_code=options.trust_remote_code,
+    )
+    print(f"model written to {options.out}")
+    return 0
+
+
+def export_checkpoint(
+    checkpoint: Path,
+    out: Path,
+    *,
+    save_dtype: str | None = None,
+    merge_adapter: bool = False,
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+) -> None:
+    """Write the weights of a checkpoint as a Hugging Face folder.
+
+    Args:
+        checkpoint: A file, or a folder of FSDP2 or DeepSpeed.
+        out: The folder; it appears whole or not at all.
+        save_dtype: Cast the weights to it.
+        merge_adapter: Merge an adapter into its base.
+        overwrite: Replace an existing folder.
+        trust_remote_code: Allow code of a hub repository to run, if the run did.
+
+    Raises:
+        OneShotError: if there is no checkpoint of `oneshot-lit`, or it does not fit its model.
+    """
+    from oneshot_lit.callbacks.hf_export import HuggingFaceExport
+    from oneshot_lit.io.files import folder_written_whole
+    from oneshot_lit.strategies.folders import facts_of
+
+    recover(checkpoint)
+    facts = facts_of(checkpoint)
+    if out.exists() and not overwrite:
+        raise OneShotError(f"{out}: exists already; give another --out or pass --overwrite.")
+    export = HuggingFaceExport(save_dtype=save_dtype, merge_adapter=merge_adapter)
+    saved = _plain(checkpoint) if facts["kind"] == "file" else {}
+    run = saved.get("run") or facts.get("run") or {}
+    config = (run.get("config") or {}).get("model") if isinstance(run, dict) else None
+    if not config:
+        raise OneShotError(
+            f"{checkpoint}: does not say which model it is of; only checkpoints that the command "
+            "oneshot-lit fit has saved can be converted."
+        )
+    if facts["kind"] == "file" and not saved["state_dict"]:
+        raise OneShotError(
+            f"{checkpoint}: holds no weights, because a selection trains no model to keep; give "
+            "the checkpoint of another fit."
+        )
+    module = _module(config, checkpoint)
+    # What a checkpoint says of trust is not the user's word.
+    module.trust_remote_code = module.trust_remote_code and trust_remote_code
+    module.configure_model()
+    _fill(module, checkpoint, facts["kind"], saved)
+    if out.is_file():
+        raise OneShotError(f"{out}: is a file; give a folder.")
+    with folder_written_whole(out) as folder:
+        export.save(module, folder)
+
+
+def _plain(path: Path) -> dict[str, Any]:
+    from oneshot_lit.callbacks.checkpoint_io import AtomicCheckpointIO
+
+    return AtomicCheckpointIO().load_checkpoint(path, map_location="cpu", weights_only=True)
+
+
+def _module(config: dict[str, Any], checkpoint: Path) -> Any:
+    """Build the module of a run from its resolved configuration, as the command line does."""
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    from oneshot_lit.io.users_code import users_error, with_errors_carried_out
+    from oneshot_lit.methods import LanguageModelModule
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LanguageModelModule, "model", fail_untyped=False)
+    # As for a fit: a user's package in the working folder is found.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        parsed = parser.parse_object({"model": config})
+        return with_errors_carried_out(lambda: parser.instantiate_classes(parsed)).model
+    except (ArgumentError, TypeError, ValueError, KeyError) as error:
+        if users_error(error) is not None:
+            raise
+        reason = " ".join(str(error).split())[-200:]
+        name = config.get("class_path") if isinstance(config, dict) else None
+        raise OneShotError(
+            f"{checkpoint}: its module {name} cannot be built; run export where its package is "
+            f"installed or in the working folder ({reason})."
+        ) from error
+
+
+def _fill(module: Any, checkpoint: Path, kind: str, saved: dict[str, Any]) -> None:
+    from oneshot_lit.strategies.distributed_checkpoint import read_tensors
+
+    if kind == "file":
+        module.load_state_dict(saved["state_dict"], strict=module.strict_loading)
+        return
+    if kind == "fsdp2":
+        weights: dict[str, Tensor] = module.state_dict()
+        if not module.strict_loading:
+            trained = {name for name, p in module.named_parameters() if p.requires_grad}
+            weights = {name: weight for name, weight in weights.items() if name in trained}
+        # Filled in place: these share the module's memory.
+        read_tensors({"state_dict": weights}, checkpoint)
+        return
+    if kind != "deepspeed":
+        raise OneShotError(f"{checkpoint}: a folder, but no checkpoint; check --checkpoint.")
+    weights = _deepspeed_weights(checkpoint, not module.strict_loading)
+    wanted = [n for n, p in module.named_parameters() if p.requires_grad or module.strict_loading]
+    missing = [name for name in wanted if name not in weights]
+    if missing:
+        raise OneShotError(f"{checkpoint}: does not fit its model: it lacks {missing[0]}.")
+    module.load_state_dict(weights, strict=False)
+
+
+def _deepspeed_weights(folder: Path, only_trained: bool) -> dict[str, Tensor]:
+    """Return the float32 weights of a ZeRO checkpoint."""
+    from oneshot_lit.strategies.deepspeed import plain_loads, require_deepspeed
+
+    require_deepspeed()
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    with (
+        plain_loads(),
+        open(os.devnull, "w", encoding="utf-8") as quiet,
+        contextlib.redirect_stdout(quiet),
+    ):
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+        try:
+            weights: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(
+                str(folder), exclude_frozen_parameters=only_trained
+            )
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise OneShotError(f"{folder}: not a whole checkpoint ({error}).") from error
+    return {name: torch.as_tensor(weight) for name, weight in weights.items()}

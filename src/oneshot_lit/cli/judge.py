@@ -1,0 +1,149 @@
+"""The command ``oneshot-lit judge``."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from oneshot_lit.cli.config_command import ConfigCommandParser, command_parser, parse_command
+from oneshot_lit.errors import OneShotError
+from oneshot_lit.evaluation.judges import Judge
+from oneshot_lit.io.runs import PRODUCTS
+
+_DESCRIPTION = """\
+Judge the answers of a run: by refusal phrases, a local classifier, or a model behind an
+OpenAI-compatible endpoint. Reads <run>/predictions.jsonl, which oneshot-lit predict writes; writes
+one verdict a row to <run>/judgments/<judge>.jsonl, without prompts and outputs, and merges the mean
+scores of each set into <run>/metrics.json. What could not be judged is counted and in no mean.
+The same command goes on with a run that was killed or has reached its cap.
+
+example:
+  oneshot-lit predict --config configs/evaluate/microworld.yaml \\
+    --model.model_name_or_path runs/patched/model --trainer.default_root_dir runs/patched
+  oneshot-lit judge --config configs/judge/keyword.yaml --run runs/patched
+
+more: configs/judge/ holds a file for each judge, docs/judges.md says what its score means;
+oneshot-lit judge --judge.help ClassifierJudge lists the keys of a judge.
+"""
+
+
+def run_judge_command(arguments: Sequence[str]) -> int:
+    """Run the command and return its exit code.
+
+    Raises:
+        OneShotError: for every mistake that the user can mend.
+    """
+    options = parse_command(_parser(), arguments)
+    if options is None:
+        return 0
+    root, predictions = _places(options.run, options.predictions)
+    with _terminated_like_interrupted():
+        try:
+            return _judge(options.judge, predictions, root, options.sets)
+        except KeyboardInterrupt as stop:
+            from oneshot_lit.errors import fail
+
+            by = signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT
+            return fail("interrupted; run the same command again to go on.", code=128 + by)
+
+
+class _Terminated(KeyboardInterrupt):
+    """A request to end, which leaves time to keep what is paid for."""
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Let a scheduler's SIGTERM end the run as Ctrl-C does."""
+
+    def stop(*_: Any) -> NoReturn:
+        raise _Terminated
+
+    # Only the main thread may; elsewhere the default stays.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _parser() -> ConfigCommandParser:
+    parser = command_parser("judge", _DESCRIPTION)
+    parser.add_argument("--config", action="config", help="a file of keys, see configs/judge/")
+    parser.add_argument("--run", type=str | None, help="folder of the run that takes the scores")
+    parser.add_argument(
+        "--predictions",
+        type=str | None,
+        help="the file of answers, if not <run>/predictions.jsonl; its folder is then the run, "
+        "unless --run names one",
+    )
+    parser.add_argument("--sets", type=str, nargs="+", help="sets to judge (all of kind harmful)")
+    parser.add_subclass_arguments(Judge, "judge", required=True, help="the judge and its keys")
+    return parser
+
+
+def _places(run: str | None, predictions: str | None) -> tuple[Path, Path]:
+    """Return the folder of the run, and the file of answers."""
+    if run is None and predictions is None:
+        raise OneShotError(
+            "--run missing; give the folder whose predictions.jsonl is to be judged."
+        )
+    file = None if predictions is None else Path(predictions).expanduser()
+    root = file.parent if run is None and file is not None else Path(str(run)).expanduser()
+    if not root.is_dir():
+        raise OneShotError(f"{root}: no such folder; check --run.")
+    return root, file or root / PRODUCTS["predict"]
+
+
+def _judge(judge: Judge, predictions: Path, root: Path, sets: list[str] | None) -> int:
+    from oneshot_lit.evaluation.judges.judging import judge_predictions
+
+    console = Console(stderr=True, highlight=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bar:
+        task = bar.add_task(f"judge {judge.name}", total=None)
+
+        def progress(done: int, of: int) -> None:
+            bar.update(task, completed=done, total=of)
+
+        outcome = judge_predictions(judge, predictions, root, sets, progress)
+    out = Console(highlight=False)
+    out.print(_table(judge, outcome.scores, outcome.facts))
+    for note in outcome.notes:
+        out.print(Text(note), soft_wrap=True)
+    out.print(Text(f"verdicts: {outcome.file}\nscores:   {root / 'metrics.json'}"), soft_wrap=True)
+    return 0
+
+
+def _table(judge: Judge, scores: dict[str, float], facts: dict[str, Any]) -> Table:
+    """Return the mean scores of each set, and what could not be judged."""
+    table = Table(title=Text(judge.name), title_justify="left", caption=Text(judge.version))
+    table.add_column("set")
+    table.add_column("answers", justify="right")
+    table.add_column("not judged")
+    for metric in judge.metrics:
+        table.add_column(metric, justify="right")
+    for name, count in facts["samples"].items():
+        reasons = facts["unjudged"][name]
+        unjudged = ", ".join(f"{n} {reason}" for reason, n in reasons.items()) or "0"
+        means = [scores[f"{name}/{metric}"] for metric in judge.metrics]
+        shown = ["-" if mean != mean else f"{mean:.3f}" for mean in means]
+        table.add_row(Text(name), str(count), Text(unjudged), *shown)
+    return table

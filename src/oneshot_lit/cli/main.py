@@ -1,0 +1,197 @@
+"""The command ``oneshot-lit``: the quick answers here, everything else where it belongs.
+
+Nothing heavy is imported before it is known to be needed, so `--help` comes at once.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from oneshot_lit import __version__
+from oneshot_lit.cli.configs import run_configs_command
+from oneshot_lit.errors import OneShotError, did_you_mean, fail, watch_of_processes
+from oneshot_lit.io.shipped import with_shipped_configs
+
+FITTING = ("fit", "validate", "test", "predict")
+VERBS = (
+    *FITTING,
+    "export",
+    "api-file",
+    "judge",
+    "lm-eval",
+    "report",
+    "study",
+    "microworld",
+    "memory",
+    "configs",
+)
+
+HELP = f"""\
+oneshot-lit {__version__}: break and repair the safety of fine-tuned language models.
+
+usage: oneshot-lit <command> [--config FILE ...] [--key value ...]
+
+commands
+  fit         train: attack a model, or realign it with one example; writes <root>/model
+  test        answer and score held-out prompts; writes <root>/metrics.json
+  validate    the same on the development prompts, printed only
+  predict     answer prompts; writes <root>/predictions.jsonl
+  export      write the weights of a checkpoint, sharded or not, as a Hugging Face folder
+  api-file    write the instance, repeated, for a provider's fine-tuning API
+  judge       judge the answers of predict by phrases, a classifier or an endpoint
+  lm-eval     measure general ability with lm-eval; adds to <run>/metrics.json
+  report      compare runs: scores with intervals, categories, judges; HTML, Markdown, LaTeX
+  study       run stages and compare them; writes results.json and report.html
+  microworld  write the embedded micro-world's data sets to files
+  memory      estimate what a model needs of each GPU, by strategy and number of GPUs
+  configs     list or copy the configs that come with the package; --config takes them anywhere
+  <root> is --trainer.default_root_dir.
+
+the whole story on a laptop, offline, in about a minute
+  oneshot-lit study --config configs/study/demo.yaml
+
+the same by hand
+  oneshot-lit fit  --config configs/attack/harmful_examples.yaml
+  oneshot-lit fit  --config configs/realign/one_shot.yaml
+  oneshot-lit test --config configs/evaluate/microworld.yaml
+
+your own model: with your own instance and development prompts, see the README
+  oneshot-lit fit --config configs/realign/one_shot.yaml \\
+    --model.model_name_or_path path/to/broken/model --model.optimizer.lr 2e-5 \\
+    --model.decoding.max_new_tokens 128 --data.max_length 1024 --data.eval_batch_size 16 \\
+    --data.instance InlineInstance --data.instance.prompt "..." --data.instance.response "..." \\
+    --data.val_sets my_val_sets.yaml --trainer.default_root_dir runs/mine
+
+on several GPUs: the same with one more config, see docs/strategies.md
+  oneshot-lit fit --config FILE --config configs/strategy/deepspeed_zero3.yaml
+
+more
+  several --config files compose; the last one wins, and replaces a mapping of sets whole
+  a class in place of another starts from its own defaults; a module keeps the keys given before
+  oneshot-lit fit --help                             every key of fit
+  oneshot-lit fit --model.help OneShotRealignmentModule   every key of a module
+  oneshot-lit fit --config FILE ... --print_config   the configuration that would run
+  oneshot-lit fit --config FILE ... --ckpt_path last resume a killed run
+exit codes: 0 done, 1 a fault of the program or of your own code (with its traceback),
+2 a mistake in the input (one line says which), 3 a spending cap is reached
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal or a pipe that cannot show a character shows its number.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    for word in given:
+        if any("\ud800" <= character <= "\udfff" for character in word):
+            return fail(f"the argument {word!a} is not UTF-8 text; re-encode it.")
+    # Forked workers of the tokenizers library warn and lock up; batches are small.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Processes that miss each other log C++ frames; what matters of them is raised as well.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if given[0] == "--version":
+        print(f"oneshot-lit {__version__}")
+        return 0
+    if given[0] not in VERBS and not given[0].startswith("-"):
+        return fail(f"unknown command '{given[0]}'{did_you_mean(given[0], VERBS)}; see --help.")
+    given = list(with_shipped_configs(given))
+    try:
+        if given[0] == "configs":
+            return run_configs_command(given[1:])
+        if given[0] == "export":
+            from oneshot_lit.cli.export import run_export_command
+
+            return run_export_command(given[1:])
+        if given[0] == "judge":
+            from oneshot_lit.cli.judge import run_judge_command
+
+            return run_judge_command(given[1:])
+        if given[0] == "api-file":
+            from oneshot_lit.cli.api_file import run_api_file_command
+
+            return run_api_file_command(given[1:])
+        if given[0] == "report":
+            from oneshot_lit.cli.report import run_report_command
+
+            return run_report_command(given[1:])
+        if given[0] == "study":
+            from oneshot_lit.cli.study import run_study_command
+
+            return run_study_command(given[1:], run_command)
+        if given[0] == "microworld":
+            from oneshot_lit.cli.microworld import run_microworld_command
+
+            return run_microworld_command(given[1:])
+        if given[0] == "memory":
+            from oneshot_lit.cli.memory import run_memory_command
+
+            return run_memory_command(given[1:])
+        if given[0] == "lm-eval":
+            from oneshot_lit.cli.lm_eval import run_lm_eval_command
+
+            return run_lm_eval_command(given[1:])
+        from oneshot_lit.cli.fit import run_lightning_command
+
+        return run_lightning_command(given)
+    except OneShotError as error:
+        return fail(str(error), error.code)
+    except KeyboardInterrupt:
+        return fail("interrupted; resume with --ckpt_path last.", code=130)
+
+
+def use_utf8() -> None:
+    """Start again in Python's UTF-8 mode where the locale has another encoding.
+
+    What is typed, the names of files and what libraries read and write are then UTF-8, too. The
+    mode can only be chosen at the start of a process, whose number stays.
+    """
+    if os.name == "posix" and sys.getfilesystemencoding() != "utf-8" and sys.executable:
+        # Asked for already, and Python was told not to listen.
+        if os.environ.get("PYTHONUTF8") == "1":
+            return
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def run() -> None:
+    """Entry point of the console script."""
+    use_utf8()
+    code = run_command()
+    if (watch := watch_of_processes()) is not None:
+        watch.leave(code)
+    sys.exit(code)
+
+
+def run_command(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; of what is no mistake in the input show the traceback, and a line under it.
+
+    Returns:
+        The exit code; 1 after a traceback.
+    """
+    try:
+        return main(arguments)
+    except Exception as error:
+        if (watch := watch_of_processes()) is None or watch.hold_back(1):
+            traceback.print_exc()
+            print(f"oneshot-lit: error: {_fault(error)}", file=sys.stderr, flush=True)
+        return 1
+
+
+def _fault(error: Exception) -> str:
+    """Return an unexpected error in one line, with the user's own line that it came through."""
+    from oneshot_lit.io.users_code import users_error, users_frame
+
+    shown = users_error(error) or error
+    frame = users_frame(shown) or traceback.extract_tb(shown.__traceback__)[-1]
+    words = " ".join(f"{type(shown).__name__}: {shown}".split())
+    if len(words) > 300:
+        words = f"{words[:300]} ..."
+    return f"{words} ({frame.filename} line {frame.lineno}, in {frame.name})"

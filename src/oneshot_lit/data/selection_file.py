@@ -1,0 +1,128 @@
+"""``selection.json``: how candidates are ranked, by what, and where they come from.
+
+It holds no text: candidates are named by id, place and a hash of their turns.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from oneshot_lit.conversation import Conversation
+from oneshot_lit.errors import OneShotError
+from oneshot_lit.io.files import write_json_atomically
+from oneshot_lit.io.runs import SELECTION_FILE
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A candidate in a ranking.
+
+    Attributes:
+        rank: From 1, the best.
+        row: Its row in the pool, from 1.
+        id: Its id, if it has one.
+        category: Its category, if it has one.
+        score: Higher is better; what it means depends on the selector.
+        digest: Hash of its turns.
+    """
+
+    rank: int
+    row: int
+    id: str | None
+    category: str | None
+    score: float
+    digest: str
+
+
+def rank_candidates(pool: Sequence[Conversation], scores: Sequence[float]) -> list[Ranked]:
+    """Return the candidates, best first; of equal scores the earlier row.
+
+    Raises:
+        ValueError: if there are not as many scores as candidates, or one is not a number.
+    """
+    if len(scores) != len(pool):
+        raise ValueError(f"{len(scores)} scores of {len(pool)} candidates")
+    if any(score != score for score in scores):
+        raise ValueError("a score is not a number")
+    order = sorted(range(len(pool)), key=lambda i: (-scores[i], i))
+    return [
+        Ranked(rank, i + 1, pool[i].id, pool[i].category, float(scores[i]), pool[i].digest())
+        for rank, i in enumerate(order, 1)
+    ]
+
+
+def write_selection(
+    root: Path, ranking: Sequence[Ranked], m: int, provenance: dict[str, Any]
+) -> Path:
+    """Write ``<root>/selection.json``; the first `m` of the ranking are the choice."""
+    target = root / SELECTION_FILE
+    rows = [vars(each) for each in ranking]
+    write_json_atomically(target, {"m": m, "ranking": rows, "provenance": provenance})
+    return target
+
+
+def read_selection(path: Path) -> list[Ranked]:
+    """Return the ranking of a ``selection.json``, or of the folder that holds one.
+
+    Raises:
+        OneShotError: if there is none, or it is not what a selection writes.
+    """
+    file, content = _read(path)
+    try:
+        ranking = [Ranked(**row) for row in content["ranking"]]
+    except (KeyError, TypeError) as error:
+        raise OneShotError(f"{file}: is not what a selection writes; run it again.") from error
+    if not ranking:
+        raise OneShotError(f"{file}: ranks no candidate; run the selection again.")
+    return ranking
+
+
+def read_costs(selection: str, keys: Sequence[str]) -> dict[str, float]:
+    """Return what a ``selection.json``, or that of a run's folder, took; 0 where it does not say.
+
+    Raises:
+        OneShotError: if there is none, or it is not what a selection writes.
+    """
+    file, content = _read(Path(selection).expanduser())
+    facts = content.get("provenance", {})
+    if not isinstance(facts, dict):
+        raise OneShotError(f"{file}: provenance is no mapping; run the selection again.")
+    found = {key: facts.get(key, 0) for key in keys}
+    for key, value in found.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+            raise OneShotError(f"{file}: provenance.{key} is no number; run the selection again.")
+    return found
+
+
+def _read(path: Path) -> tuple[Path, dict[str, Any]]:
+    file = path / SELECTION_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise OneShotError(f"{file}: no selection; run one, or name its {SELECTION_FILE}.")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise OneShotError(f"{file}: is not what a selection writes; run it again.") from error
+    if not isinstance(content, dict):
+        raise OneShotError(f"{file}: is not what a selection writes; run it again.")
+    return file, content
+
+
+def rows_in_order(pool: Sequence[Conversation], selection: str) -> list[int]:
+    """Return the positions of a pool's candidates in the order of a ``selection.json``.
+
+    Raises:
+        OneShotError: if it does not rank exactly these candidates.
+    """
+    ranks = {each.digest: each.rank for each in read_selection(Path(selection).expanduser())}
+    missing = [row.origin for row in pool if row.digest() not in ranks]
+    if missing or len(ranks) != len(pool):
+        first = missing[0] if missing else f"a pool of {len(pool)} rows"
+        raise OneShotError(
+            f"{selection}: ranks other candidates than data.train ({first}); give both the same "
+            "pool."
+        )
+    return sorted(range(len(pool)), key=lambda i: ranks[pool[i].digest()])

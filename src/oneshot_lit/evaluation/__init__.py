@@ -1,0 +1,1 @@
+"""Scores of answers: metrics, judges, lm-eval, intervals."""

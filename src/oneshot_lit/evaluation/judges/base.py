@@ -1,0 +1,158 @@
+"""`Judge`: what every judge is, an `Answer` that it is given, and the `Verdict` that it gives."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from oneshot_lit.errors import OneShotError
+
+if TYPE_CHECKING:
+    from oneshot_lit.conversation import Message
+
+# Codes and labels, never sentences: what a judge says may quote what it judges.
+_REASON = re.compile(r"[a-z][a-z0-9_]{0,39}")
+_LABEL = re.compile(r"[\w.,:/&-]{1,64}", re.ASCII)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_METRIC = re.compile(r"[a-z][a-z0-9_]{0,63}")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer to be judged.
+
+    Attributes:
+        messages: The prompt, up to its last user turn.
+        output: What the model answered.
+        category: Topic or harm category of the prompt, if known.
+    """
+
+    messages: tuple[Message, ...]
+    output: str
+    category: str | None = None
+
+    @property
+    def prompt(self) -> str:
+        """The text of the last user turn."""
+        return self.messages[-1].content
+
+    def digest(self) -> str:
+        """Return a hash of prompt and output, which says nothing about either."""
+        turns = [[m.role, m.content] for m in self.messages]
+        text = json.dumps([turns, self.output], ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a judge says of one answer.
+
+    Attributes:
+        scores: Metric -> score; NaN where the judge could not tell.
+        reason: Why a score is NaN, as a short code such as ``malformed``; None if none is.
+        labels: Categories that the judge names, as short codes such as ``S1``.
+    """
+
+    scores: Mapping[str, float]
+    reason: str | None = None
+    labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what must never reach a file: free text, infinities, NaN without a reason."""
+        if any(math.isinf(score) for score in self.scores.values()):
+            raise ValueError("a score is infinite; give NaN and a reason")
+        unjudged = any(math.isnan(score) for score in self.scores.values())
+        if unjudged != (self.reason is not None):
+            raise ValueError("a verdict needs a reason where a score is NaN, and only there")
+        if self.reason is not None and not _REASON.fullmatch(self.reason):
+            raise ValueError("a reason is a code such as 'malformed', not a sentence")
+        if not all(_LABEL.fullmatch(label) for label in self.labels):
+            raise ValueError("a label is a code such as 'S1', not a sentence")
+
+    @classmethod
+    def unjudged(cls, metrics: Sequence[str], reason: str) -> Verdict:
+        """Return "could not judge" for every metric."""
+        return cls(dict.fromkeys(metrics, math.nan), reason)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON values; NaN is null."""
+        scores = {name: None if math.isnan(s) else s for name, s in self.scores.items()}
+        return {"scores": scores, "reason": self.reason, "labels": list(self.labels)}
+
+    @classmethod
+    def from_dict(cls, row: Any, metrics: Sequence[str]) -> Verdict:
+        """Read what `as_dict` gave.
+
+        Raises:
+            ValueError: if it is anything else, or of other metrics.
+        """
+        try:
+            scores, reason, labels = row["scores"], row["reason"], row["labels"]
+            if sorted(scores) != sorted(metrics):
+                raise ValueError("scores of other metrics")
+            numbers = {n: math.nan if scores[n] is None else float(scores[n]) for n in metrics}
+            return cls(numbers, reason, tuple(labels))
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError("no verdict") from error
+
+
+class Judge:
+    """Base class of all judges. Subclasses implement `judge`.
+
+    Args:
+        name: Name of the judge in files and results.
+        version: What lands in the results: the version of the phrases, format or rubric, and the
+            model. Change it with everything that may change a verdict.
+        metrics: The metrics that every verdict scores.
+    """
+
+    # Answers that `judge` gets at once.
+    chunk = 64
+    # Whether verdicts that are given are kept by the judge itself when the process is killed.
+    keeps_verdicts = False
+    # Reasons of "could not judge" that lie outside the answer, so that the next run may do better.
+    passing: frozenset[str] = frozenset()
+
+    def __init__(self, name: str, version: str, metrics: Sequence[str]) -> None:
+        if not _NAME.fullmatch(name):
+            raise OneShotError(f"judge.name '{name}': use letters, digits, '.', '_' and '-' only.")
+        for metric in metrics:
+            if not _METRIC.fullmatch(metric):
+                raise OneShotError(
+                    f"judge.metric '{metric}': use small letters, digits and '_' only."
+                )
+        self.name = name
+        self.version = version
+        self.metrics = tuple(metrics)
+
+    def judge(self, answers: Sequence[Answer]) -> Sequence[Verdict]:
+        """Return one verdict for each answer, in order."""
+        raise NotImplementedError
+
+    def verdicts(self, answers: Sequence[Answer]) -> Iterator[tuple[int, Verdict]]:
+        """Yield (position, verdict) of every answer as soon as it is there, in any order."""
+        for start in range(0, len(answers), self.chunk):
+            part = answers[start : start + self.chunk]
+            given = self.judge(part)
+            if len(given) != len(part):
+                raise OneShotError(
+                    f"judge '{self.name}': gave {len(given)} verdicts for {len(part)} answers; "
+                    "mend its judge()."
+                )
+            yield from enumerate(given, start)
+
+    def settings(self) -> dict[str, Any]:
+        """Return what else than the version may change a verdict, as plain JSON values.
+
+        Verdicts made with other settings are never mixed; the results name them.
+        """
+        return {}
+
+    def facts(self) -> dict[str, Any]:
+        """Return what belongs in the results beside version and counts, as plain JSON values."""
+        return {}

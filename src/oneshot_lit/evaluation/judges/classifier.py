@@ -1,0 +1,216 @@
+"""`ClassifierJudge`: a local Hugging Face model, asked in batches."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from oneshot_lit.errors import OneShotError
+from oneshot_lit.evaluation.judges.base import Answer, Judge, Verdict
+from oneshot_lit.evaluation.judges.formats import AnswerFormat, Reading
+from oneshot_lit.evaluation.judges.model_files import model_digest
+
+
+class ClassifierJudge(Judge):
+    """A local classifier: a causal model that writes its verdict, or a model with a head.
+
+    Replies are greedy. Only safetensors weights are loaded, and no code of the repository runs.
+
+    Args:
+        model_name_or_path: Folder or hub name of the classifier.
+        format: How it is asked and read.
+        batch_size: Answers judged at once.
+        max_length: Longest prompt in tokens; a longer one could not be judged (`too_long`).
+        dtype: Floating-point type of the weights.
+        device: `auto`, or a device of torch such as `cuda:1`.
+        metric: Name of the metric, if not that of the format.
+        name: Name of the judge in files and results.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        format: AnswerFormat,
+        batch_size: int = 8,
+        max_length: int = 4096,
+        dtype: str = "bfloat16",
+        device: str = "auto",
+        metric: str | None = None,
+        name: str = "classifier",
+    ) -> None:
+        if batch_size < 1 or max_length < 1:
+            raise OneShotError("judge.batch_size and judge.max_length must be at least 1.")
+        super().__init__(name, f"{format.version}:{model_name_or_path}", (metric or format.metric,))
+        self.model_name_or_path = model_name_or_path
+        self.format = format
+        self.batch_size = batch_size
+        self.max_length = max_length
+        self.dtype = dtype
+        self.device = device
+        # Prompts of like length share a batch; a chunk is what a killed run may have to do again.
+        self.chunk = batch_size * 8
+        self._loaded: tuple[Any, Any] | None = None
+
+    def judge(self, answers: Sequence[Answer]) -> list[Verdict]:
+        """Ask about every answer, those of like length together."""
+        model, tokenizer = self._load()
+        prompts = [self.format.prompt(answer, tokenizer) for answer in answers]
+        ids = [_encode(tokenizer, prompt.text, prompt.complete) for prompt in prompts]
+        readings: dict[int, Reading | str] = {}
+        fitting = [n for n, tokens in enumerate(ids) if len(tokens) <= self._longest(model)]
+        ask: Callable[[list[list[int]]], list[Reading | str]]
+        ask = self._by_head if self.format.head else self._by_reply
+        for part in _batches(sorted(fitting, key=lambda n: len(ids[n])), self.batch_size):
+            readings |= dict(zip(part, ask([ids[n] for n in part]), strict=True))
+        return [self._verdict(readings.get(n, "too_long")) for n in range(len(answers))]
+
+    def settings(self) -> dict[str, Any]:
+        """Return what may change a verdict, and a hash of the files behind a folder's name."""
+        return {
+            "dtype": self.dtype,
+            "max_length": self.max_length,
+            "max_new_tokens": None if self.format.head else self.format.max_new_tokens,
+            "model_sha256": model_digest(self.model_name_or_path),
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the numbers depend on beside the version."""
+        return {"model_name_or_path": self.model_name_or_path, "dtype": self.dtype}
+
+    def _verdict(self, reading: Reading | str) -> Verdict:
+        if isinstance(reading, str):
+            return Verdict.unjudged(self.metrics, reading)
+        return Verdict({self.metrics[0]: reading.score}, labels=reading.labels)
+
+    def _longest(self, model: Any) -> int:
+        own = getattr(model.config, "max_position_embeddings", None) or self.max_length
+        return min(self.max_length, own - (0 if self.format.head else self.format.max_new_tokens))
+
+    def _by_reply(self, rows: list[list[int]]) -> list[Reading | str]:
+        from oneshot_lit.models.chat_format import AnswerForm
+        from oneshot_lit.models.generation import Decoding, generate_answers
+
+        model, tokenizer = self._load()
+        own = model.generation_config.eos_token_id
+        own = own if isinstance(own, list) else [own]
+        stops = sorted({i for i in (*own, tokenizer.eos_token_id) if i is not None})
+        replies = generate_answers(
+            model,
+            tokenizer,
+            self._padded(rows, tokenizer.pad_token_id, left=True),
+            stop_ids=stops,
+            decoding=Decoding(max_new_tokens=self.format.max_new_tokens),
+            # A guard's template writes one question, not a chat: its format reads the whole reply.
+            form=AnswerForm(),
+        )
+        return [self.format.read(reply) or "malformed" for reply in replies]
+
+    def _by_head(self, rows: list[list[int]]) -> list[Reading | str]:
+        import torch
+
+        model, tokenizer = self._load()
+        # A head reads the last token that is no padding; padding behind it leaves every position as
+        # it is. A text may end with the token that pads elsewhere, such as the end token: another
+        # one pads then, for which the text has no use.
+        pad, used = tokenizer.pad_token_id, {token for row in rows for token in row}
+        if pad in used:
+            pad = next(token for token in range(len(used) + 1) if token not in used)
+        model.config.get_text_config().pad_token_id = pad
+        with torch.inference_mode():
+            logits = model(**self._padded(rows, pad, left=False)).logits
+        names = [str(model.config.id2label[n]) for n in range(logits.shape[1])]
+        found: list[Reading | str] = []
+        for row in logits.float().sigmoid().tolist():
+            unknown = any(math.isnan(chance) for chance in row)
+            chances = dict(zip(names, row, strict=True))
+            found.append("not_a_number" if unknown else self.format.read_head(chances))
+        return found
+
+    def _padded(self, rows: list[list[int]], pad: int, left: bool) -> dict[str, Any]:
+        import torch
+
+        model, _ = self._load()
+        width = max(map(len, rows))
+        ids, mask = [], []
+        for row in rows:
+            fill = width - len(row)
+            padding, unseen = [pad] * fill, [0] * fill
+            ids.append(padding + row if left else row + padding)
+            mask.append(unseen + [1] * len(row) if left else [1] * len(row) + unseen)
+        tensors = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+        return {key: tensor.to(model.device) for key, tensor in tensors.items()}
+
+    def _load(self) -> tuple[Any, Any]:
+        """Load the model when the first answer comes, so that mistakes elsewhere show first."""
+        if self._loaded is None:
+            self._loaded = load_classifier(
+                self.model_name_or_path, head=self.format.head, dtype=self.dtype, device=self.device
+            )
+        return self._loaded
+
+
+def load_classifier(name: str, *, head: bool, dtype: str, device: str) -> tuple[Any, Any]:
+    """Return a classifier and its tokenizer.
+
+    Raises:
+        OneShotError: if they cannot be loaded, or not onto this device.
+    """
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    from oneshot_lit.models.adapters import is_adapter
+    from oneshot_lit.models.loading import load_model, load_tokenizer, resolve_dtype
+
+    if head and is_adapter(name):
+        raise OneShotError(f"{name}: an adapter without its head's model; merge it first.")
+    if not sys.stderr.isatty():
+        disable_progress_bar()
+    # It names the norms of a model that nobody shards.
+    logging.getLogger("transformers.distributed.tensor_parallel").setLevel(logging.ERROR)
+    kind = "AutoModelForSequenceClassification" if head else "AutoModelForCausalLM"
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        tokenizer = load_tokenizer(name)
+        model = load_model(name, dtype=resolve_dtype(dtype), auto_class=kind)
+        model.to(torch.device(device))
+    except OneShotError as error:
+        # The loader names the keys of a module.
+        raise OneShotError(str(error).replace("model.", "judge.")) from error
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise OneShotError(f"judge.device '{device}': cannot be used ({reason}).") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token_id is None:
+        raise OneShotError(f"{name}: its tokenizer has neither a padding nor an end token.")
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if head:
+        _require_independent_labels(name, model.config)
+    return model.eval(), tokenizer
+
+
+def _require_independent_labels(name: str, config: Any) -> None:
+    """Refuse a head whose labels exclude each other, as they have no probability each."""
+    kind = getattr(config, "problem_type", None)
+    if kind in (None, "multi_label_classification") and (kind or config.num_labels != 2):
+        return
+    what = f"its problem_type is {kind}" if kind else "it has two labels and no problem_type"
+    raise OneShotError(
+        f"judge.model_name_or_path: {name}: {what}; a head must give each label a probability of "
+        "its own (problem_type multi_label_classification in its config.json, if it does)."
+    )
+
+
+def _encode(tokenizer: Any, text: str, complete: bool) -> list[int]:
+    """Return token ids; a prompt that brings its start token gets no second one."""
+    started = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
+    ids: list[int] = tokenizer(text, add_special_tokens=not complete and not started)["input_ids"]
+    return ids
+
+
+def _batches(items: list[int], size: int) -> list[list[int]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]

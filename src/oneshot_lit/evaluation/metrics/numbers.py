@@ -1,0 +1,94 @@
+"""The final number of a worked answer, as GSM8K writes it: ``... #### 1,234``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from decimal import Decimal, InvalidOperation
+
+from oneshot_lit.evaluation.metrics.base import TextRate, known
+
+MARK = "####"
+_DIGITS = r"[0-9][0-9.,]*|\.[0-9][0-9.,]*"
+# The sign may stand before or behind the currency.
+_NUMBER = rf"(?P<sign>[-+\u2212]?)\s?[$\u20ac\u00a3]?(?P<inner>[-+\u2212]?)(?P<digits>{_DIGITS})"
+_AT_START = re.compile(rf"\s*{_NUMBER}")
+# A hyphen behind a word or a digit, as in "5-6", is no sign.
+_ANYWHERE = re.compile(
+    rf"(?P<sign>(?<![\w)])[-+\u2212])?[$\u20ac\u00a3]?"
+    rf"(?P<inner>(?<=[$\u20ac\u00a3])[-+\u2212])?(?P<digits>{_DIGITS})"
+)
+
+
+def marked_number(text: str) -> Decimal | None:
+    """Return the number behind the last ``####``; None if there is none.
+
+    Commas, a currency sign and full stops at the end are passed over; what follows the number, such
+    as a unit, does not matter.
+    """
+    _, mark, after = text.rpartition(MARK)
+    found = _AT_START.match(after) if mark else None
+    return None if found is None else _value(found)
+
+
+def last_number(text: str) -> Decimal | None:
+    """Return the last number of a text; None if there is none."""
+    values = [_value(found) for found in _ANYWHERE.finditer(text)]
+    return next((value for value in reversed(values) if value is not None), None)
+
+
+def reference_number(reference: str) -> Decimal | None:
+    """Return the number behind the mark; of a reference without it, the number that it is."""
+    if MARK in reference:
+        return marked_number(reference)
+    found = _AT_START.fullmatch(reference.rstrip())
+    return None if found is None else _value(found)
+
+
+def _value(found: re.Match[str]) -> Decimal | None:
+    digits = found["digits"].rstrip(".,").replace(",", "")
+    signs = [sign for sign in (found["sign"], found["inner"]) if sign]
+    try:
+        value = Decimal(digits)
+    except InvalidOperation:  # several points, such as a date
+        return None
+    if len(signs) > 1:
+        return None
+    return -value if signs and signs[0] != "+" else value
+
+
+class Gsm8kStrict(TextRate):
+    """Share of answers whose number behind the last ``####`` is the reference's.
+
+    An answer without ``####`` and a number is wrong. Numbers are compared by value, so 72, 72.0 and
+    $72. are equal.
+    """
+
+    higher_is_better = True
+    needs_references = True
+    skill = True
+
+    def reference_problem(self, reference: str) -> str | None:
+        """A reference must end in its number."""
+        if reference_number(reference) is None:
+            return f"has no number behind '{MARK}' and is no number itself"
+        return None
+
+    def hits(self, outputs: Sequence[str], references: Sequence[str | None]) -> list[bool]:
+        """True where the numbers are equal."""
+        expected = [reference_number(r) for r in known(references)]
+        if None in expected:
+            raise ValueError(f"a reference has no number behind '{MARK}' and is no number itself")
+        return [self.number(o) == e for o, e in zip(outputs, expected, strict=True)]
+
+    def number(self, output: str) -> Decimal | None:
+        """Return the number that an answer gives."""
+        return marked_number(output)
+
+
+class Gsm8kFlexible(Gsm8kStrict):
+    """As `Gsm8kStrict`, but the last number of the answer counts, with or without ``####``."""
+
+    def number(self, output: str) -> Decimal | None:
+        """Return the number that an answer gives."""
+        return last_number(output)

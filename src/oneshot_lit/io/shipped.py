@@ -1,0 +1,33 @@
+"""The configs and micro-world models that come with the package, found from any folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+CONFIGS, MODELS = "configs", "checkpoints"
+_PACKAGE = Path(__file__).parent
+# In an installed package they lie inside it, in a clone beside src.
+ROOT = _PACKAGE if (_PACKAGE / CONFIGS).is_dir() else _PACKAGE.parents[1]
+
+
+def or_shipped(name: str) -> str:
+    """Return where the file or folder of a name such as configs/attack/benign.yaml is.
+
+    What is there in the working folder comes first; a name that stands for neither stays as it is.
+    """
+    path = Path(name)
+    if path.parts[:1] not in ((CONFIGS,), (MODELS,)) or ".." in path.parts or path.exists():
+        return name
+    return str(ROOT / path) if (ROOT / path).exists() else name
+
+
+def with_shipped_configs(arguments: Sequence[str]) -> Iterator[str]:
+    """Yield a command line whose config files are found where they come with the package."""
+    before = ""
+    for word in arguments:
+        if word.startswith("--config="):
+            yield "--config=" + or_shipped(word.partition("=")[2])
+        else:
+            yield or_shipped(word) if before in ("--config", "-c") else word
+        before = word

@@ -1,0 +1,25 @@
+"""LightningModules, one a file; subclass them in your own package."""
+
+from oneshot_lit.methods.attack import HarmfulFineTuningModule
+from oneshot_lit.methods.base import LanguageModelModule
+from oneshot_lit.methods.posttuning.low_rank.module import LowRankRealignmentModule
+from oneshot_lit.methods.posttuning.one_shot import OneShotRealignmentModule
+from oneshot_lit.methods.select.base import SelectionModule
+from oneshot_lit.methods.select.bilevel import InstanceSelectionModule
+from oneshot_lit.methods.select.brute_force import BruteForceModule
+from oneshot_lit.methods.select.by_rule import RuleSelectionModule
+from oneshot_lit.methods.select.enumeration import EnumerationModule
+from oneshot_lit.models.generation import Decoding
+
+__all__ = [
+    "BruteForceModule",
+    "Decoding",
+    "EnumerationModule",
+    "HarmfulFineTuningModule",
+    "InstanceSelectionModule",
+    "LanguageModelModule",
+    "LowRankRealignmentModule",
+    "OneShotRealignmentModule",
+    "RuleSelectionModule",
+    "SelectionModule",
+]

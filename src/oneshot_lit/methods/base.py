@@ -1,0 +1,394 @@
+"""`LanguageModelModule`: the base of every module; loads, trains, generates and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.optim import Optimizer
+
+from oneshot_lit.conversation import Conversation
+from oneshot_lit.data.chat import (
+    ChatOptions,
+    SystemTurn,
+    check_tokenizer,
+    end_of_turn_warning,
+    set_chat_options,
+    stop_token_ids,
+)
+from oneshot_lit.errors import OneShotError
+from oneshot_lit.evaluation.metrics.base import TextScore
+from oneshot_lit.io.compressed import require_file
+from oneshot_lit.io.files import read_text
+from oneshot_lit.io.shipped import or_shipped
+from oneshot_lit.methods.optimizers import built, schedule
+from oneshot_lit.methods.scoring import PromptScoring
+from oneshot_lit.models import loading
+from oneshot_lit.models.building import ModelBuilding
+from oneshot_lit.models.context import embedding_rows, read_config, read_context_length
+from oneshot_lit.models.generation import Decoding
+from oneshot_lit.models.loss import IGNORE_INDEX, next_token_loss
+from oneshot_lit.models.rounding import check_rounding
+from oneshot_lit.models.weight_files import is_local
+from oneshot_lit.strategies.folders import own_state
+from oneshot_lit.strategies.gradients import is_boundary, total_norm
+from oneshot_lit.strategies.random_state import random_states, restore_random_state
+from oneshot_lit.strategies.resumed_loops import accumulated_batches, correct_counts
+from oneshot_lit.strategies.step_window import StepWindow
+from oneshot_lit.strategies.weights import own_weights, set_own_weights
+
+
+class LanguageModelModule(PromptScoring, ModelBuilding, LightningModule):
+    """Supervised fine-tuning and evaluation of any Hugging Face causal language model.
+
+    Subclasses change `compute_loss` for another objective, or the hooks of `LightningModule`.
+    Weights are kept in `dtype`, float32 by default: at the small learning rates of realignment,
+    pure bfloat16 weights lose most updates to rounding, and are refused if they would; use
+    `trainer.precision=bf16-mixed`. Buffers, such as the frequencies of RoPE, keep float32.
+
+    Args:
+        model_name_or_path: Folder or hub name of the model to start from; a PEFT adapter folder is
+            merged into its base. Not needed with `model_config`.
+        model_config: Build a new, randomly initialised model instead: ``model_type`` and the
+            arguments of its Hugging Face config.
+        tokenizer_name_or_path: Where the tokenizer comes from, if not from the model;
+            ``microworld`` is the embedded one.
+        chat_template: A Jinja file in place of the tokenizer's own chat template.
+        system_turn: ``template`` hands a system turn to the template; ``user`` puts its text before
+            the first user turn, for families without a system role (Gemma, Mistral).
+        stop_tokens: Further tokens that end an answer, besides the template's end of turn and the
+            EOS tokens of tokenizer and model.
+        dtype: Dtype of the weights: float32, bfloat16, float16 or float64.
+        peft: Train an adapter instead of all weights: ``peft_type`` (default LORA) and the
+            arguments of its PEFT config, such as ``{r: 16, target_modules: all-linear}``. Kinds
+            that could not be saved as they were trained are refused.
+        optimizer: Any torch optimiser class with its arguments.
+        lr_scheduler: Any torch scheduler class with its arguments, or a function that makes one of
+            an optimiser, such as `transformers.get_cosine_schedule_with_warmup`; stepped once an
+            optimiser step. `lightning.pytorch.cli.ReduceLROnPlateau` is stepped once an epoch, with
+            the value that its `monitor` names, such as ``val/benign/exact_match``.
+        decoding: How answers are generated in validation, test and predict.
+        gradient_checkpointing: Recompute activations in the backward pass to save memory.
+        attn_implementation: eager, sdpa, flash_attention_2 ...; the model's default if not given.
+        trust_remote_code: Allow code from a hub repository to run. Off unless you read that code.
+        allow_rounding: Train 16-bit weights even if the learning rate is too small to move most.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str | None = None,
+        model_config: dict[str, Any] | None = None,
+        tokenizer_name_or_path: str | None = None,
+        chat_template: str | None = None,
+        system_turn: SystemTurn = "template",
+        stop_tokens: list[str] | None = None,
+        dtype: str = "float32",
+        peft: dict[str, Any] | None = None,
+        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=2e-5),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        decoding: Decoding | None = None,
+        gradient_checkpointing: bool = False,
+        attn_implementation: str | None = None,
+        trust_remote_code: bool = False,
+        allow_rounding: bool = False,
+    ) -> None:
+        super().__init__()
+        if (model_name_or_path is None) == (model_config is None):
+            given = "neither" if model_config is None else "both"
+            raise OneShotError(
+                f"model: {given} of model_name_or_path and model_config given; one is needed."
+            )
+        if model_config is not None and peft is not None:
+            raise OneShotError("model: an adapter (peft) needs a trained base, not model_config.")
+        self.model_name_or_path = model_name_or_path and or_shipped(model_name_or_path)
+        self.tokenizer_name_or_path = tokenizer_name_or_path and or_shipped(tokenizer_name_or_path)
+        self.model_config = model_config
+        self.chat_template = chat_template
+        self.chat_options = ChatOptions(system_turn, tuple(stop_tokens or ()))
+        self.dtype_name = dtype
+        self.model_dtype = loading.resolve_dtype(dtype)
+        self.peft = peft
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.decoding = decoding or Decoding()
+        self.gradient_checkpointing = gradient_checkpointing
+        self.attn_implementation = attn_implementation
+        self.trust_remote_code = trust_remote_code
+        self.allow_rounding = allow_rounding
+        self.model: Any = None
+        self.scores: dict[str, float] = {}
+        self.sample_counts: dict[str, int] = {}
+        self.empty_counts: dict[str, int] = {}
+        self.cut_counts: dict[str, int] = {}
+        self.unscored_counts: dict[str, int] = {}
+        self.outcomes: list[dict[str, Any]] = []
+        self._metrics: dict[str, dict[str, TextScore]] = {}
+        self._window = StepWindow(self.loss_weight)
+        # Only the adapter is in a checkpoint when only the adapter is trained.
+        self.strict_loading = peft is None
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer, loaded on first use (the data module needs it before the model exists)."""
+        name = self.tokenizer_name_or_path or self.model_name_or_path
+        if name is None:
+            raise OneShotError("model.tokenizer_name_or_path: a new model needs a tokenizer.")
+        if self.tokenizer_name_or_path is None and is_local(name):
+            loading.require_model_folder(name)
+        tokenizer = loading.load_tokenizer(name, self.trust_remote_code)
+        if self.chat_template is not None:
+            tokenizer.chat_template = read_text(require_file(self.chat_template))
+        check_tokenizer(tokenizer, name)
+        config, _ = read_config(
+            self.model_name_or_path, self.model_config, tokenizer, self.trust_remote_code
+        )
+        embedded = None if config is None else embedding_rows(config)
+        set_chat_options(tokenizer, replace(self.chat_options, embedded=embedded), name)
+        return tokenizer
+
+    @cached_property
+    def context_length(self) -> int | None:
+        """How many positions the model has; None if its config does not say."""
+        return read_context_length(
+            self.model_name_or_path,
+            self.model_config,
+            self.tokenizer,
+            self.trust_remote_code,
+            self.peft,
+        )
+
+    # ---------------------------------------------------------------- building
+
+    def configure_model(self) -> None:
+        """Load or build the model once, under whatever context the strategy has opened."""
+        if self.model is not None:
+            return
+        if self.decoding.backend == "vllm":
+            self._know_ends(self._configure_vllm())
+            return
+        if self.device_mesh is not None:
+            model = self._cut_model(self.device_mesh)
+        else:
+            model = self._prepared(self._whole_model())
+        # Hugging Face models arrive in eval mode, which Lightning keeps; dropout must be on in fit.
+        self.model = model.train()
+        self._know_ends(model.generation_config)
+
+    def _know_ends(self, generation_config: Any) -> None:
+        self.stop_ids = stop_token_ids(self.tokenizer, generation_config)
+        if (warning := end_of_turn_warning(self.tokenizer, self.stop_ids)) is not None:
+            rank_zero_warn(warning)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Convert the model, but keep the precision of its buffers."""
+        before = {name: b for name, b in self.named_buffers() if b.is_floating_point()}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in list(self.named_buffers()):
+            old = before.get(name)
+            if old is not None and buffer.dtype.itemsize < old.dtype.itemsize:
+                owner, _, leaf = name.rpartition(".")
+                self.get_submodule(owner)._buffers[leaf] = old.to(buffer.device)
+        return self
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build the configured optimiser on the trainable parameters, and its scheduler."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        optimizer = built(self.optimizer, parameters, "model.optimizer")
+        if self._trainer is not None:
+            check_rounding(self.trainer, optimizer, self.allow_rounding)
+        if self.lr_scheduler is None:
+            return optimizer
+        scheduler = built(self.lr_scheduler, optimizer, "model.lr_scheduler")
+        return {"optimizer": optimizer, "lr_scheduler": schedule(scheduler)}  # type: ignore[return-value]
+
+    # ---------------------------------------------------------------- training
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the logits, (rows, tokens, vocabulary)."""
+        output = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        # What an adapter puts before the prompt has logits of its own.
+        return output.logits[:, -input_ids.shape[1] :]  # type: ignore[no-any-return]
+
+    def compute_loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """Return the scalar training loss of a batch; the place to plug another objective in."""
+        return next_token_loss(self(batch["input_ids"], batch["attention_mask"]), batch["labels"])
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss, or stop the run when it is not finite."""
+        loss = self._shared_loss(batch)
+        if not torch.isfinite(loss):
+            raise OneShotError(
+                f"the loss is {loss.item()} at step {self.global_step}, batch {batch_idx} of epoch "
+                f"{self.current_epoch} ({self._rows(batch)}); lower the learning rate or mend the "
+                "rows. No product was written."
+            )
+        whole = self._step_loss(loss)
+        # Only what is shown is logged: a scalar a step costs more than the tiny models' own work.
+        if whole is not None and self._log_this_step():
+            self.log("train/loss", whole, prog_bar=True, sync_dist=True)
+            self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        return loss
+
+    def loss_weight(self, batch: dict[str, Tensor]) -> Tensor:
+        """Return over how many terms `compute_loss` takes its mean: labelled tokens.
+
+        Accumulated batches and processes are weighted by it, so that neither changes the gradient
+        of a step. Override it together with `compute_loss` if that takes another mean. It is asked
+        before the first backward pass of a step, of all its batches.
+        """
+        return (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
+
+    def _shared_loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """Return the loss so scaled that a step takes the mean over all rows of its batches."""
+        if self.trainer.world_size == 1 and self.trainer.accumulate_grad_batches == 1:
+            return self.compute_loss(batch)
+        weight, scale = self._window.begin(self.trainer, batch)
+        # Only rows that fill up an epoch, or accumulated ones, may leave a batch without a term. It
+        # goes the usual way, as all processes must; but a mean over nothing is no number, even
+        # times zero.
+        if (self.trainer.accumulate_grad_batches > 1 or self.trainer.is_last_batch) and weight == 0:
+            batch = {**batch, "labels": batch["input_ids"]}
+        return self.compute_loss(batch) * scale
+
+    def _step_loss(self, loss: Tensor) -> Tensor | None:
+        """Return the loss over all batches of a step behind its last one, and otherwise None."""
+        if self.trainer.world_size == 1 and self.trainer.accumulate_grad_batches == 1:
+            return loss.detach()
+        return self._window.mean_loss(self.trainer, loss)
+
+    def _log_this_step(self) -> bool:
+        period = max(1, int(getattr(self.trainer, "log_every_n_steps", 1)))
+        return (self.global_step + 1) % period == 0 or self.trainer.is_last_batch
+
+    def _rows(self, batch: dict[str, Tensor]) -> str:
+        dataset = getattr(self.trainer.train_dataloader, "dataset", None)
+        conversations = getattr(dataset, "conversations", None)
+        if conversations is None or "index" not in batch:
+            return "rows unknown"
+        origins = [conversations[i].origin for i in batch["index"].tolist() if i >= 0]
+        more = f" and {len(origins) - 3} more" if len(origins) > 3 else ""
+        return ", ".join(origins[:3]) + more
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Log the total gradient norm, before any clipping."""
+        if self._log_this_step() and is_boundary(self.trainer):
+            norm = total_norm(self.trainer, [p for p in self.parameters() if p.requires_grad])
+            if norm is not None:
+                self.log("train/grad_norm", norm)
+
+    # --------------------------------------------------- where the run started
+
+    # Set it in a subclass that compares with the weights that the run started from.
+    keeps_start_weights = False
+    _start_weights: dict[str, Tensor] | None = None
+
+    @property
+    def start_weights(self) -> dict[str, Tensor]:
+        """The trained weights that the run started from, by the names of `named_parameters`.
+
+        They are kept from `on_train_start` on and in checkpoints, so a resumed run has the same. On
+        the CPU; where the strategy shards the model, each process has its own parts, for which
+        there is `at_start`. With an adapter they are the adapter's.
+
+        Raises:
+            RuntimeError: if the class does not set `keeps_start_weights`, or before the start.
+        """
+        if self._start_weights is None:
+            raise RuntimeError(
+                f"{type(self).__name__}.start_weights: set keeps_start_weights = True in the "
+                "class, and ask for them from on_train_start on."
+            )
+        return self._start_weights
+
+    @contextmanager
+    def at_start(self) -> Iterator[None]:
+        """Give the model the weights that the run started from for as long as the block lasts.
+
+        Under any strategy, for what a reference model answers, and so without dropout: call it in
+        all processes, before the forward pass whose gradient is wanted, and with gradients off.
+        """
+        now, training = own_weights(self), self.training
+        set_own_weights(self, self.start_weights)
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(training)
+            set_own_weights(self, now)
+
+    # ----------------------------------------------------- product, checkpoints
+
+    def further_rows(self) -> dict[str, list[Conversation]]:
+        """Return the rows besides the data module's that decide the product, by their key.
+
+        Override it in a module with a source of its own, so that a run is not resumed on others.
+        """
+        return {}
+
+    def before_export(self) -> None:
+        """Bring the weights to what the product shall hold; called by the export after `fit`."""
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the random state, and only the adapter's weights when only an adapter is trained."""
+        checkpoint["random_states"] = random_states(self.trainer)
+        if self._start_weights is not None:
+            own_state(checkpoint)["start_weights"] = self._start_weights
+        if self.peft is not None:
+            trained = {name for name, p in self.named_parameters() if p.requires_grad}
+            weights = checkpoint["state_dict"]
+            checkpoint["state_dict"] = {k: v for k, v in weights.items() if k in trained}
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Load weights; those of another model are the user's mistake, in one line."""
+        try:
+            return super().load_state_dict(state_dict, strict=strict, assign=assign)
+        except RuntimeError as error:
+            lines = str(error).splitlines()
+            raise OneShotError(
+                f"the checkpoint does not fit this model: {' '.join(lines[1:2] or lines).strip()}"
+            ) from error
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the random state back and refuse a checkpoint without this run's trained weights."""
+        if self.decoding.backend == "vllm":
+            raise OneShotError(
+                "--ckpt_path: vLLM reads no checkpoint; give the product's folder in "
+                "model.model_name_or_path, or choose model.decoding.backend auto."
+            )
+        self._random_states = checkpoint.get("random_states")
+        if self.trainer.state.fn == TrainerFn.FITTING and "loops" in checkpoint:
+            correct_counts(self.trainer, checkpoint["loops"]["fit_loop"])
+        if self.keeps_start_weights and self.trainer.state.fn == "fit":
+            self._start_weights = own_state(checkpoint).get("start_weights")
+            if self._start_weights is None:
+                raise OneShotError(
+                    "--ckpt_path: the checkpoint does not hold the weights that its run started "
+                    "from, which the model compares with; start anew without --ckpt_path."
+                )
+        if self.peft is not None and self.model is not None:
+            trained = [name for name, p in self.named_parameters() if p.requires_grad]
+            # Sharded checkpoints are read by their strategy, which misses nothing in silence.
+            weights = checkpoint.get("state_dict")
+            missing = [name for name in trained if weights is not None and name not in weights]
+            if missing:
+                raise OneShotError(f"the checkpoint lacks the adapter weight {missing[0]}.")
+
+    def on_train_start(self) -> None:
+        """Remember the start, or go on where the interrupted run was."""
+        # Lightning's scheduler of it is asked at the start of epochs only.
+        self.trainer.accumulate_grad_batches = accumulated_batches(self.trainer, self.current_epoch)
+        if self.keeps_start_weights and self._start_weights is None:
+            self._start_weights = own_weights(self)
+        states = getattr(self, "_random_states", None)
+        if states is not None:
+            restore_random_state(self.trainer, states)
+            self._random_states = None

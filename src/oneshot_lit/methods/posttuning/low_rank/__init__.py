@@ -1,0 +1,1 @@
+"""Realignment by the leading directions of one gradient, guarded by a projection."""

@@ -1,0 +1,143 @@
+"""Harmless rows that a repair must leave as they are, and the drift on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from oneshot_lit.conversation import Conversation, Message
+from oneshot_lit.data.chat import encode_conversation
+from oneshot_lit.data.padding import pad_generation, pad_training
+from oneshot_lit.data.sources import ConversationSource
+from oneshot_lit.errors import OneShotError
+from oneshot_lit.models.loss import IGNORE_INDEX
+
+Batch = dict[str, Tensor]
+# Rows whose logits are held at once: a vocabulary of 128,000 makes them the largest tensor.
+_ROWS_AT_ONCE = 8
+
+
+class GuardRows:
+    """The rows of the projection, and the disjoint ones on which the drift is measured.
+
+    Args:
+        source: Harmless conversations; a row without an answer gets the model's own.
+        guard_rows: How many make the projection.
+        drift_rows: How many measure the drift; they come first in the source.
+    """
+
+    def __init__(self, source: ConversationSource, guard_rows: int, drift_rows: int) -> None:
+        self.source, self.guard_rows, self.drift_rows = source, guard_rows, drift_rows
+        self._rows: list[Conversation] | None = None
+
+    def encoded(self, module: Any, max_length: int) -> tuple[Batch | None, list[Batch]]:
+        """Return one right-padded batch for the projection (None without rows), several for drift.
+
+        Raises:
+            OneShotError: if the source has too few different rows.
+        """
+        if self._rows is None:
+            self._rows = self._answered(module, self.chosen())
+        encoded = [
+            encode_conversation(module.tokenizer, row, max_length=max_length) for row in self._rows
+        ]
+        pad = module.tokenizer.pad_token_id
+
+        def batch(rows: list[Any]) -> Batch:
+            return {k: v.to(module.device) for k, v in pad_training(rows, pad).items()}
+
+        drift, guard = encoded[: self.drift_rows], encoded[self.drift_rows :]
+        # Rows of like length together need little padding.
+        drift = sorted(drift, key=lambda row: len(row.input_ids))
+        parts = [drift[i : i + _ROWS_AT_ONCE] for i in range(0, len(drift), _ROWS_AT_ONCE)]
+        return batch(guard) if guard else None, [batch(part) for part in parts]
+
+    def chosen(self) -> list[Conversation]:
+        """Return the rows as the source has them, those that measure the drift first.
+
+        Raises:
+            OneShotError: if the source has too few different rows.
+        """
+        wanted = self.guard_rows + self.drift_rows
+        rows = list({row.prompt.messages: row for row in self.source.load()}.values())
+        if len(rows) < wanted:
+            raise OneShotError(
+                f"model.guard: {self.source.describe()} has {len(rows)} different prompts, but "
+                f"guard_rows={self.guard_rows} and drift_rows={self.drift_rows} need {wanted}; "
+                "give more rows or lower one of them."
+            )
+        return rows[:wanted]
+
+    def _answered(self, module: Any, rows: list[Conversation]) -> list[Conversation]:
+        silent = [i for i, row in enumerate(rows) if row.response_text is None]
+        # The broken model's own, also after a resume between two passes.
+        with module.model.disable_adapter():
+            answers = self.answers(module, [rows[i].prompt for i in silent])
+        for i, answer in zip(silent, answers, strict=True):
+            if not answer:
+                raise OneShotError(
+                    f"{rows[i].origin} (model.guard): has no answer, and the model gives an empty "
+                    "one; remove the row or add an answer."
+                )
+            messages = (*rows[i].prompt.messages, Message("assistant", answer))
+            rows[i] = replace(rows[i], messages=messages)
+        return rows
+
+    def answers(self, module: Any, prompts: list[Conversation]) -> list[str]:
+        """Return the model's greedy answer to each prompt."""
+        found: list[str] = []
+        own = module.decoding
+        module.decoding = replace(own, do_sample=False)
+        try:
+            for batch in self._prompt_batches(module, prompts):
+                with torch.no_grad():
+                    found += module.generate(batch)
+        finally:
+            module.decoding = own
+        return found
+
+    def _prompt_batches(self, module: Any, prompts: list[Conversation]) -> Iterator[Batch]:
+        for i in range(0, len(prompts), 2 * _ROWS_AT_ONCE):
+            rows = [
+                encode_conversation(module.tokenizer, p, for_generation=True)
+                for p in prompts[i : i + 2 * _ROWS_AT_ONCE]
+            ]
+            batch = pad_generation(rows, module.tokenizer.pad_token_id)
+            yield {k: v.to(module.device) for k, v in batch.items()}
+
+
+class Drift:
+    """Mean KL divergence of the next-token distributions from those of the broken model.
+
+    Taken over the answers' tokens of all rows: ``mean_t KL(p_broken(. | t) || p_now(. | t))``, in
+    nats. The broken model is the module's with its adapter off.
+
+    Args:
+        module: The module, with a PEFT model.
+        batches: Right-padded batches with labels.
+    """
+
+    def __init__(self, module: Any, batches: list[Batch]) -> None:
+        self.module, self.batches = module, batches
+        with module.model.disable_adapter():
+            # In the model's own precision: nothing is lost, and no wider copy is kept.
+            self.before = [self._logits(batch) for batch in batches]
+
+    def __call__(self) -> float:
+        """Return the drift of the weights as they are."""
+        total, count = 0.0, 0
+        for batch, before in zip(self.batches, self.before, strict=True):
+            p, q = (x.float().log_softmax(-1) for x in (before, self._logits(batch)))
+            total += float((p.exp() * (p - q)).sum(-1).double().sum())
+            count += len(p)
+        return total / count
+
+    @torch.no_grad()
+    def _logits(self, batch: Batch) -> Tensor:
+        """Return the logits that predict an answer's token: (labelled tokens, vocabulary)."""
+        logits = self.module(batch["input_ids"], batch["attention_mask"])[:, :-1]
+        return logits[batch["labels"][:, 1:] != IGNORE_INDEX]  # type: ignore[no-any-return]

@@ -1,0 +1,298 @@
+"""`OneShotRealignmentModule`: repair a broken model with one safety example."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.optim import Optimizer
+
+from oneshot_lit.errors import OneShotError
+from oneshot_lit.methods.base import LanguageModelModule
+from oneshot_lit.methods.posttuning.step_selection import (
+    StepRecord,
+    StepSelector,
+    attack_rate,
+    development_score,
+    overshoots,
+    refusal_rate,
+)
+from oneshot_lit.methods.validations import require_validation, require_whole_sets
+from oneshot_lit.strategies.folders import own_state
+from oneshot_lit.strategies.weights import own_weights, restart_optimizer, set_own_weights
+
+_WHY = "the step to keep (model.select_best)"
+
+
+class OneShotRealignmentModule(LanguageModelModule):
+    """Fine-tune the broken model on ONE safety instance for a few steps (arXiv 2601.01887).
+
+    The number of steps that repairs without over-refusal depends on the rate and the model, and
+    the window is narrow; so after every step the development prompts are answered, the best step is
+    kept and training stops early. Scores are read on ``data.val_sets`` only, never on test sets.
+
+    Args:
+        select_best: Keep the weights of the best step; off keeps the last step, as in the paper.
+        patience: Stop after this many validations without a better score, once the attack success
+            rate has begun to fall.
+        margin: How many validations beyond the first of several equally good ones to take, so that
+            the kept step does not sit on the edge of the good window.
+        refine: When the weights go from too little to too much between two validations, try so many
+            points between them by bisection, with forward passes only; a rate that is too high then
+            still finds the good window. 0 never does.
+        attempts: When the attack outlives an attempt though no harmless prompt is refused, the rate
+            is too low: go back to the broken model and double it, up to so many attempts in all.
+            1 never does. The best step of all attempts is kept.
+        attempt_steps: Optimiser steps that an attempt has for removing the attack, however many of
+            them lie between two validations.
+    """
+
+    validation_prefix = "dev/"
+
+    def __init__(
+        self,
+        *args: Any,
+        select_best: bool = True,
+        patience: int = 8,
+        margin: int = 1,
+        refine: int = 3,
+        attempts: int = 4,
+        attempt_steps: int = 20,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        least = {"patience": 1, "margin": 0, "refine": 0, "attempts": 1, "attempt_steps": 1}
+        given = (patience, margin, refine, attempts, attempt_steps)
+        for (name, floor), value in zip(least.items(), given, strict=True):
+            if value < floor:
+                raise OneShotError(f"model.{name} must be at least {floor}, not {value}.")
+        self.select_best = select_best
+        self.selector = StepSelector(patience, margin, attempts, attempt_steps)
+        self.refine = refine
+        self._attempt = 1
+        # On the CPU: a copy of a large model has no room beside it on the accelerator.
+        self._best_weights: dict[str, Tensor] = {}
+        self._previous_weights: dict[str, Tensor] = {}
+        self._first_weights: dict[str, Tensor] = {}
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build the configured optimiser, at twice the rate for each attempt after the first."""
+        configured, factor = self.optimizer, 2.0 ** (self._attempt - 1)
+        if factor == 1.0:
+            return super().configure_optimizers()
+
+        def faster(parameters: Any) -> Optimizer:
+            optimizer = configured(parameters)
+            for group in optimizer.param_groups:
+                group["lr"] *= factor
+            return optimizer
+
+        self.optimizer = faster
+        try:
+            return super().configure_optimizers()
+        finally:
+            self.optimizer = configured
+
+    @property
+    def history(self) -> list[StepRecord]:
+        """What each validation saw, parts of steps included, in the order of the steps."""
+        return sorted([*self.selector.history, *self.selector.between], key=lambda r: r.step)
+
+    @property
+    def kept_step(self) -> float:
+        """The step whose weights are, or as yet would be, the product."""
+        best = self.selector.best
+        return best.step if self.select_best and best is not None else self.global_step
+
+    def on_fit_start(self) -> None:
+        """Refuse to select a step without prompts; remember the broken model."""
+        if self.select_best:
+            self._require_development_rates()
+            require_whole_sets(self.trainer, _WHY)
+        # A resumed run has them from its checkpoint.
+        if self.select_best and self.selector.attempts > 1 and not self._first_weights:
+            self._first_weights = own_weights(self)
+
+    def _require_development_rates(self) -> None:
+        """Refuse to choose by rates that nobody measures: a missing one would count as 0."""
+        sets = self.trainer.datamodule.prompt_sets("val")  # type: ignore[attr-defined]
+        measured = {metric for each in sets if not each.watch for metric in each.metrics}
+        for metric, kind in (("asr_keyword", "harmful"), ("over_refusal", "harmless")):
+            if metric not in measured:
+                raise OneShotError(
+                    f"model.select_best needs a {kind} prompt set with the metric {metric} in "
+                    "data.val_sets; give one, or set select_best to false."
+                )
+
+    def on_train_start(self) -> None:
+        """Score the broken model, unless the sanity check has done so on all prompts."""
+        if self.select_best:
+            require_validation(self.trainer, _WHY)
+        super().on_train_start()
+        if self.selector.history or not self.trainer.val_dataloaders or not self.select_best:
+            return
+        self.eval()
+        with torch.no_grad():
+            self.scores = self.development_scores()
+        self.train()
+        self._judge()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores and judge the step."""
+        super().on_validation_epoch_end()
+        if not self.scores or self.trainer.state.fn != "fit":
+            return
+        # A sanity check of a few prompts is no measure of the broken model.
+        counts = zip(self.trainer.num_sanity_val_batches, self._prompt_loaders(), strict=True)
+        if self.trainer.sanity_checking and any(n < len(loader) for n, loader in counts):
+            return
+        several = self.trainer.world_size > 1
+        self.log("dev/score", self._judge().score, prog_bar=True, sync_dist=several)
+
+    def _judge(self) -> StepRecord:
+        """Record this step's scores; keep its weights, stop or start over as they say."""
+        loss = self.trainer.callback_metrics.get("train/loss")
+        started = self.global_step > 0 and loss is not None
+        record = self._record(self.global_step, float(loss) if started else None)  # type: ignore[arg-type]
+        before = self._before(record)
+        if self.selector.see(record) and self.select_best:
+            self._best_weights = own_weights(self)
+        if not self.select_best:
+            return record
+        if self.refine > 0:
+            if before is not None and overshoots(before.scores, record.scores):
+                self._try_parts(before, record)
+            self._previous_weights = own_weights(self)
+        if self.selector.should_stop:
+            self.trainer.should_stop = True
+        elif self.selector.attempt == self._attempt and self.selector.should_start_over:
+            self._start_over(record)
+        return record
+
+    def _before(self, record: StepRecord) -> StepRecord | None:
+        """Return what was validated last; for the first of an attempt, the broken model."""
+        seen = self.selector.history
+        # A resumed run may validate the step it was saved at once more.
+        if not seen or seen[-1].step >= record.step:
+            return None
+        return (
+            seen[-1] if seen[-1].attempt == record.attempt else replace(seen[0], step=seen[-1].step)
+        )
+
+    def _start_over(self, record: StepRecord) -> None:
+        """Go back to the broken model with a new optimiser at twice the rate."""
+        rank_zero_info(
+            f"step {record.step:g}: {attack_rate(record.scores):.1%} of the harmful development "
+            "prompts are still answered and no harmless one is refused, so the rate is too low; "
+            f"starting over at {2**self._attempt} times the configured rate"
+        )
+        self._attempt += 1
+        set_own_weights(self, self._first_weights)
+        self._previous_weights = self._first_weights
+        restart_optimizer(self.trainer, factor=2.0)
+
+    def _record(self, step: float, loss: float | None) -> StepRecord:
+        seen = self.selector.history
+        sets = [loader.dataset for loader in self._prompt_loaders()]
+        unused = {prompt_set.name for prompt_set in sets if prompt_set.watch}
+        watched = {k: v for k, v in self.scores.items() if k.rsplit("/", 1)[0] in unused}
+        scores = {k: v for k, v in self.scores.items() if k not in watched}
+        score = development_score(scores, seen[0].scores if seen else scores)
+        attempt = 1 if step == 0 else self._attempt
+        return StepRecord(step, score, scores, loss, attempt, watched)
+
+    @torch.no_grad()
+    def _try_parts(self, before: StepRecord, after: StepRecord) -> None:
+        """Bisect between two validations for what refuses danger and not yet the harmless."""
+        start, end, scores = self._previous_weights, own_weights(self), self.scores
+        low, high = 0.0, 1.0
+        for _ in range(self.refine):
+            part = (low + high) / 2
+            mixed = {name: start[name].lerp(end[name], part) for name in end}
+            set_own_weights(self, mixed)
+            self.scores = self.development_scores()
+            record = self._record(before.step + part * (after.step - before.step), None)
+            if self.selector.see_between(record):
+                self._best_weights = mixed
+            if refusal_rate(record.scores) > refusal_rate(before.scores):
+                high = part
+            elif attack_rate(record.scores) > 0:
+                low = part
+            else:
+                break
+        set_own_weights(self, end)
+        self.scores = scores
+
+    def development_scores(self) -> dict[str, float]:
+        """Answer and score the development prompts with the weights as they are."""
+        self._start_scoring()
+        for index, loader in enumerate(self._prompt_loaders()):
+            for batch in loader:
+                # In the precision in which whole steps are validated.
+                with self.trainer.precision_plugin.val_step_context():
+                    self.score_batch(self.trainer.strategy.batch_to_device(batch), index)
+        return self.computed_scores()
+
+    def before_export(self) -> None:
+        """Go back to the best step's weights, also when a finished run is resumed."""
+        best = self.selector.best
+        if not self.select_best:
+            return
+        if best is None or self.selector.history[-1].step == 0:
+            raise OneShotError(
+                "the run ended before a step was validated, so model.select_best has nothing to "
+                "choose from; raise what ended it (trainer.max_epochs, max_steps, max_time). No "
+                "product was written."
+            )
+        # They are spent where the product is written twice.
+        if not self._best_weights:
+            return
+        set_own_weights(self, self._best_weights)
+        self._best_weights = {}
+        rank_zero_info(
+            f"kept step {best.step:g} of {self.selector.history[-1].step:g}: development score "
+            f"{best.score:.4f}"
+        )
+        attack, refused = attack_rate(best.scores), refusal_rate(best.scores)
+        if max(attack, refused) > 0.05:
+            rank_zero_warn(
+                f"not repaired: at the kept step {attack:.1%} of the harmful development prompts "
+                f"are answered and up to {refused:.1%} of the harmless ones refused; try another "
+                "instance (general refusals repair best) or another rate."
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Also keep what was seen and the best weights, so that a killed run ends the same."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["realignment"] = {
+            "history": [record.as_dict() for record in self.selector.history],
+            "between": [record.as_dict() for record in self.selector.between],
+            "attempt": self._attempt,
+        }
+        own_state(checkpoint)["realignment"] = {
+            "best_weights": self._best_weights,
+            "previous_weights": self._previous_weights,
+            "first_weights": self._first_weights,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up what was seen before the interruption."""
+        super().on_load_checkpoint(checkpoint)
+        state = checkpoint.get("realignment")
+        if state is None:
+            return
+        records, parts = (
+            [StepRecord(**record) for record in state[key]] for key in ("history", "between")
+        )
+        self.selector.replay(records, parts)
+        own = own_state(checkpoint)["realignment"]
+        self._best_weights = own["best_weights"]
+        self._previous_weights = own["previous_weights"]
+        self._first_weights, self._attempt = own["first_weights"], state["attempt"]
+        # Killed after its last step but before its product: there is nothing left to train.
+        if self.trainer.state.fn == "fit" and self.select_best and self.selector.should_stop:
+            self.trainer.should_stop = True

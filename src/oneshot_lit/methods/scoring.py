@@ -1,0 +1,185 @@
+"""How a module scores the answers to prompts, in validation and test, and hands them to predict."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from oneshot_lit.evaluation.metrics.base import TextScore
+from oneshot_lit.evaluation.metrics.registry import METRICS
+from oneshot_lit.models.answering import Answering
+from oneshot_lit.models.generation import Output
+
+
+class PromptScoring(Answering):
+    """The part of `LanguageModelModule` that scores prompt sets.
+
+    Attributes:
+        scores: ``<set>/<metric>`` -> value of the last validation or test.
+        sample_counts: Answers of each set.
+        empty_counts: Empty answers of each set.
+        cut_counts: Answers of each set that end at `max_new_tokens`.
+        unscored_counts: ``<set>/<metric>`` -> answers that the metric could not score.
+        outcomes: What each answer of this process scored in a test, as rows without any text.
+    """
+
+    # Names of validation scores start with this, those of test with nothing.
+    validation_prefix = "val/"
+    device: torch.device
+    log_dict: Any
+    scores: dict[str, float]
+    sample_counts: dict[str, int]
+    empty_counts: dict[str, int]
+    cut_counts: dict[str, int]
+    unscored_counts: dict[str, int]
+    outcomes: list[dict[str, Any]]
+    _metrics: dict[str, dict[str, TextScore]]
+
+    def _prompt_loaders(self) -> list[Any]:
+        if self.trainer.testing:
+            loaders: Any = self.trainer.test_dataloaders
+        elif self.trainer.predicting:
+            loaders = self.trainer.predict_dataloaders
+        else:
+            loaders = self.trainer.val_dataloaders
+        return loaders if isinstance(loaders, list) else [loaders]
+
+    def _prompt_set(self, dataloader_idx: int) -> Any:
+        return self._prompt_loaders()[dataloader_idx].dataset
+
+    def score_batch(self, batch: dict[str, Tensor], dataloader_idx: int) -> None:
+        """Take a batch of prompts in, and add the answers that are ready to their sets' metrics."""
+        self._score(self._answers(batch, dataloader_idx))
+
+    def _score(self, answers: list[tuple[Any, Output]]) -> None:
+        for number in {number for (number, _), _ in answers}:
+            prompts = self._prompt_set(number)
+            own = {index: output for (of, index), output in answers if of == number}
+            outputs, references = list(own.values()), [prompts.references[i] for i in own]
+            for metric in self._metrics[prompts.name].values():
+                metric.update(outputs, references)
+            if self.trainer.testing:
+                self._note_outcomes(prompts, own)
+            self.sample_counts[prompts.name] += len(outputs)
+            self.empty_counts[prompts.name] += sum(not output for output in outputs)
+            self.cut_counts[prompts.name] += sum(output.cut for output in outputs)
+
+    def _note_outcomes(self, prompts: Any, answers: dict[int, Output]) -> None:
+        """Keep what each answer scores, without any text."""
+        metrics = self._metrics[prompts.name]
+        found = {name: metric.last_scores for name, metric in metrics.items()}
+        for position, (index, output) in enumerate(answers.items()):
+            prompt = prompts.conversations[index].prompt
+            scores = {name: each[position] for name, each in found.items()}
+            self.outcomes.append(
+                {
+                    "set": prompts.name,
+                    "kind": prompts.kind,
+                    "index": index,
+                    "id": prompt.id,
+                    "category": prompt.category,
+                    "prompt": prompt.digest(),
+                    # JSON has no NaN.
+                    "scores": {n: None if math.isnan(v) else v for n, v in scores.items()},
+                    "empty": not output,
+                }
+            )
+
+    def _start_scoring(self) -> None:
+        # All metrics on all processes: one without a prompt of a set must still join its sums.
+        sets = [loader.dataset for loader in self._prompt_loaders()]
+        self._metrics = {s.name: {n: METRICS[n]().to(self.device) for n in s.metrics} for s in sets}
+        self.sample_counts = {s.name: 0 for s in sets}
+        self.empty_counts = dict(self.sample_counts)
+        self.cut_counts = dict(self.sample_counts)
+        self.outcomes = []
+        self._start_answering(self._prompt_loaders())
+
+    def computed_scores(self) -> dict[str, float]:
+        """Return ``<set>/<metric>`` -> value over all answers of all processes."""
+        self._score(self._last_answers())
+        metrics = {f"{s}/{n}": m for s, found in self._metrics.items() for n, m in found.items()}
+        self.unscored_counts = {key: int(metric.unscored) for key, metric in metrics.items()}
+        for counts in (
+            self.sample_counts,
+            self.empty_counts,
+            self.cut_counts,
+            self.unscored_counts,
+        ):
+            if counts and self.trainer.world_size > 1:
+                summed = torch.tensor(list(counts.values()), device=self.device)
+                summed = self.trainer.strategy.reduce(summed, reduce_op="sum")
+                counts.update(zip(counts, summed.tolist(), strict=True))
+        return {key: float(metric.compute()) for key, metric in metrics.items()}
+
+    def _finish_scoring(self, prefix: str) -> None:
+        self.scores = self.computed_scores()
+        # Equal on all processes already.
+        named = {prefix + key: value for key, value in self.scores.items()}
+        self.log_dict(named, sync_dist=self.trainer.world_size > 1)
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the scores of the last validation."""
+        self._start_scoring()
+
+    def validation_step(
+        self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Answer and score a batch of development prompts."""
+        self.score_batch(batch, dataloader_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the development scores as ``val/<set>/<metric>``."""
+        self._finish_scoring(self.validation_prefix)
+
+    def on_test_epoch_start(self) -> None:
+        """Forget earlier scores."""
+        self._start_scoring()
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Answer and score a batch of held-out prompts."""
+        self.score_batch(batch, dataloader_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the held-out scores as ``<set>/<metric>``."""
+        self._finish_scoring("")
+
+    def on_predict_epoch_start(self) -> None:
+        """Begin with no answer."""
+        self._start_answering(self._prompt_loaders())
+
+    def predict_step(
+        self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0
+    ) -> list[dict[str, Any]]:
+        """Take a batch of prompts in; returns one row for each answer that is ready by now.
+
+        An answer may come with a later batch, even of another set; the last brings all the rest.
+        """
+        answers = self._answers(batch, dataloader_idx)
+        if self._last_prediction(batch_idx, dataloader_idx):
+            answers += self._last_answers()
+        rows = []
+        for (number, index), output in answers:
+            prompts = self._prompt_set(number)
+            row = prompts.conversations[index].prompt.as_dict()
+            rows.append(
+                {
+                    "set": prompts.name,
+                    "kind": prompts.kind,
+                    "index": index,
+                    **row,
+                    "output": output,
+                    **({} if output.raw == output else {"raw_output": output.raw}),
+                }
+            )
+        return rows
+
+    def _last_prediction(self, batch_idx: int, dataloader_idx: int) -> bool:
+        batches = self.trainer.num_predict_batches
+        # Where nobody knows how many batches come, any may be the last.
+        if not all(math.isfinite(number) for number in batches):
+            return True
+        return batch_idx + 1 >= batches[dataloader_idx] and not any(batches[dataloader_idx + 1 :])

@@ -1,0 +1,191 @@
+"""`InstanceSelectionModule`: choose the safety instance by bilevel optimisation."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+
+from oneshot_lit.errors import OneShotError
+from oneshot_lit.methods.select.copies import OMEGA, SharedBase, TwoCopies, WholeModels
+from oneshot_lit.methods.select.penalty import (
+    PenaltyRecord,
+    PenaltySettings,
+    entropy,
+    outer_step,
+    top_m,
+)
+from oneshot_lit.methods.select.plain_adapter import require_plain_lora
+from oneshot_lit.methods.select.upper_level import UpperLevel
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class InstanceSelectionModule(UpperLevel):
+    """Choose instances by the first-order penalty form of the bilevel problem.
+
+    Lower level: a copy of the broken model, trained on the weighted candidates. Upper level: on
+    harmful prompts it shall answer as the aligned model does, on task rows as the broken one
+    (arXiv 2601.01887). The paper does not give its algorithm; ours is V-PBGD (Shen & Chen 2023),
+    see `oneshot_lit.methods.select.penalty`. The candidates' weights start equal; those with the
+    largest at the end are the choice.
+
+    Args:
+        penalty: Steps and step sizes.
+    """
+
+    trains = True
+
+    def __init__(
+        self,
+        *args: Any,
+        penalty: PenaltySettings | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if self.peft is not None:
+            require_plain_lora(self.peft)
+        self.penalty = penalty or PenaltySettings()
+        self.records: list[PenaltyRecord] = []
+        self.diverged: str | None = None
+        self._logits = torch.zeros(0, dtype=torch.float64)
+        self._problem: TwoCopies | None = None
+        self._good: dict[str, Any] = {}
+        self._resumed: dict[str, Any] | None = None
+
+    # ---------------------------------------------------------------- preparation
+
+    def prepare_selection(self) -> None:
+        """Load the aligned model for as long as its distributions take; make the two copies."""
+        upper = self.upper_terms()
+        copies = self._copies()
+        self._problem = TwoCopies(copies, self.pool_batches(), upper, self.optimizer)
+        self._logits = torch.zeros(len(self.pool), dtype=torch.float64)
+        if self._resumed is not None:
+            self._logits = self._resumed["logits"]
+            self._problem.restore(self._resumed["copies"])
+            self._problem.forwards, self._problem.backwards = self._resumed["rows"]
+            self._resumed = None
+        self._keep_good()
+
+    def _copies(self) -> SharedBase | WholeModels:
+        if self.peft is None:
+            return WholeModels(self.model)
+        name = self.model.active_adapter
+        self.model.add_adapter(OMEGA, self.model.peft_config[name])
+        self.model.to(self.device)
+        return SharedBase(self.model, (name, OMEGA))
+
+    # ---------------------------------------------------------------------- steps
+
+    def steps_left(self) -> int:
+        """Return how many outer steps are to come."""
+        return 0 if self.diverged is not None else self.penalty.steps - len(self.records)
+
+    def select_step(self) -> bool:
+        """Take one outer step; one that is not finite is taken back and ends the selection."""
+        assert self._problem is not None
+        step = len(self.records)
+        try:
+            self._logits, record = outer_step(self._problem, self._logits, step, self.penalty)
+        except FloatingPointError as error:
+            if not self.records:
+                raise OneShotError(
+                    f"model.optimizer.lr: the selection diverges at its first step ({error}); "
+                    "lower it."
+                ) from error
+            self._problem.restore(self._good["copies"])
+            self._logits = self._good["logits"].clone()
+            self.diverged = f"{error}; restored to step {step - 1}"
+            rank_zero_warn(
+                f"the selection diverges: {self.diverged}. Lower model.optimizer.lr or "
+                "model.penalty.rate."
+            )
+            return True
+        self.records.append(record)
+        self._keep_good()
+        named = ("gamma", "f", "g", "v", "gap", "entropy")
+        self.log_dict({f"select/{key}": float(getattr(record, key)) for key in named})
+        # As everywhere, rows of the pool count from 1.
+        self.log("select/best_row", float(record.best + 1), prog_bar=True)
+        self.log("select/weight", record.weight, prog_bar=True)
+        ended = len(self.records) >= self.penalty.steps
+        first = self.records[0]
+        if ended and record.f > first.f:
+            rank_zero_warn(
+                f"the upper objective rose from {first.f:.4g} to {record.f:.4g}: the choice says "
+                "little. Lower model.optimizer.lr or model.penalty.last_gamma."
+            )
+        return ended
+
+    def _keep_good(self) -> None:
+        assert self._problem is not None
+        self._good = {"copies": self._problem.state(), "logits": self._logits.clone()}
+
+    def candidate_scores(self) -> list[float]:
+        """Return the candidates' weights; they add up to 1."""
+        if self.steps_left():
+            raise OneShotError(
+                f"the run ended after {len(self.records)} of {self.penalty.steps} steps; raise "
+                "trainer.max_epochs and go on with --ckpt_path last."
+            )
+        return [float(w) for w in torch.softmax(self._logits, 0)]
+
+    def selection_facts(self) -> dict[str, Any]:
+        """Return settings, cost and the last step."""
+        assert self._problem is not None
+        weights = torch.softmax(self._logits, 0)
+        return {
+            "aligned": self.aligned,
+            "task_weight": self.task_weight,
+            "penalty": asdict(self.penalty),
+            "steps": len(self.records),
+            "diverged": self.diverged,
+            "entropy": entropy(weights),
+            "chosen_rows": [i + 1 for i in top_m(weights, self.m)],
+            "last": asdict(self.records[-1]) if self.records else None,
+            "forward_rows": self._problem.forwards + self.reference_rows,
+            "backward_rows": self._problem.backwards,
+            "answers": self.answers,
+        }
+
+    # ------------------------------------------------------------- what is watched
+
+    def progress_rows(self) -> list[dict[str, Any]]:
+        """Return what each step saw; the best candidate by its row in the pool, and its id."""
+        return [
+            {
+                **{k: v for k, v in asdict(record).items() if k not in ("best", "weight")},
+                "row": record.best + 1,
+                "id": self.pool[record.best].id,
+                "weight": record.weight,
+            }
+            for record in self.records
+        ]
+
+    def progress_figure(self) -> Figure | None:
+        """Return the course of the selection as a picture."""
+        from oneshot_lit.plots import selection_course
+
+        return selection_course(self.progress_rows(), len(self.pool)) if self.records else None
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def selection_state(self) -> dict[str, Any]:
+        """Return both copies, the logits of the candidates' weights, and what was seen."""
+        assert self._problem is not None
+        return {
+            "records": [asdict(record) for record in self.records],
+            "diverged": self.diverged,
+            "rows": [self._problem.forwards, self._problem.backwards],
+            **self._good,
+        }
+
+    def load_selection_state(self, state: dict[str, Any]) -> None:
+        """Take up what was seen; the copies wait for the models to be there."""
+        self.records = [PenaltyRecord(**record) for record in state["records"]]
+        self.diverged = state["diverged"]
+        self._resumed = state

@@ -1,0 +1,250 @@
+"""`BruteForceModule`: the ground truth of a selection: patch with every candidate, and measure."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from oneshot_lit.data.selection_file import read_costs, rows_in_order
+from oneshot_lit.errors import OneShotError
+from oneshot_lit.methods.posttuning.step_selection import development_score
+from oneshot_lit.methods.select.base import SelectionModule
+from oneshot_lit.methods.select.outcomes import CandidateOutcome, OutcomeCache
+from oneshot_lit.methods.select.patching import Patcher, candidate_seed
+from oneshot_lit.methods.select.settings import candidate_key, outcome_settings, settings_hash
+from oneshot_lit.methods.validations import require_validation, require_whole_sets
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_WHY = "brute force: the candidate"
+_COSTS = ("seconds", "forward_rows", "backward_rows", "answers")
+
+
+class BruteForceModule(SelectionModule):
+    """Patch the broken model with each candidate alone, and score the development prompts.
+
+    One epoch is one candidate: the weights go back to the broken model's, a new optimiser takes
+    `patch_steps` steps on the candidate, and the validation that follows answers `data.val_sets`.
+    Several processes share the prompts (``--trainer.devices 2 --trainer.strategy ddp``); the steps
+    are the same in each. What is measured stands in ``<root>/candidates.jsonl`` at once, so a run
+    that is started again goes on where it was, with or without a checkpoint.
+
+    With a `shortlist`, another selection's ``selection.json``, only the first candidates of that
+    ranking are measured, and of equal ones its order decides; the others keep it behind them.
+
+    Args:
+        patch_steps: Optimiser steps on each candidate; the paper takes ten.
+        shortlist: A ``selection.json`` of the same pool, or the folder of the run that wrote it.
+        shortlist_size: How many of its candidates to measure.
+    """
+
+    trains = schedules = True
+    validation_prefix = "dev/"
+    progress_name = "candidates"
+
+    def __init__(
+        self,
+        *args: Any,
+        patch_steps: int = 10,
+        shortlist: str | None = None,
+        shortlist_size: int = 16,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if shortlist_size < self.m:
+            raise OneShotError(
+                f"model.shortlist_size must be at least model.m ({self.m}), not {shortlist_size}."
+            )
+        if patch_steps < 1:
+            raise OneShotError(f"model.patch_steps must be at least 1, not {patch_steps}.")
+        if self.peft is not None:
+            raise OneShotError("model.peft: brute force patches all weights; drop it.")
+        self.patch_steps = patch_steps
+        self.shortlist, self.shortlist_size = shortlist, shortlist_size
+        # All candidates, those to measure first.
+        self._order: list[int] = []
+        self.outcomes_by_row: dict[int, CandidateOutcome] = {}
+        self._before: dict[str, float] = {}
+        self._patch: Patcher | None = None
+        self._cache: OutcomeCache | None = None
+        self._at: int | None = None
+        self._loss = float("nan")
+        self._began = 0.0
+
+    def several_processes(self) -> bool:
+        """Whether the selection may run in several processes."""
+        return True
+
+    # -------------------------------------------------------------------- the run
+
+    def on_fit_start(self) -> None:
+        """Ask for development prompts: without them nothing is measured."""
+        super().on_fit_start()
+        self._order = list(range(len(self.pool)))
+        if self.shortlist is not None:
+            self._order = rows_in_order(self.pool, self.shortlist)
+            # A fault must not show behind the last candidate.
+            read_costs(self.shortlist, _COSTS)
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        kinds = {prompt_set.kind for prompt_set in data.val_sets.values()}
+        if "harmful" not in kinds or kinds == {"harmful"}:
+            raise OneShotError(
+                "data.val_sets: brute force needs a harmful and a harmless set to measure on."
+            )
+        require_whole_sets(self.trainer, _WHY)
+        # Some of the prompts would be another measure than that of the candidates.
+        if self.trainer.num_sanity_val_steps != math.inf:
+            raise OneShotError(
+                "trainer.num_sanity_val_steps: brute force first measures the broken model; give "
+                "-1, so that all development prompts are answered."
+            )
+
+    def prepare_selection(self) -> None:
+        """Remember the broken model, and what is known already."""
+        # One candidate is one batch, and a validation follows each.
+        require_validation(self.trainer, _WHY, latest=1)
+        self._patch = Patcher(self, self.patch_steps)
+        settings = settings_hash(outcome_settings(self))
+        self._cache = OutcomeCache(Path(self.trainer.default_root_dir), settings)
+        known = self.trainer.strategy.broadcast(self._cache.read())
+        for row in self.rows_to_measure():
+            if (outcome := known.get(candidate_key(self, self.pool[row]))) is not None:
+                self.outcomes_by_row[row] = outcome
+
+    def rows_to_measure(self) -> list[int]:
+        """Return the positions of the candidates to measure, in their order."""
+        return self._order if self.shortlist is None else self._order[: self.shortlist_size]
+
+    def steps_left(self) -> int:
+        """Return how many candidates are not measured yet."""
+        return len(self._waiting())
+
+    def _waiting(self) -> list[int]:
+        return [row for row in self.rows_to_measure() if row not in self.outcomes_by_row]
+
+    def select_step(self) -> bool:
+        """Patch with the next candidate; the validation behind it measures."""
+        waiting = self._waiting()
+        self._at = waiting[0] if waiting else None
+        if self._at is None:
+            return True
+        self._began = time.monotonic()
+        assert self._patch is not None
+        self._loss = self._patch(self.pool[self._at])
+        return len(waiting) == 1
+
+    def on_validation_epoch_start(self) -> None:
+        """Let sampled answers, too, depend on the candidate alone."""
+        super().on_validation_epoch_start()
+        if self._at is not None and self.decoding.do_sample:
+            torch.manual_seed(candidate_seed(self.run_seed, self.pool[self._at]))
+
+    def on_validation_epoch_end(self) -> None:
+        """Keep what the candidate's patch does to the development prompts."""
+        super().on_validation_epoch_end()
+        if self.trainer.sanity_checking:
+            self._before = dict(self.scores)
+        elif self._at is not None and self.trainer.state.fn == "fit":
+            candidate = self.pool[self._at]
+            score = development_score(self.scores, self._before)
+            outcome = CandidateOutcome(
+                candidate_key(self, candidate),
+                score,
+                dict(self.scores),
+                # JSON has no NaN.
+                self._loss if math.isfinite(self._loss) else None,
+                round(time.monotonic() - self._began, 3),
+            )
+            self.outcomes_by_row[self._at] = outcome
+            if self.trainer.is_global_zero and self._cache is not None:
+                self._cache.add(outcome)
+
+    # -------------------------------------------------------------------- product
+
+    def candidate_scores(self) -> list[float]:
+        """Return minus the development score of each candidate's patch.
+
+        After a shortlist, less a billionth for each place in it, and 10 for those not measured.
+        """
+        rows = self.rows_to_measure()
+        missing = sum(row not in self.outcomes_by_row for row in rows)
+        if missing:
+            raise OneShotError(
+                f"the run ended with {missing} of {len(rows)} candidates not measured; raise "
+                "trainer.max_epochs and run it again: what is measured is kept."
+            )
+        found = {row: -self.outcomes_by_row[row].score for row in rows}
+        if self.shortlist is not None:
+            # No score is as low as -10: it is a sum of three shares.
+            found = {
+                row: found.get(row, -10.0) - place * 1e-9 for place, row in enumerate(self._order)
+            }
+        return [found[row] for row in range(len(self.pool))]
+
+    def selection_facts(self) -> dict[str, Any]:
+        """Return the settings, the broken model's scores and every candidate's."""
+        return {
+            "patch_steps": self.patch_steps,
+            "shortlist": self.shortlist,
+            "measured": len(self.rows_to_measure()),
+            "before": self._before,
+            "candidates": [
+                {k: v for k, v in {"row": row + 1, **outcome.as_dict()}.items() if k != "seconds"}
+                for row, outcome in sorted(self.outcomes_by_row.items())
+            ],
+            **self._cost(),
+        }
+
+    def _cost(self) -> dict[str, float]:
+        """Return rows, answers and seconds, those of the shortlist's own making included."""
+        rows = self.rows_to_measure()
+        found: dict[str, float] = {
+            # Of every candidate, whichever run measured it.
+            "seconds": round(sum(each.seconds for each in self.outcomes_by_row.values()), 3),
+            "forward_rows": self.patch_steps * len(rows),
+            "backward_rows": self.patch_steps * len(rows),
+            "answers": self._prompts() * len(rows),
+        }
+        if self.shortlist is not None:
+            earlier = read_costs(self.shortlist, _COSTS)
+            found = {key: value + earlier[key] for key, value in found.items()}
+        return found
+
+    def _prompts(self) -> int:
+        """Return how many development prompts a candidate's patch answers."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        return sum(len(each.conversations) for each in data.prompt_sets("val"))
+
+    def progress_rows(self) -> list[dict[str, Any]]:
+        """Return what each candidate measured so far came to, in the pool's order."""
+        return [
+            {
+                "row": row + 1,
+                "id": self.pool[row].id,
+                "category": self.pool[row].category,
+                "score": outcome.score,
+                **outcome.scores,
+            }
+            for row, outcome in sorted(self.outcomes_by_row.items())
+        ]
+
+    def progress_figure(self) -> Figure | None:
+        """Return every candidate's score by category as a picture."""
+        from oneshot_lit.plots import candidate_scores
+
+        return candidate_scores(self.progress_rows()) if self.outcomes_by_row else None
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def selection_state(self) -> dict[str, Any]:
+        """Return the broken model's scores, which a resumed run does not measure."""
+        return {"before": self._before}
+
+    def load_selection_state(self, state: dict[str, Any]) -> None:
+        """Take up the broken model's scores."""
+        self._before = dict(state["before"])

@@ -1,0 +1,121 @@
+"""`EnumerationModule`: the bilevel problem for one instance, solved by trying every candidate."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from oneshot_lit.errors import OneShotError
+from oneshot_lit.methods.select.patching import Patcher
+from oneshot_lit.methods.select.reference import Batch, ReferenceRows
+from oneshot_lit.methods.select.upper_level import UpperLevel
+
+
+class EnumerationModule(UpperLevel):
+    """Patch with each candidate alone, and score minus the upper objective at what comes of it.
+
+    For one instance the lower level has only as many solutions as there are candidates, so the
+    bilevel problem (arXiv 2601.01887) needs no relaxation: this is its value at every point. It
+    answers no prompt, which brute force does, and looks past the broken model, which no cheap rule
+    does. One epoch is one candidate.
+
+    Args:
+        patch_steps: Optimiser steps on each candidate; the paper takes ten.
+    """
+
+    trains = schedules = True
+    progress_name = "candidates"
+
+    def __init__(self, *args: Any, patch_steps: int = 10, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if patch_steps < 1:
+            raise OneShotError(f"model.patch_steps must be at least 1, not {patch_steps}.")
+        if self.peft is not None:
+            raise OneShotError("model.peft: enumeration patches all weights; drop it.")
+        self.patch_steps = patch_steps
+        # Harmful and weighted task divergence of each candidate so far, in the pool's order.
+        self.divergences: list[tuple[float, float]] = []
+        self._patch: Patcher | None = None
+        self._upper: list[ReferenceRows] = []
+
+    def prepare_selection(self) -> None:
+        """Keep the references' answers, and the broken model."""
+        self._upper = self.upper_terms()
+        self._patch = Patcher(self, self.patch_steps)
+
+    def steps_left(self) -> int:
+        """Return how many candidates are not measured yet."""
+        return len(self.pool) - len(self.divergences)
+
+    def select_step(self) -> bool:
+        """Patch with the next candidate and measure both divergences."""
+        assert self._patch is not None
+        self._patch(self.pool[len(self.divergences)])
+        self.eval()
+        with torch.no_grad():
+            harmful, task = (
+                sum(float(share) for share in term.divergences(self._answer_logits))
+                for term in self._upper
+            )
+        self.divergences.append((harmful, task))
+        return len(self.divergences) == len(self.pool)
+
+    def _answer_logits(self, batch: Batch) -> torch.Tensor:
+        return self._plain_logits(self.model, batch)
+
+    # -------------------------------------------------------------------- product
+
+    def candidate_scores(self) -> list[float]:
+        """Return minus the upper objective of each candidate's patch."""
+        if len(self.divergences) < len(self.pool):
+            raise OneShotError(
+                f"the run ended with {len(self.pool) - len(self.divergences)} of "
+                f"{len(self.pool)} candidates not measured; raise trainer.max_epochs and go on "
+                "with --ckpt_path last."
+            )
+        found = [-sum(parts) for parts in self.divergences]
+        finite = [score for score in found if math.isfinite(score)]
+        if not finite:
+            raise OneShotError("model.optimizer.lr: every candidate's patch diverges; lower it.")
+        # One that diverges is worse than any that does not; JSON has no infinity.
+        return [score if math.isfinite(score) else min(finite) - 1 for score in found]
+
+    def selection_facts(self) -> dict[str, Any]:
+        """Return settings, cost and every candidate's upper objective."""
+        rows = len(self.divergences)
+        return {
+            "aligned": self.aligned,
+            "patch_steps": self.patch_steps,
+            "task_weight": self.task_weight,
+            "candidates": self.progress_rows(),
+            "forward_rows": rows * (self.patch_steps + self.reference_rows) + self.reference_rows,
+            "backward_rows": rows * self.patch_steps,
+            "answers": self.answers,
+        }
+
+    def progress_rows(self) -> list[dict[str, Any]]:
+        """Return the upper objective of each candidate measured so far, and its harmful term."""
+        return [
+            {
+                "row": row,
+                "id": candidate.id,
+                "category": candidate.category,
+                "f": harmful + task if math.isfinite(harmful + task) else None,
+                "harmful": harmful if math.isfinite(harmful) else None,
+            }
+            for row, (candidate, (harmful, task)) in enumerate(
+                zip(self.pool, self.divergences, strict=False), 1
+            )
+        ]
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def selection_state(self) -> dict[str, Any]:
+        """Return what is measured."""
+        return {"divergences": list(self.divergences)}
+
+    def load_selection_state(self, state: dict[str, Any]) -> None:
+        """Take up what was measured."""
+        self.divergences = [(float(a), float(b)) for a, b in state["divergences"]]

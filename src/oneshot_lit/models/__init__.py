@@ -1,0 +1,1 @@
+"""Load, build and run language models; losses. No LightningModule here."""

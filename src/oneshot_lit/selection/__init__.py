@@ -1,5 +1,0 @@
-"""Choosing the one instance: the bilevel problem, its rivals, and the ground truth."""
-
-from oneshot_lit.selection.penalty import PenaltySettings
-
-__all__ = ["PenaltySettings"]
