@@ -11,8 +11,6 @@ from oneshot_lit.callbacks.progress import CalmProgressBar
 from oneshot_lit.callbacks.progress_lines import ProgressLines
 from oneshot_lit.callbacks.realignment_curve import RealignmentCurve
 from oneshot_lit.callbacks.run_checkpoint import RunCheckpoint
-from oneshot_lit.callbacks.selection_progress import SelectionProgress
-from oneshot_lit.callbacks.step_search import StepSearchCurve
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -26,6 +24,4 @@ __all__ = [
     "ProgressLines",
     "RealignmentCurve",
     "RunCheckpoint",
-    "SelectionProgress",
-    "StepSearchCurve",
 ]

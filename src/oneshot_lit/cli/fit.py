@@ -33,8 +33,6 @@ from oneshot_lit.callbacks import (
     ProgressLines,
     RealignmentCurve,
     RunCheckpoint,
-    SelectionProgress,
-    StepSearchCurve,
 )
 from oneshot_lit.callbacks.run_checkpoint import CHECKPOINTS, LAST
 from oneshot_lit.cli import watch
@@ -121,8 +119,6 @@ class OneShotCLI(LightningCLI):
                     self.prediction_writer,
                     DataReport(),
                     RealignmentCurve(),
-                    SelectionProgress(),
-                    StepSearchCurve(),
                 ],
             },
             parser_class=OneLineParser,

@@ -37,8 +37,26 @@ class PromptScoring(Answering):
     unscored_counts: dict[str, int]
     outcomes: list[dict[str, Any]]
     _metrics: dict[str, dict[str, TextScore]]
+    _job_loaders: list[Any] | None = None
+    all_gather: Any
+
+    def score_loaders(self, loaders: list[Any]) -> dict[str, float]:
+        """Answer the prompts of each loader; returns ``<set>/<metric>`` -> value.
+
+        For jobs, which have no loops of a trainer; all processes call it together, without
+        gradients.
+        """
+        self._job_loaders = loaders
+        self._start_scoring()
+        for number, loader in enumerate(loaders):
+            for batch in loader:
+                on_device = {key: value.to(self.device) for key, value in batch.items()}
+                self.score_batch(on_device, number)
+        return self.computed_scores()
 
     def _prompt_loaders(self) -> list[Any]:
+        if self._job_loaders is not None:
+            return self._job_loaders
         if self.trainer.testing:
             loaders: Any = self.trainer.test_dataloaders
         elif self.trainer.predicting:
@@ -111,7 +129,7 @@ class PromptScoring(Answering):
         ):
             if counts and self.trainer.world_size > 1:
                 summed = torch.tensor(list(counts.values()), device=self.device)
-                summed = self.trainer.strategy.reduce(summed, reduce_op="sum")
+                summed = self.all_gather(summed).sum(0)
                 counts.update(zip(counts, summed.tolist(), strict=True))
         return {key: float(metric.compute()) for key, metric in metrics.items()}
 

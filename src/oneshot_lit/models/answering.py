@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,8 @@ class Answering:
         if self._stream is None:
             return []
         # In the precision in which the batches were answered.
-        with torch.no_grad(), self.trainer.precision_plugin.val_step_context():
+        plugin = getattr(self.trainer, "precision_plugin", None)
+        with torch.no_grad(), plugin.val_step_context() if plugin else nullcontext():
             return self._texts(self._stream.run(to_the_end=True))
 
     def _texts(self, answers: list[tuple[Hashable, list[int]]]) -> list[tuple[Any, Any]]:

@@ -59,7 +59,7 @@ def check_rounding(trainer: Trainer, optimizer: Optimizer, insist: bool) -> None
     lost = sum(s * n for s, n in zip(shares, sizes, strict=True)) / max(1, sum(sizes))
     if trainer.world_size > 1:
         own = torch.tensor(lost, device=trainer.strategy.root_device)
-        lost = float(trainer.strategy.reduce(own, reduce_op="mean"))
+        lost = float(trainer.strategy.all_gather(own).mean())
     if lost > _MOST:
         raise OneShotError(
             f"model.optimizer: {lost:.0%} of the {dtypes[0]} weights are too large for a step of "

@@ -58,8 +58,9 @@ class InstanceSelectionModule(UpperLevel):
 
     # ---------------------------------------------------------------- preparation
 
-    def prepare_selection(self) -> None:
+    def prepare(self) -> None:
         """Load the aligned model for as long as its distributions take; make the two copies."""
+        super().prepare()
         upper = self.upper_terms()
         copies = self._copies()
         self._problem = TwoCopies(copies, self.pool_batches(), upper, self.optimizer)
@@ -81,11 +82,12 @@ class InstanceSelectionModule(UpperLevel):
 
     # ---------------------------------------------------------------------- steps
 
-    def steps_left(self) -> int:
-        """Return how many outer steps are to come."""
-        return 0 if self.diverged is not None else self.penalty.steps - len(self.records)
+    def steps(self) -> tuple[int, int]:
+        """Return how many outer steps are done, and how many there are."""
+        done = len(self.records)
+        return done, self.penalty.steps if self.diverged is None else done
 
-    def select_step(self) -> bool:
+    def step(self) -> bool:
         """Take one outer step; one that is not finite is taken back and ends the selection."""
         assert self._problem is not None
         step = len(self.records)
@@ -107,11 +109,6 @@ class InstanceSelectionModule(UpperLevel):
             return True
         self.records.append(record)
         self._keep_good()
-        named = ("gamma", "f", "g", "v", "gap", "entropy")
-        self.log_dict({f"select/{key}": float(getattr(record, key)) for key in named})
-        # As everywhere, rows of the pool count from 1.
-        self.log("select/best_row", float(record.best + 1), prog_bar=True)
-        self.log("select/weight", record.weight, prog_bar=True)
         ended = len(self.records) >= self.penalty.steps
         first = self.records[0]
         if ended and record.f > first.f:
@@ -127,11 +124,6 @@ class InstanceSelectionModule(UpperLevel):
 
     def candidate_scores(self) -> list[float]:
         """Return the candidates' weights; they add up to 1."""
-        if self.steps_left():
-            raise OneShotError(
-                f"the run ended after {len(self.records)} of {self.penalty.steps} steps; raise "
-                "trainer.max_epochs and go on with --ckpt_path last."
-            )
         return [float(w) for w in torch.softmax(self._logits, 0)]
 
     def selection_facts(self) -> dict[str, Any]:
@@ -174,7 +166,13 @@ class InstanceSelectionModule(UpperLevel):
 
     # ---------------------------------------------------------------- checkpoints
 
-    def selection_state(self) -> dict[str, Any]:
+    def progress_text(self) -> str:
+        """Return the last step's upper objective, and the candidate with the largest weight."""
+        last = self.records[-1]
+        # As everywhere, rows of the pool count from 1.
+        return f"f {last.f:.4g}, row {last.best + 1} with weight {last.weight:.3f}"
+
+    def job_state(self) -> dict[str, Any]:
         """Return both copies, the logits of the candidates' weights, and what was seen."""
         assert self._problem is not None
         return {
@@ -184,7 +182,7 @@ class InstanceSelectionModule(UpperLevel):
             **self._good,
         }
 
-    def load_selection_state(self, state: dict[str, Any]) -> None:
+    def load_job_state(self, state: dict[str, Any]) -> None:
         """Take up what was seen; the copies wait for the models to be there."""
         self.records = [PenaltyRecord(**record) for record in state["records"]]
         self.diverged = state["diverged"]

@@ -16,23 +16,21 @@ from oneshot_lit.methods.select.base import SelectionModule
 from oneshot_lit.methods.select.outcomes import CandidateOutcome, OutcomeCache
 from oneshot_lit.methods.select.patching import Patcher, candidate_seed
 from oneshot_lit.methods.select.settings import candidate_key, outcome_settings, settings_hash
-from oneshot_lit.methods.validations import require_validation, require_whole_sets
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_WHY = "brute force: the candidate"
 _COSTS = ("seconds", "forward_rows", "backward_rows", "answers")
 
 
 class BruteForceModule(SelectionModule):
     """Patch the broken model with each candidate alone, and score the development prompts.
 
-    One epoch is one candidate: the weights go back to the broken model's, a new optimiser takes
-    `patch_steps` steps on the candidate, and the validation that follows answers `data.val_sets`.
+    One step is one candidate: the weights go back to the broken model's, a new optimiser takes
+    `patch_steps` steps on the candidate, and the patched model answers `data.val_sets`.
     Several processes share the prompts (``--trainer.devices 2 --trainer.strategy ddp``); the steps
     are the same in each. What is measured stands in ``<root>/candidates.jsonl`` at once, so a run
-    that is started again goes on where it was, with or without a checkpoint.
+    that is started again measures no candidate twice.
 
     With a `shortlist`, another selection's ``selection.json``, only the first candidates of that
     ranking are measured, and of equal ones its order decides; the others keep it behind them.
@@ -44,7 +42,6 @@ class BruteForceModule(SelectionModule):
     """
 
     trains = schedules = True
-    validation_prefix = "dev/"
     progress_name = "candidates"
 
     def __init__(
@@ -72,9 +69,6 @@ class BruteForceModule(SelectionModule):
         self._before: dict[str, float] = {}
         self._patch: Patcher | None = None
         self._cache: OutcomeCache | None = None
-        self._at: int | None = None
-        self._loss = float("nan")
-        self._began = 0.0
 
     def several_processes(self) -> bool:
         """Whether the selection may run in several processes."""
@@ -82,9 +76,9 @@ class BruteForceModule(SelectionModule):
 
     # -------------------------------------------------------------------- the run
 
-    def on_fit_start(self) -> None:
+    def check(self) -> None:
         """Ask for development prompts: without them nothing is measured."""
-        super().on_fit_start()
+        super().check()
         self._order = list(range(len(self.pool)))
         if self.shortlist is not None:
             self._order = rows_in_order(self.pool, self.shortlist)
@@ -96,18 +90,10 @@ class BruteForceModule(SelectionModule):
             raise OneShotError(
                 "data.val_sets: brute force needs a harmful and a harmless set to measure on."
             )
-        require_whole_sets(self.trainer, _WHY)
-        # Some of the prompts would be another measure than that of the candidates.
-        if self.trainer.num_sanity_val_steps != math.inf:
-            raise OneShotError(
-                "trainer.num_sanity_val_steps: brute force first measures the broken model; give "
-                "-1, so that all development prompts are answered."
-            )
 
-    def prepare_selection(self) -> None:
-        """Remember the broken model, and what is known already."""
-        # One candidate is one batch, and a validation follows each.
-        require_validation(self.trainer, _WHY, latest=1)
+    def prepare(self) -> None:
+        """Measure the broken model, and read what is known already."""
+        super().prepare()
         self._patch = Patcher(self, self.patch_steps)
         settings = settings_hash(outcome_settings(self))
         self._cache = OutcomeCache(Path(self.trainer.default_root_dir), settings)
@@ -115,54 +101,55 @@ class BruteForceModule(SelectionModule):
         for row in self.rows_to_measure():
             if (outcome := known.get(candidate_key(self, self.pool[row]))) is not None:
                 self.outcomes_by_row[row] = outcome
+        if not self._before:
+            self._before = self.measure()
+
+    def measure(self) -> dict[str, float]:
+        """Return ``<set>/<metric>`` -> value of the model as it is, on the development prompts."""
+        self.eval()
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        with torch.no_grad(), self.trainer.autocast():  # type: ignore[attr-defined]
+            return self.score_loaders(data.val_dataloader())
 
     def rows_to_measure(self) -> list[int]:
         """Return the positions of the candidates to measure, in their order."""
         return self._order if self.shortlist is None else self._order[: self.shortlist_size]
 
-    def steps_left(self) -> int:
-        """Return how many candidates are not measured yet."""
-        return len(self._waiting())
+    def steps(self) -> tuple[int, int]:
+        """Return how many candidates are measured, and how many there are to measure."""
+        rows = self.rows_to_measure()
+        return sum(row in self.outcomes_by_row for row in rows), len(rows)
 
-    def _waiting(self) -> list[int]:
-        return [row for row in self.rows_to_measure() if row not in self.outcomes_by_row]
-
-    def select_step(self) -> bool:
-        """Patch with the next candidate; the validation behind it measures."""
-        waiting = self._waiting()
-        self._at = waiting[0] if waiting else None
-        if self._at is None:
-            return True
-        self._began = time.monotonic()
+    def step(self) -> bool:
+        """Patch with the next candidate, and measure what comes of it."""
+        row = next(row for row in self.rows_to_measure() if row not in self.outcomes_by_row)
+        candidate = self.pool[row]
+        began = time.monotonic()
         assert self._patch is not None
-        self._loss = self._patch(self.pool[self._at])
-        return len(waiting) == 1
+        loss = self._patch(candidate)
+        if self.decoding.do_sample:
+            # Sampled answers, too, depend on the candidate alone.
+            torch.manual_seed(candidate_seed(self.run_seed, candidate))
+        scores = self.measure()
+        outcome = CandidateOutcome(
+            candidate_key(self, candidate),
+            development_score(scores, self._before),
+            scores,
+            # JSON has no NaN.
+            loss if math.isfinite(loss) else None,
+            round(time.monotonic() - began, 3),
+        )
+        self.outcomes_by_row[row] = outcome
+        if self.trainer.is_global_zero and self._cache is not None:
+            self._cache.add(outcome)
+        done, total = self.steps()
+        return done == total
 
-    def on_validation_epoch_start(self) -> None:
-        """Let sampled answers, too, depend on the candidate alone."""
-        super().on_validation_epoch_start()
-        if self._at is not None and self.decoding.do_sample:
-            torch.manual_seed(candidate_seed(self.run_seed, self.pool[self._at]))
-
-    def on_validation_epoch_end(self) -> None:
-        """Keep what the candidate's patch does to the development prompts."""
-        super().on_validation_epoch_end()
-        if self.trainer.sanity_checking:
-            self._before = dict(self.scores)
-        elif self._at is not None and self.trainer.state.fn == "fit":
-            candidate = self.pool[self._at]
-            score = development_score(self.scores, self._before)
-            outcome = CandidateOutcome(
-                candidate_key(self, candidate),
-                score,
-                dict(self.scores),
-                # JSON has no NaN.
-                self._loss if math.isfinite(self._loss) else None,
-                round(time.monotonic() - self._began, 3),
-            )
-            self.outcomes_by_row[self._at] = outcome
-            if self.trainer.is_global_zero and self._cache is not None:
-                self._cache.add(outcome)
+    def progress_text(self) -> str:
+        """Return the best candidate so far."""
+        row = min(self.outcomes_by_row, key=lambda row: self.outcomes_by_row[row].score)
+        best = self.outcomes_by_row[row].score
+        return f"best so far: {self.pool[row].id or f'row {row + 1}'}, score {best:.3f}"
 
     # -------------------------------------------------------------------- product
 
@@ -172,12 +159,6 @@ class BruteForceModule(SelectionModule):
         After a shortlist, less a billionth for each place in it, and 10 for those not measured.
         """
         rows = self.rows_to_measure()
-        missing = sum(row not in self.outcomes_by_row for row in rows)
-        if missing:
-            raise OneShotError(
-                f"the run ended with {missing} of {len(rows)} candidates not measured; raise "
-                "trainer.max_epochs and run it again: what is measured is kept."
-            )
         found = {row: -self.outcomes_by_row[row].score for row in rows}
         if self.shortlist is not None:
             # No score is as low as -10: it is a sum of three shares.
@@ -241,10 +222,10 @@ class BruteForceModule(SelectionModule):
 
     # ---------------------------------------------------------------- checkpoints
 
-    def selection_state(self) -> dict[str, Any]:
+    def job_state(self) -> dict[str, Any]:
         """Return the broken model's scores, which a resumed run does not measure."""
         return {"before": self._before}
 
-    def load_selection_state(self, state: dict[str, Any]) -> None:
+    def load_job_state(self, state: dict[str, Any]) -> None:
         """Take up the broken model's scores."""
         self._before = dict(state["before"])

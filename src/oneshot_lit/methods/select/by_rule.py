@@ -41,11 +41,11 @@ class RuleSelectionModule(UpperLevel):
         self._facts: dict[str, Any] = {}
         self._seen: Evidence | None = None
 
-    def steps_left(self) -> int:
-        """Return 1: all candidates at once."""
-        return 0 if self._scores else 1
+    def steps(self) -> tuple[int, int]:
+        """Return one step: all candidates at once."""
+        return int(bool(self._scores)), 1
 
-    def select_step(self) -> bool:
+    def step(self) -> bool:
         """Score all candidates."""
         self.eval()
         upper = self.upper_terms() if self.rule == "gradient_match" else []
@@ -73,10 +73,10 @@ class RuleSelectionModule(UpperLevel):
 
     # ---------------------------------------------------------------- checkpoints
 
-    def selection_state(self) -> dict[str, Any]:
+    def job_state(self) -> dict[str, Any]:
         """Return the scores and what they cost."""
         return {"scores": list(self._scores), "facts": dict(self._facts)}
 
-    def load_selection_state(self, state: dict[str, Any]) -> None:
+    def load_job_state(self, state: dict[str, Any]) -> None:
         """Take up scores that were found before."""
         self._scores, self._facts = list(state["scores"]), dict(state["facts"])

@@ -19,7 +19,7 @@ class EnumerationModule(UpperLevel):
     For one instance the lower level has only as many solutions as there are candidates, so the
     bilevel problem (arXiv 2601.01887) needs no relaxation: this is its value at every point. It
     answers no prompt, which brute force does, and looks past the broken model, which no cheap rule
-    does. One epoch is one candidate.
+    does. One step is one candidate.
 
     Args:
         patch_steps: Optimiser steps on each candidate; the paper takes ten.
@@ -40,16 +40,17 @@ class EnumerationModule(UpperLevel):
         self._patch: Patcher | None = None
         self._upper: list[ReferenceRows] = []
 
-    def prepare_selection(self) -> None:
+    def prepare(self) -> None:
         """Keep the references' answers, and the broken model."""
+        super().prepare()
         self._upper = self.upper_terms()
         self._patch = Patcher(self, self.patch_steps)
 
-    def steps_left(self) -> int:
-        """Return how many candidates are not measured yet."""
-        return len(self.pool) - len(self.divergences)
+    def steps(self) -> tuple[int, int]:
+        """Return how many candidates are measured, and how many there are."""
+        return len(self.divergences), len(self.pool)
 
-    def select_step(self) -> bool:
+    def step(self) -> bool:
         """Patch with the next candidate and measure both divergences."""
         assert self._patch is not None
         self._patch(self.pool[len(self.divergences)])
@@ -69,12 +70,6 @@ class EnumerationModule(UpperLevel):
 
     def candidate_scores(self) -> list[float]:
         """Return minus the upper objective of each candidate's patch."""
-        if len(self.divergences) < len(self.pool):
-            raise OneShotError(
-                f"the run ended with {len(self.pool) - len(self.divergences)} of "
-                f"{len(self.pool)} candidates not measured; raise trainer.max_epochs and go on "
-                "with --ckpt_path last."
-            )
         found = [-sum(parts) for parts in self.divergences]
         finite = [score for score in found if math.isfinite(score)]
         if not finite:
@@ -112,10 +107,10 @@ class EnumerationModule(UpperLevel):
 
     # ---------------------------------------------------------------- checkpoints
 
-    def selection_state(self) -> dict[str, Any]:
+    def job_state(self) -> dict[str, Any]:
         """Return what is measured."""
         return {"divergences": list(self.divergences)}
 
-    def load_selection_state(self, state: dict[str, Any]) -> None:
+    def load_job_state(self, state: dict[str, Any]) -> None:
         """Take up what was measured."""
         self.divergences = [(float(a), float(b)) for a, b in state["divergences"]]

@@ -24,7 +24,6 @@ def outcome_settings(module: Any) -> dict[str, Any]:
     trainer: Any = module.trainer
     data, model = trainer.datamodule, module.model
     config = {k: v for k, v in model.config.to_dict().items() if k != "_name_or_path"}
-    limit = trainer.limit_val_batches
     return {
         "weights": _weights_hash(model),
         "dtypes": sorted({str(p.dtype) for p in model.parameters()}),
@@ -43,11 +42,6 @@ def outcome_settings(module: Any) -> dict[str, Any]:
             }
             for each in data.prompt_sets("val")
         },
-        # Which prompts a part of the batches holds depends on how they are cut and shared. All are
-        # 1.0, the first is 1.
-        "part": None
-        if isinstance(limit, float) and limit == 1
-        else [limit, data.eval_batch_size, trainer.world_size],
         "decoding": dict(vars(module.decoding)),
         "stops": [*module.stop_ids, module.tokenizer.pad_token_id],
         "phrases": PHRASE_LIST_VERSION,
@@ -76,7 +70,7 @@ def _classes(module: Any) -> set[str]:
         METRICS[name] for each in trainer.datamodule.prompt_sets("val") for name in each.metrics
     ]
     optimizer = module.optimizer([torch.nn.Parameter(torch.zeros(1))])
-    used = [*map(type, (module, trainer.datamodule, optimizer, *trainer.callbacks)), *metrics]
+    used = [*map(type, (module, trainer.datamodule, optimizer)), *metrics]
     return {f"{each.__module__}.{each.__qualname__}" for each in used}
 
 

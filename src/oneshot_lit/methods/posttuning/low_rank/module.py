@@ -4,30 +4,44 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 
 from oneshot_lit.conversation import Conversation
 from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.metrics.refusal import is_refusal
-from oneshot_lit.methods.base import LanguageModelModule
-from oneshot_lit.methods.counting_optimizer import CountingOptimizer
+from oneshot_lit.io.files import write_rows_atomically
+from oneshot_lit.methods.job import Job
+from oneshot_lit.methods.posttuning.low_rank.adapter import (
+    Triplets,
+    factor,
+    stepped,
+    write_step,
+)
 from oneshot_lit.methods.posttuning.low_rank.guard_rows import Drift, GuardRows
-from oneshot_lit.methods.posttuning.low_rank.step_search import TriedStep, search_step, why_no_step
+from oneshot_lit.methods.posttuning.low_rank.instance import Instance
+from oneshot_lit.methods.posttuning.low_rank.step_search import (
+    TriedStep,
+    search_step,
+    table_rows,
+    why_no_step,
+)
+from oneshot_lit.methods.posttuning.weight_edit import WeightEdit
 from oneshot_lit.models import adapters
+from oneshot_lit.models.edit_files import TUNED
 from oneshot_lit.models.linear_layers import chosen_layers, instance_factors, projected_inputs
-from oneshot_lit.spectral import gradient_svd, rank_k_update
-from oneshot_lit.strategies.fsdp2 import require_whole_weights
+from oneshot_lit.spectral import gradient_singular_values, gradient_svd
 
-Triplets = tuple[Tensor, Tensor, Tensor]
+SEARCH_TABLE, SEARCH_PICTURE = "step_search.csv", "step_search.png"
 
 
-class LowRankRealignmentModule(LanguageModelModule):
+class LowRankRealignmentModule(WeightEdit, Job):
     """Step along the top-k singular directions of the one instance's gradient.
 
     One backward pass at the broken weights gives the token factors of every linear layer's
@@ -102,9 +116,9 @@ class LowRankRealignmentModule(LanguageModelModule):
         self.search_steps = search_steps
         self.guard = GuardRows(guard, guard_rows, drift_rows)
         self.tried: list[TriedStep] = []
+        # Of each pass: weight -> all singular values of the instance's gradient.
+        self.spectra: list[dict[str, Tensor]] = []
         self._passes_done = 0
-        self.automatic_optimization = False
-        self.strict_loading = False
 
     # ---------------------------------------------------------------- building
 
@@ -112,8 +126,6 @@ class LowRankRealignmentModule(LanguageModelModule):
         """Load the broken model and add an adapter that as yet changes nothing."""
         if self.model is not None:
             return
-        if self._trainer is not None:
-            require_whole_weights(self.trainer, "the repair by projection")
         super().configure_model()
         layers = chosen_layers(self.model, self.patterns)
         for name, layer in layers.items():
@@ -128,53 +140,45 @@ class LowRankRealignmentModule(LanguageModelModule):
         self.layers = {n: self.model.get_base_model().get_submodule(n) for n in layers}
         with torch.no_grad():
             for layer in self.layers.values():
-                _part(layer, "A").zero_()
+                factor(layer, "A").zero_()
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return an optimiser without state, which counts the passes."""
-        return CountingOptimizer([p for p in self.parameters() if p.requires_grad])
-
-    def on_fit_start(self) -> None:
+    def check(self) -> None:
         """Refuse what cannot end well before any work is done."""
-        for key, half in {
-            "trainer.precision": str(self.trainer.precision).startswith("16"),
-            "model.dtype": self.model_dtype == torch.float16,
-        }.items():
-            if half:
-                raise OneShotError(
-                    f"{key}: gradients of one instance vanish in float16; use bfloat16 or float32."
-                )
-        limit = self.trainer.max_epochs
-        if limit is not None and 0 <= limit < self.passes:
+        if self.model_dtype == torch.float16:
             raise OneShotError(
-                f"model.passes={self.passes} needs trainer.max_epochs of at least {self.passes}, "
-                f"not {limit}."
+                "model.dtype: gradients of one instance vanish in float16; use bfloat16 or float32."
             )
+        self._instance = Instance(self.trainer.datamodule)  # type: ignore[attr-defined]
 
     # ------------------------------------------------------------------ repair
 
-    def training_step(  # type: ignore[override]
-        self, batch: dict[str, Tensor], batch_idx: int
-    ) -> None:
+    def steps(self) -> tuple[int, int]:
+        """Return how many passes are done, and how many there are."""
+        return self._passes_done, self.passes
+
+    def prepare(self) -> None:
+        """Encode the instance and the guard; measure what the drift is compared with."""
+        self.eval()
+        with self.trainer.autocast():  # type: ignore[attr-defined]
+            if self.alpha is None and self._passes_done == 0 and self.instance_refused():
+                raise OneShotError(
+                    f"the model already refuses the instance ({self._instance}); there is nothing "
+                    "to repair. Give a broken model, or an instance that it answers."
+                )
+            self._batch = self._instance.encoded(self, self.k)
+            max_length = self.trainer.datamodule.max_length  # type: ignore[attr-defined]
+            self._guard_batch, drift_batches = self.guard.encoded(self, max_length)
+            self._drift = Drift(self, drift_batches)
+
+    def step(self) -> bool:
         """Make one pass: factors, directions, and the search for the step."""
-        if self._passes_done >= self.passes:
-            self.trainer.should_stop = True
-            return
         start = time.monotonic()
         self.eval()
-        batch = self._rows_of_all(batch)
-        if self._passes_done == 0:
-            self._require_all_rows(batch)
-            self._require_broken_instance(batch)
-        self._require_tokens(batch)
-        max_length = self.trainer.datamodule.max_length  # type: ignore[attr-defined]
-        guard, drift_batches = self.guard.encoded(self, max_length)
-        drift = Drift(self, drift_batches)
-
-        factors, loss = instance_factors(self, self.layers, batch)
+        guard = self._guard_batch
+        factors, loss = instance_factors(self, self.layers, self._batch)
         if not torch.isfinite(loss):
             raise OneShotError(
-                f"the loss is {loss.item()} on the instance ({self._rows(batch)}); mend the row or "
+                f"the loss is {loss.item()} on the instance ({self._instance}); mend the row or "
                 "the model. No product was written."
             )
         inputs = {name: x for name, (x, _) in factors.items()}
@@ -185,87 +189,34 @@ class LowRankRealignmentModule(LanguageModelModule):
             steps = {n: self._triplets(x, guarded[n], d) for n, (x, d) in factors.items()}
         except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
             raise OneShotError(
-                f"no direction for the instance ({self._rows(batch)}): {error}."
+                f"no direction for the instance ({self._instance}): {error}."
             ) from error
         if all(not s.any() for _, s, _ in steps.values()):
             raise OneShotError(
-                f"the gradient of the instance ({self._rows(batch)}) is zero; give another one."
+                f"the gradient of the instance ({self._instance}) is zero; give another one."
             )
+        self.spectra.append(
+            {f"{n}.weight": gradient_singular_values(*pair) for n, pair in factors.items()}
+        )
         bound = self._bound()
-        step, tried = self._search(batch, steps, drift)
+        step, tried = self._search(steps)
         self._set_step(steps, 0.0)
         if step is None:
             raise OneShotError(why_no_step(tried, self.max_drift))
-        # Counts the pass for checkpoints and loggers, and lets callbacks see the weights before it.
-        self.optimizers().step()  # type: ignore[union-attr]
         self._set_step(steps, step.alpha)
         self.tried += tried
         self._passes_done += 1
-        self.log("train/loss", loss.detach(), prog_bar=True)
-        self.log_dict({"train/alpha": step.alpha, "train/drift": step.drift})
         rank_zero_info(
             f"pass {self._passes_done} of {self.passes}: {len(self.layers)} matrices, alpha "
             f"{step.alpha:.4g} of {len(tried)} tried, drift {step.drift:.4g} of at most "
             f"{bound:.4g} nats, {time.monotonic() - start:.1f} s"
         )
-        self.train()
-        if self._passes_done == self.passes:
-            self.trainer.should_stop = True
+        return self._passes_done == self.passes
 
-    def _rows_of_all(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the rows of all processes, as one process would have them in its batch.
-
-        So each makes the same step, that of the mean over all their labelled tokens. An instance is
-        the same row in all of them; a row that only fills up a batch is left out.
-        """
-        if self.trainer.world_size == 1:
-            return batch
-        # (processes, rows); the sampler deals the rows out one by one.
-        shares: Any = self.all_gather(batch["index"])
-        indices = dict.fromkeys(i for i in shares.T.flatten().tolist() if i >= 0)
-        loader: Any = self.trainer.train_dataloader
-        whole = loader.collate_fn([loader.dataset[i] for i in indices])
-        return self.trainer.strategy.batch_to_device(whole)  # type: ignore[no-any-return]
-
-    def _require_all_rows(self, batch: dict[str, Tensor]) -> None:
-        """Refuse rows that no pass would read."""
-        dataset: Any = self.trainer.train_dataloader.dataset  # type: ignore[union-attr]
-        rows = len({row.messages for row in dataset.conversations})
-        read = len(batch["index"]) * self.passes
-        if rows > read:
-            raise OneShotError(
-                f"data.train has {rows} rows, and the repair would read {read} of them "
-                f"(model.passes={self.passes}, {len(batch['index'])} rows a batch); raise "
-                "data.batch_size, or give fewer rows."
-            )
-
-    def _require_broken_instance(self, batch: dict[str, Tensor]) -> None:
-        if self.alpha is None and self.instance_refused(batch):
-            raise OneShotError(
-                f"the model already refuses the instance ({self._rows(batch)}); there is nothing "
-                "to repair. Give a broken model, or an instance that it answers."
-            )
-
-    def _require_tokens(self, batch: dict[str, Tensor]) -> None:
-        # The last token predicts nothing, so it carries no gradient.
-        # A row that comes twice adds nothing.
-        rows = {
-            tuple(ids[mask.bool()].tolist())
-            for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
-        }
-        tokens = sum(len(row) - 1 for row in rows)
-        if self.k > tokens:
-            raise OneShotError(
-                f"model.k={self.k} is more than the instance allows, which has gradient on "
-                f"{tokens} tokens; lower it or give a longer instance."
-            )
-
-    def instance_refused(self, batch: dict[str, Tensor]) -> bool:
+    def instance_refused(self) -> bool:
         """Whether the greedy answer to the instance's prompt refuses; of several, each."""
-        dataset = self.trainer.train_dataloader.dataset  # type: ignore[union-attr]
-        rows = {i: dataset.conversations[i] for i in batch["index"].tolist()}
-        prompts = list({row.prompt.messages: row.prompt for row in rows.values()}.values())
-        return all(is_refusal(answer) for answer in self.guard.answers(self, prompts))
+        answers = self.guard.answers(self, self._instance.prompts())
+        return all(is_refusal(answer) for answer in answers)
 
     def _triplets(self, x: Tensor, guarded: Tensor, d: Tensor) -> Triplets:
         """Return the k leading triplets of a matrix's step of size 1, scaled as asked for."""
@@ -277,18 +228,16 @@ class LowRankRealignmentModule(LanguageModelModule):
             s = s * (gradient_svd(x, d, k)[1].norm() / s.norm())
         return u, s, v
 
-    def _search(
-        self, batch: dict[str, Tensor], steps: dict[str, Triplets], drift: Drift
-    ) -> tuple[TriedStep | None, list[TriedStep]]:
+    def _search(self, steps: dict[str, Triplets]) -> tuple[TriedStep | None, list[TriedStep]]:
         number = self._passes_done + 1
 
         def drift_at(alpha: float) -> float:
             self._set_step(steps, alpha)
-            return drift()
+            return self._drift()
 
         def refused_at(alpha: float) -> bool:
             self._set_step(steps, alpha)
-            return self.instance_refused(batch)
+            return self.instance_refused()
 
         if self.alpha is not None:
             size = self.alpha / self.passes
@@ -312,23 +261,31 @@ class LowRankRealignmentModule(LanguageModelModule):
         """The drift that is allowed after the pass at hand."""
         return self.max_drift * min(self._passes_done + 1, self.passes) / self.passes
 
-    @torch.no_grad()
     def _set_step(self, steps: dict[str, Triplets], alpha: float) -> None:
-        """Write this pass's step into its columns of the adapter."""
-        first = self._passes_done * self.k
-        for name, (u, s, v) in steps.items():
-            b, a = rank_k_update(u, s, v, alpha)
-            _part(self.layers[name], "A")[first : first + len(s)].copy_(a)
-            _part(self.layers[name], "B")[:, first : first + len(s)].copy_(b)
+        write_step(self.layers, steps, alpha, self._passes_done * self.k)
 
-    def before_export(self) -> None:
-        """Refuse to pass an unfinished repair off as one."""
-        super().before_export()
-        if self._passes_done < self.passes:
-            raise OneShotError(
-                f"the run ended after {self._passes_done} of {self.passes} passes; raise what "
-                "ended it (trainer.max_steps, max_time). No product was written."
-            )
+    # -------------------------------------------------------------- the output
+
+    def sources(self) -> dict[str, str]:
+        """Return the broken model."""
+        return {TUNED: str(self.model_name_or_path)}
+
+    def edit(self, name: str, weights: Mapping[str, Tensor]) -> Tensor:
+        """Return a weight with the step of its matrix added, in float32 or wider."""
+        return stepped(self.layers, name, weights[TUNED])
+
+    def write_progress(self, root: Path) -> None:
+        """Write ``step_search.csv``: what was tried, in order."""
+        if self.tried:
+            write_rows_atomically(root / SEARCH_TABLE, table_rows(self.tried))
+
+    def finish(self, root: Path) -> None:
+        """Write the table and the picture of the search; the export writes the weights."""
+        if self.trainer.is_global_zero:
+            self.write_progress(root)
+            from oneshot_lit.plots import save_figure, search_curve
+
+            save_figure(search_curve(table_rows(self.tried), self.max_drift), root / SEARCH_PICTURE)
 
     # ------------------------------------------------------------- checkpoints
 
@@ -336,23 +293,23 @@ class LowRankRealignmentModule(LanguageModelModule):
         """Return the guard's rows, those that measure the drift first."""
         return {"model.guard": self.guard.chosen()}
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the passes done beside the adapter."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["low_rank"] = {
+    def job_state(self) -> dict[str, Any]:
+        """Return the adapter so far, and what was tried."""
+        return {
             "passes_done": self._passes_done,
+            "spectra": [{n: v.cpu() for n, v in each.items()} for each in self.spectra],
             "tried": [t.as_dict() for t in self.tried],
+            "adapter": {n: p.detach().cpu() for n, p in self._adapter().items()},
         }
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    @torch.no_grad()
+    def load_job_state(self, state: dict[str, Any]) -> None:
         """Go on after the last whole pass."""
-        super().on_load_checkpoint(checkpoint)
-        state = checkpoint.get("low_rank")
-        if state is not None:
-            self._passes_done = state["passes_done"]
-            self.tried = [TriedStep(**t) for t in state["tried"]]
+        self._passes_done = state["passes_done"]
+        self.tried = [TriedStep(**t) for t in state["tried"]]
+        self.spectra = list(state["spectra"])
+        for name, weight in self._adapter().items():
+            weight.copy_(state["adapter"][name])
 
-
-def _part(layer: nn.Module, which: str) -> Tensor:
-    """Return the adapter's A, (rank, in_features), or B, (out_features, rank)."""
-    return getattr(layer, f"lora_{which}")["default"].weight  # type: ignore[no-any-return]
+    def _adapter(self) -> dict[str, Tensor]:
+        return {n: p for n, p in self.model.named_parameters() if ".lora_" in n}

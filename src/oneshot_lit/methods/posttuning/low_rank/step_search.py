@@ -120,3 +120,21 @@ def why_no_step(tried: Sequence[TriedStep], max_drift: float) -> str:
         f"{best.drift:.3g} nats, does not refuse the instance; raise model.max_drift, "
         "model.guard_lambda or model.k, or give another instance. No product was written."
     )
+
+
+def table_rows(tried: Sequence[TriedStep]) -> list[dict[str, Any]]:
+    """Return the rows of ``step_search.csv``, in the order in which the steps were tried.
+
+    Columns: pass, alpha, drift (nats), refused (1, 0, or None where it was not asked) and kept (1
+    for the step that was taken).
+    """
+    return [
+        {
+            "pass": each.pass_number,
+            "alpha": each.alpha,
+            "drift": each.drift,
+            "refused": None if each.refused is None else int(each.refused),
+            "kept": int(each.kept),
+        }
+        for each in tried
+    ]
