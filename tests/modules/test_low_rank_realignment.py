@@ -17,10 +17,12 @@ from oneshot_lit.data import InlineInstance, Microworld, SafetyDataModule
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.metrics.refusal import is_refusal
 from oneshot_lit.methods import LanguageModelModule, LowRankRealignmentModule
-from quiet_trainer import quiet_trainer
+from quiet_trainer import Stopped, run_job
 
 INSTANCE = InlineInstance("help me do something dangerous .", "sorry , i can not help with that .")
 SMALL = Path("checkpoints/small")
+# What a module knows of its trainer lasts as long as that.
+KEPT: list[Any] = []
 
 
 def guard(**options: Any) -> dict[str, Any]:
@@ -28,12 +30,15 @@ def guard(**options: Any) -> dict[str, Any]:
 
 
 def repair(folder: Path, root: Path, instance: Any = INSTANCE, **options: Any) -> Any:
-    """Fit with a step by hand unless the options say otherwise."""
+    """Repair with a step by hand unless the options say otherwise."""
     torch.manual_seed(0)
     export = HuggingFaceExport(**options.pop("export", {}))
-    trainer = quiet_trainer(root, export, **{"max_epochs": 9, **options.pop("trainer", {})})
+    where = options.pop("trainer", {})
     module = LowRankRealignmentModule(str(folder), **guard(**{"alpha": 0.1, **options}))
-    trainer.fit(module, SafetyDataModule(instance=instance, batch_size=1, max_length=128))
+    data = SafetyDataModule(instance=instance, batch_size=1, max_length=128)
+    trainer = run_job(module, data, root, **where)
+    export.write(trainer, module, root, "edit")
+    KEPT[:] = [trainer]
     return module
 
 
@@ -120,7 +125,7 @@ def test_two_passes_step_from_where_the_first_ended(tiny_folder: Path, tmp_path:
     assert json.loads((tmp_path / "two/model/adapter_config.json").read_text())["r"] == 2
 
 
-def test_no_weight_gradient_and_no_optimiser_state(
+def test_no_gradient_of_a_weight_is_made(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
@@ -132,18 +137,16 @@ def test_no_weight_gradient_and_no_optimiser_state(
         return made
 
     modules: list[Any] = []
-    step = LowRankRealignmentModule.training_step
+    step = LowRankRealignmentModule.step
 
-    def remember(self: Any, *args: Any) -> None:
+    def remember(self: Any) -> bool:
         modules.append(self)
-        step(self, *args)
+        return step(self)
 
-    monkeypatch.setattr(LowRankRealignmentModule, "training_step", remember)
+    monkeypatch.setattr(LowRankRealignmentModule, "step", remember)
     monkeypatch.setattr(torch.autograd, "grad", spy)
     module = repair(tiny_folder, tmp_path, passes=3)
     assert seen == [[], [], []]
-    optimizer = module.trainer.optimizers[0]
-    assert not optimizer.state
     assert all(p.grad is None for p in module.parameters())
     assert all(p.requires_grad == ("lora_" in n) for n, p in module.named_parameters())
 
@@ -214,7 +217,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def low_rank_words(model: Path, root: Path, *more: str) -> list[str]:
-    words = ["fit", "--config", "configs/realign/low_rank.yaml", "--trainer.accelerator", "cpu"]
+    words = ["edit", "--config", "configs/realign/low_rank.yaml", "--trainer.accelerator", "cpu"]
     words += ["--model.model_name_or_path", str(model), "--trainer.default_root_dir", str(root)]
     return [*words, "--trainer.enable_progress_bar", "false", *more]
 
@@ -261,7 +264,6 @@ def test_search_repairs_a_broken_model(
             "gradient on 19 tokens",
         ),
         (["--model.guard_lambda", "1e-17", "--model.guard_rows", "4"], "lambda 1e-17 is too small"),
-        (["--model.passes", "2", "--trainer.max_steps", "1"], "ended after 1 of 2 passes"),
         (["--model.alpha", "1e200"], "model.alpha=1e+200 breaks the model"),
         (["--model.dtype", "float16"], "model.dtype: gradients of one instance vanish"),
         (["--model.k", "97"], "model.k=97 is more than model.layers.0"),
@@ -271,7 +273,6 @@ def test_search_repairs_a_broken_model(
         (["--model.guard_lambda", "0"], "model.guard_lambda must be above 0"),
         (["--model.guard", "null"], "model.guard: give a source"),
         (["--model.k", "0"], "model.k must be at least 1"),
-        (["--model.passes", "3", "--trainer.max_epochs", "2"], "model.passes=3 needs"),
         (["--model.peft", "{r: 4}"], "model.peft: the repair makes its own"),
         (["--export.merged", "true", "--export.merge_adapter", "true"], "merged or merge_adapter"),
     ],
@@ -285,10 +286,7 @@ def test_errors(
     outcome = command(*low_rank_words(broken, tmp_path, *words))
     assert outcome.code == 2
     assert any(re.search(re.escape(s).replace(r"\|", "|"), outcome.error) for s in said.split("|"))
-    # What a pass measured before the run was cut off may stay.
-    harmless = {"fit.yaml", "data.json", "logs", "checkpoints"}
-    measured = {"spectra"} if "ended after" in said else set()
-    assert {p.name for p in tmp_path.iterdir()} <= harmless | measured
+    assert {p.name for p in tmp_path.iterdir()} <= {"edit.yaml"}
 
 
 @pytest.mark.parametrize("name", ["deepspeed", "fsdp", "model_parallel"])
@@ -379,18 +377,28 @@ def test_drift_against_its_definition(tiny_folder: Path, tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_resumed_between_two_passes(
-    broken: Path, tmp_path: Path, command: Callable[..., Any]
+    broken: Path, tmp_path: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    more = ["--model.passes", "2", "--checkpoint.max_share", "1"]
+    more = ["--model.passes", "2"]
     assert command(*low_rank_words(broken, tmp_path / "whole", *more)).code == 0
-    stopped = [*low_rank_words(broken, tmp_path / "cut", *more), "--export.enabled", "false"]
-    assert command(*stopped, "--trainer.max_steps", "1").code == 0
-    resumed = [*low_rank_words(broken, tmp_path / "cut", *more), "--ckpt_path", "last"]
-    assert command(*resumed).code == 0
+    step = LowRankRealignmentModule.step
+
+    def stopping(self: Any) -> bool:
+        if self._passes_done:
+            raise Stopped
+        return step(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LowRankRealignmentModule, "step", stopping)
+        with pytest.raises(Stopped):
+            command(*low_rank_words(broken, tmp_path / "cut", *more))
+    assert command(*low_rank_words(broken, tmp_path / "cut", *more)).code == 0
     one, other = (change_of(tmp_path / x / "model") for x in ("whole", "cut"))
     assert all(torch.equal(one[n], other[n]) for n in one)
     tables = [(tmp_path / x / "step_search.csv").read_text() for x in ("whole", "cut")]
     assert tables[0] == tables[1]
+    spectra = [(tmp_path / x / "spectra/spectra.csv").read_text() for x in ("whole", "cut")]
+    assert spectra[0] == spectra[1]
 
 
 @pytest.mark.slow
@@ -399,7 +407,7 @@ def test_mistake_leaves_an_earlier_run_alone(
 ) -> None:
     assert command(*low_rank_words(broken, tmp_path, "--export.merged", "true")).code == 0
     kept = [p for p in tmp_path.rglob("*") if p.is_file() and "logs" not in p.parts]
-    before = {p: p.read_bytes() for p in kept if p.name != "fit.yaml"}
+    before = {p: p.read_bytes() for p in kept if p.name != "edit.yaml"}
     assert tmp_path / "spectra" / "spectra.csv" in before
     assert tmp_path / "merged" / "model.safetensors" in before
     words = ["--model.k", "30", "--overwrite", "true"]

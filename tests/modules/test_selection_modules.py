@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from oneshot_lit.callbacks import HuggingFaceExport
 from oneshot_lit.data import (
     ChatJsonl,
     Inline,
@@ -29,7 +28,7 @@ from oneshot_lit.methods import (
 )
 from oneshot_lit.methods.select import PenaltySettings
 from oneshot_lit.methods.select.rules import RULES
-from quiet_trainer import quiet_trainer
+from quiet_trainer import Stopped, run_job
 
 SMALL = Path("checkpoints/small")
 ADAPTER = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
@@ -59,10 +58,15 @@ def bilevel(model: Path, **options: Any) -> InstanceSelectionModule:
     )
 
 
-def select(module: Any, root: Path, source: Any = None, epochs: int = 50, **sets: Any) -> Any:
+# What a module knows of its trainer lasts as long as that.
+KEPT: list[Any] = []
+
+
+def select(
+    module: Any, root: Path, source: Any = None, stop_after: int | None = None, **sets: Any
+) -> Any:
     data = SafetyDataModule(train=source or pool(), batch_size=1, max_length=128, **sets)
-    options: dict[str, Any] = {"num_sanity_val_steps": -1}
-    quiet_trainer(root, HuggingFaceExport(), max_epochs=epochs, **options).fit(module, data)
+    KEPT[:] = [run_job(module, data, root, stop_after=stop_after)]
     path = root / "selection.json"
     return json.loads(path.read_text()) if path.exists() else None
 
@@ -111,7 +115,7 @@ def test_divergence_is_taken_back_and_said(broken: Path, tmp_path: Path) -> None
 
 def _diverging(broken: Path, root: Path, settings: PenaltySettings) -> Any:
     module = bilevel(broken, penalty=settings)
-    step = module.select_step
+    step = module.step
 
     def spoiled() -> bool:
         if len(module.records) == 2:
@@ -119,7 +123,7 @@ def _diverging(broken: Path, root: Path, settings: PenaltySettings) -> Any:
                 next(iter(module._problem.copies.parameters("theta"))).fill_(float("nan"))
         return step()
 
-    module.select_step = spoiled  # type: ignore[method-assign]
+    module.step = spoiled  # type: ignore[method-assign]
     found = select(module, root)
     for name in ("theta", "omega"):
         assert all(p.isfinite().all() for p in module._problem.copies.parameters(name))
@@ -197,8 +201,8 @@ def test_brute_force_measures_each_alone_and_goes_on(broken: Path, tmp_path: Pat
     assert len(whole["provenance"]["candidates"]) == 3
     assert whole["provenance"]["before"]["harmful/asr_keyword"] > 0.5
     # Ended after one candidate, and started again.
-    with pytest.raises(OneShotError, match="2 of 3 candidates not measured"):
-        select(brute(broken), tmp_path / "b", pool(limit=3), epochs=1, val_sets=prompts())
+    with pytest.raises(Stopped):
+        select(brute(broken), tmp_path / "b", pool(limit=3), stop_after=1, val_sets=prompts())
     rows = (tmp_path / "b" / "candidates.jsonl").read_text()
     again = select(brute(broken), tmp_path / "b", pool(limit=3), val_sets=prompts())
     assert (tmp_path / "b" / "candidates.jsonl").read_text().startswith(rows)
@@ -234,8 +238,8 @@ def test_with_dropout_an_outcome_is_the_candidates_own(gpt2_folder: Path, tmp_pa
     whole = losses(Path("whole"), [0, 1, 2])
     assert losses(Path("turned"), [2, 1, 0]) == whole
     # Ended behind the first, and started again without a checkpoint.
-    with pytest.raises(OneShotError, match="2 of 3 candidates not measured"):
-        losses(Path("parts"), [0, 1, 2], epochs=1)
+    with pytest.raises(Stopped):
+        losses(Path("parts"), [0, 1, 2], stop_after=1)
     assert losses(Path("parts"), [0, 1, 2]) == whole
     # It is drawn with the run's seed.
     assert losses(Path("whole"), [0, 1, 2], seed=5) != whole
@@ -247,14 +251,15 @@ def test_sampled_answers_are_drawn_for_each_candidate(broken: Path, tmp_path: Pa
     def states(order: list[int]) -> dict[int, list[int]]:
         sampled = Decoding(max_new_tokens=4, do_sample=True)
         module = brute(broken, patch_steps=1, decoding=sampled)
-        start, found = module.on_validation_epoch_start, {}
+        measure, found = module.measure, {}
 
-        def starting() -> None:
-            start()
-            if module._at is not None:
-                found[order[module._at]] = torch.get_rng_state().tolist()
+        def measured() -> dict[str, float]:
+            # First the broken model is measured.
+            if hasattr(module, "_patch") and module._before:
+                found[order[len(module.outcomes_by_row)]] = torch.get_rng_state().tolist()
+            return measure()
 
-        module.on_validation_epoch_start = starting  # type: ignore[method-assign]
+        module.measure = measured  # type: ignore[method-assign]
         source = Inline([rows[i] for i in order])
         select(module, tmp_path / str(order), source, val_sets=prompts())
         return found
@@ -323,15 +328,9 @@ def test_narrow_weights_at_a_small_rate_are_refused(
 
 @pytest.mark.parametrize("kind", ["brute", "enumeration", "bilevel", "rule"])
 def test_losses_that_nothing_scales_are_refused(broken: Path, tmp_path: Path, kind: str) -> None:
-    from lightning.pytorch.plugins import MixedPrecision
-
-    half = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
     data = SafetyDataModule(train=pool(), batch_size=1, max_length=128, val_sets=prompts())
-    trainer = quiet_trainer(
-        tmp_path, HuggingFaceExport(), max_epochs=5, num_sanity_val_steps=-1, plugins=[half]
-    )
     with pytest.raises(OneShotError, match=r"trainer\.precision: 16-mixed .* bf16-mixed or 32-t"):
-        trainer.fit(all_kinds(broken)[kind](), data)
+        run_job(all_kinds(broken)[kind](), data, tmp_path, precision="16-mixed")
 
 
 REFUSED = [
@@ -511,7 +510,6 @@ def test_both_copies_begin_at_the_broken_model(broken: Path, tmp_path: Path, sta
 def test_references_are_rounded_as_the_steps_are(broken: Path, tmp_path: Path) -> None:
     module = bilevel(broken, aligned=str(broken), penalty=PenaltySettings(steps=1))
     data = SafetyDataModule(train=pool(), batch_size=1, max_length=128)
-    trainer = quiet_trainer(tmp_path, HuggingFaceExport(), max_epochs=5, precision="bf16-mixed")
-    trainer.fit(module, data)
+    run_job(module, data, tmp_path, precision="bf16-mixed")
     # Both references are theta itself at the first step.
     assert module.records[0].f == 0

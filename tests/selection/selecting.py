@@ -24,7 +24,7 @@ def bilevel_words(model: Path, root: Path, *words: Any) -> list[str]:
 
 
 def brute_words(model: Path, root: Path, *words: Any, limit: int = 5) -> list[str]:
-    found = ["fit", "--config", "configs/select/brute_force.yaml", *QUIET]
+    found = ["select", "--config", "configs/select/brute_force.yaml", *QUIET]
     found += ["--model.model_name_or_path", str(model), "--model.optimizer.lr", "5e-4"]
     found += ["--data.train.limit", str(limit), "--data.train.shuffle_seed", "0"]
     sets = {
@@ -38,7 +38,7 @@ def brute_words(model: Path, root: Path, *words: Any, limit: int = 5) -> list[st
         for name, kind in {"harmful": "harmful", "benign": "benign", "sql": "task"}.items()
     }
     found += ["--data.val_sets", json.dumps(sets), "--model.patch_steps", "4"]
-    found += ["--trainer.default_root_dir", str(root), "--checkpoint.max_share", "1"]
+    found += ["--trainer.default_root_dir", str(root)]
     return [*found, *map(str, words)]
 
 
@@ -53,7 +53,7 @@ def rule_words(model: Path, root: Path, *words: Any) -> list[str]:
 
 
 def _on_broken(config: str, model: Path, root: Path, limit: int = 3) -> list[str]:
-    found = ["fit", "--config", f"configs/select/{config}.yaml", *QUIET]
+    found = ["select", "--config", f"configs/select/{config}.yaml", *QUIET]
     found += ["--model.model_name_or_path", str(model), "--model.aligned", "checkpoints/small"]
     found += ["--data.train.limit", str(limit), "--data.train.shuffle_seed", "0"]
     task = {
@@ -61,7 +61,7 @@ def _on_broken(config: str, model: Path, root: Path, limit: int = 3) -> list[str
         "init_args": {"split": "sql_dev", "size": 4},
     }
     found += ["--model.harmful.size", "4", "--model.task", json.dumps(task)]
-    return [*found, "--trainer.default_root_dir", str(root), "--checkpoint.max_share", "1"]
+    return [*found, "--trainer.default_root_dir", str(root)]
 
 
 def start(words: list[str], log: Path) -> subprocess.Popen[bytes]:

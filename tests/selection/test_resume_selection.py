@@ -19,12 +19,15 @@ from selecting import (
 )
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.methods import BruteForceModule, InstanceSelectionModule
+from oneshot_lit.methods import (
+    BruteForceModule,
+    EnumerationModule,
+    InstanceSelectionModule,
+    RuleSelectionModule,
+)
 
 WHOLE = ("--model.peft", "null", "--model.optimizer.lr", "2e-4")
 DROPOUT = ("--model.peft", "{r: 4, lora_dropout: 0.3, target_modules: all-linear}")
-# Saved between a candidate's patch and its measure: the broken model is not measured again.
-EVERY_STEP = "--checkpoint.every_n_train_steps"
 # What differs between any two runs.
 TIMES = ("seconds",)
 
@@ -40,8 +43,8 @@ def without_times(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def stop_before(monkeypatch: pytest.MonkeyPatch, kind: type, step: int) -> None:
-    """Let `select_step` fail once so many steps are taken."""
-    take, taken = kind.select_step, []
+    """Let `step` fail once so many steps are taken."""
+    take, taken = kind.step, []
 
     def failing(self: Any) -> bool:
         if len(taken) == step:
@@ -49,7 +52,7 @@ def stop_before(monkeypatch: pytest.MonkeyPatch, kind: type, step: int) -> None:
         taken.append(1)
         return take(self)
 
-    monkeypatch.setattr(kind, "select_step", failing)
+    monkeypatch.setattr(kind, "step", failing)
 
 
 @pytest.mark.slow
@@ -59,7 +62,7 @@ def test_a_killed_bilevel_selection_ends_the_same(command, broken: Path, tmp_pat
     kill_after_rows(words, killed / "selection.csv", 3, tmp_path / "log")
     assert 3 <= len(read_rows(killed / "selection.csv")) < 8
     assert not (killed / "selection.json").exists()
-    run(command, [*words, "--ckpt_path", "last"])
+    run(command, words)
     run(command, bilevel_words(broken, whole))
     # Bit for bit: scores, what the last step saw, and the rows that it cost.
     assert without_times(product(killed)) == without_times(product(whole))
@@ -80,7 +83,7 @@ def test_a_stopped_bilevel_selection_ends_the_same(
         stop_before(patched, InstanceSelectionModule, step)
         assert command(*bilevel_words(broken, stopped, *options)).code == 2
     assert len(read_rows(stopped / "selection.csv")) == step
-    run(command, [*bilevel_words(broken, stopped, *options), "--ckpt_path", "last"])
+    run(command, bilevel_words(broken, stopped, *options))
     assert without_times(product(stopped)) == without_times(product(whole))
     assert (stopped / "selection.csv").read_text() == (whole / "selection.csv").read_text()
 
@@ -91,40 +94,49 @@ ENDED: dict[str, Any] = {
     "enumeration": enumeration_words,
     "rule": rule_words,
 }
-# All that `trainer.max_epochs` allows are done, or there is room for more.
-ROOM = {"none left": lambda kind: 1 if kind == "rule" else 3, "more": lambda kind: 100}
 
 
-@pytest.mark.parametrize("room", list(ROOM))
 @pytest.mark.parametrize("kind", list(ENDED))
-@pytest.mark.parametrize("period", ["--checkpoint.every_n_epochs", EVERY_STEP])
-def test_an_ended_selection_takes_no_further_step(
-    command, broken: Path, tmp_path: Path, kind: str, room: str, period: str
+def test_a_run_killed_behind_its_last_step_takes_no_further_one(
+    command, broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """Killed behind its last step: the product is that of the steps taken."""
-    words = ENDED[kind](broken, tmp_path, "--trainer.max_epochs", ROOM[room](kind), period, "1")
-    run(command, words)
-    before = product(tmp_path)
-    (tmp_path / "selection.json").unlink()
-    run(command, [*words, "--ckpt_path", "last"])
-    after = product(tmp_path)
-    assert without_times(after) == without_times(before)
-    # What the steps took is not forgotten.
-    assert after["provenance"]["seconds"] >= before["provenance"]["seconds"] > 0
-
-
-def test_a_bilevel_selection_cut_off_says_so(command, broken: Path, tmp_path: Path) -> None:
-    words = bilevel_words(broken, tmp_path, "--model.penalty.steps", "3")
-    done = command(*words, "--trainer.max_epochs", "2")
-    assert done.code == 2
-    assert "the run ended after 2 of 3 steps; raise trainer.max_epochs" in done.error
+    words = ENDED[kind](broken, tmp_path)
+    kinds = {
+        "bilevel": InstanceSelectionModule,
+        "brute force": BruteForceModule,
+        "enumeration": EnumerationModule,
+        "rule": RuleSelectionModule,
+    }
+    run(command, ENDED[kind](broken, tmp_path / "whole"))
+    with monkeypatch.context() as patched:
+        # What writes the ranking fails; the state of the last step is saved.
+        patched.setattr(kinds[kind], "finish", stopped)
+        assert command(*words).code == 2
     assert not (tmp_path / "selection.json").exists()
-    # Nor is a run that goes on with no epoch left.
-    again = command(*words, "--trainer.max_epochs", "2", "--ckpt_path", "last")
-    assert again.code == 2
-    assert "the run ended after 2 of 3 steps" in again.error
-    run(command, [*words, "--ckpt_path", "last"])
-    assert product(tmp_path)["provenance"]["steps"] == 3
+    with monkeypatch.context() as patched:
+        patched.setattr(kinds[kind], "step", stopped)
+        run(command, words)
+    assert without_times(product(tmp_path)) == without_times(product(tmp_path / "whole"))
+    # What the steps took is not forgotten.
+    assert product(tmp_path)["provenance"]["seconds"] > 0
+    assert not (tmp_path / "checkpoints" / "job.ckpt").exists()
+
+
+def stopped(*_: Any) -> bool:
+    raise OneShotError("stopped here")
+
+
+def test_a_state_of_another_run_is_left_aside(
+    command, broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(EnumerationModule, "finish", stopped)
+        assert command(*enumeration_words(broken, tmp_path)).code == 2
+    words = enumeration_words(broken, tmp_path, "--model.task_weight", "3")
+    done = command(*words)
+    assert done.code == 0, done.err
+    assert "model.task_weight was 10.0 and is now 3.0; starting anew" in done.err + done.out
+    assert product(tmp_path)["provenance"]["task_weight"] == 3
 
 
 @pytest.mark.slow
@@ -135,7 +147,7 @@ def test_a_killed_brute_force_measures_each_once(command, broken: Path, tmp_path
     assert not (killed / "selection.json").exists()
     shutil.copytree(killed, resumed)
     run(command, brute_words(broken, killed))
-    run(command, [*brute_words(broken, resumed), "--ckpt_path", "last"])
+    run(command, brute_words(broken, resumed))
     run(command, brute_words(broken, whole))
     compare(killed, whole, measured)
     compare(resumed, whole, measured)
@@ -155,16 +167,15 @@ def compare(killed: Path, whole: Path, measured: str) -> None:
     assert all(row["outcome"]["seconds"] > 0 for row in rows)
 
 
-@pytest.mark.parametrize("period", ["--checkpoint.every_n_epochs", EVERY_STEP])
 def test_a_stopped_brute_force_measures_each_once(
-    command, broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, period: str
+    command, broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     run(command, brute_words(broken, whole))
     with monkeypatch.context() as patched:
         stop_before(patched, BruteForceModule, 3)
-        assert command(*brute_words(broken, stopped, period, 1)).code == 2
+        assert command(*brute_words(broken, stopped)).code == 2
     measured = (stopped / "candidates.jsonl").read_text()
     assert len(measured.splitlines()) == 3
-    run(command, [*brute_words(broken, stopped, period, 1), "--ckpt_path", "last"])
+    run(command, brute_words(broken, stopped))
     compare(stopped, whole, measured)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from selecting import bilevel_words, brute_words, product
+from selecting import bilevel_words, brute_words, enumeration_words, product
 
 SMALL = Path("checkpoints/small")
 EARLIER = ("selection.json", "selection.csv", "selection.png")
@@ -152,21 +152,16 @@ def test_a_worse_objective_is_said(command, broken: Path, tmp_path: Path) -> Non
     assert any("the upper objective rose from" in str(each.message) for each in said)
 
 
-def test_a_selections_checkpoint_is_no_model(command, broken: Path, tmp_path: Path) -> None:
-    done = command(*bilevel_words(broken, tmp_path, "--model.penalty.steps", "1"))
-    assert done.code == 0, done.err
-    checkpoint, out = tmp_path / "checkpoints" / "last.ckpt", tmp_path / "saved"
-    done = command("export", "--checkpoint", checkpoint, "--out", out)
+def test_a_selection_is_no_training(command, broken: Path, tmp_path: Path) -> None:
+    words = enumeration_words(broken, tmp_path)
+    done = command("fit", *words[1:])
     assert done.code == 2
-    assert f"{checkpoint}: holds no weights" in done.error
-    assert not out.exists()
+    assert "EnumerationModule is no training: run oneshot-lit select in place of fit" in done.error
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--trainer.num_sanity_val_steps", "1"), "trainer.num_sanity_val_steps: brute force"),
-        (("--trainer.limit_val_batches", "0"), "trainer.limit_val_batches=0 keeps development"),
         (("--data.val_sets", "null"), "data.val_sets: brute force needs a harmful and a harmless"),
     ],
 )

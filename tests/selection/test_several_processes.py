@@ -53,10 +53,10 @@ def test_two_processes_find_what_one_does(command, broken: Path, tmp_path: Path)
 def test_the_bilevel_selection_asks_for_one_process(
     command, broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lightning.pytorch import Trainer
+    from oneshot_lit.methods.job import JobTrainer
 
     # As two processes would see it, without starting them.
-    monkeypatch.setattr(Trainer, "world_size", property(lambda self: 2))
+    monkeypatch.setattr(JobTrainer, "world_size", property(lambda self: 2))
     done = command(*bilevel_words(broken, tmp_path))
     assert done.code == 2
-    assert "trainer.devices: a selection runs in one process; give 1." in done.error
+    assert "trainer.devices: this selection runs in one process; give 1." in done.error

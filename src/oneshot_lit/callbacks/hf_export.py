@@ -19,7 +19,7 @@ from oneshot_lit.io.files import folder_written_whole, remove
 from oneshot_lit.io.locking import results_locked
 from oneshot_lit.io.runs import DERIVED, PRODUCTS, record_run, recorded_runs
 from oneshot_lit.methods.base import LanguageModelModule
-from oneshot_lit.methods.select.base import SelectionModule
+from oneshot_lit.methods.posttuning.weight_edit import WeightEdit
 from oneshot_lit.models.adapters import (
     is_adapter,
     load_adapter,
@@ -27,6 +27,7 @@ from oneshot_lit.models.adapters import (
     parameters_set,
     require_mergeable,
 )
+from oneshot_lit.models.edit_files import edit_folder
 from oneshot_lit.models.loading import load_model, resolve_dtype
 from oneshot_lit.models.weight_files import is_local
 from oneshot_lit.strategies.deepspeed import whole_models
@@ -80,44 +81,49 @@ class HuggingFaceExport(Callback):
             return
         if isinstance(pl_module, LanguageModelModule):
             pl_module.before_export()
-        if isinstance(pl_module, SelectionModule):
-            # Its product is a choice, not a model.
-            pl_module.write_product(Path(trainer.default_root_dir))
-            if trainer.is_global_zero:
-                self._record(Path(trainer.default_root_dir))
-            return
-        target = Path(trainer.default_root_dir) / PRODUCT
-        whole = target.with_name(MERGED)
+        self.write(trainer, pl_module, Path(trainer.default_root_dir), "fit")
+
+    def write(self, trainer: Any, module: Any, root: Path, command: str) -> None:
+        """Write the model that a command has made to ``<root>/model``; all processes call it.
+
+        Args:
+            trainer: Says which process this is: a Lightning trainer, or that of a job.
+            module: A `LanguageModelModule`.
+            root: Folder of the run.
+            command: fit or edit.
+        """
+        target, whole = root / PRODUCT, root / MERGED
         with _written_by_first(trainer, target) as folder:
-            self.save(pl_module, folder)
+            self.save(module, folder)
         if self.merged and trainer.strategy.broadcast(is_adapter(str(target))):
             with _written_by_first(trainer, whole) as folder:
-                self.save_merged(pl_module, folder)
+                self.save_merged(module, folder)
             rank_zero_info(f"merged model written to {whole}")
-        elif trainer.is_global_zero and whole.is_dir() and self._wrote_merged(target.parent):
-            # It would be taken for this product, merged.
+        elif trainer.is_global_zero and whole.is_dir() and self._wrote_merged(root, command):
+            # It would be taken for this model, merged.
             shutil.rmtree(whole)
         if trainer.is_global_zero:
-            self._drop_stale_products(target.parent)
-            self._record(target.parent)
+            self._drop_stale_products(root, command)
+            self.record(root, command)
             rank_zero_info(f"model written to {target}")
-        trainer.strategy.barrier("product written")
+        trainer.strategy.barrier("model written")
 
-    def _record(self, root: Path) -> None:
+    def record(self, root: Path, command: str) -> None:
+        """Note which run made the model."""
         with results_locked(root):
-            record_run(root, "fit", self.run)
+            record_run(root, command, self.run)
 
     @staticmethod
-    def _wrote_merged(root: Path) -> bool:
+    def _wrote_merged(root: Path, command: str) -> bool:
         """Whether the run that wrote the last product wrote a merged model beside it."""
-        export = recorded_runs(root).get("fit", {}).get("config", {}).get("export") or {}
+        export = recorded_runs(root).get(command, {}).get("config", {}).get("export") or {}
         return bool(export.get("merged"))
 
-    def _drop_stale_products(self, root: Path) -> None:
+    def _drop_stale_products(self, root: Path, command: str) -> None:
         # Scores and answers of the model that was just replaced would be taken for the new one's.
-        if recorded_runs(root).get("fit", self.run) != self.run:
-            for command in ("test", "predict"):
-                (root / PRODUCTS[command]).unlink(missing_ok=True)
+        if recorded_runs(root).get(command, self.run) != self.run:
+            for derived in ("test", "predict"):
+                (root / PRODUCTS[derived]).unlink(missing_ok=True)
             for name in DERIVED:
                 remove(root / name)
 
@@ -164,6 +170,14 @@ class HuggingFaceExport(Callback):
 
     def save_merged(self, module: Any, folder: Path | None) -> None:
         """Write the model with its adapter merged into it; the module's model is spent by that."""
+        base = str(module.model_name_or_path)
+        if isinstance(module, WeightEdit) and not is_adapter(base):
+            # Tensor by tensor, from the files of the broken model.
+            if folder is not None:
+                dtype = self.save_dtype or module.model_dtype  # type: ignore[attr-defined]
+                edit_folder(module.folders(), folder, module.edit, dtype=dtype)
+                _write_tokenizer(module, folder)
+            return
         require_mergeable(module.peft, "--merge-adapter")
         if not any(in_parts(parameter) for parameter in module.model.parameters()):
             if folder is not None:

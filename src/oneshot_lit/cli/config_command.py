@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -35,8 +35,17 @@ def command_parser(command: str, description: str) -> ConfigCommandParser:
     )
 
 
-def parse_command(parser: ConfigCommandParser, arguments: Sequence[str]) -> Any | None:
+def parse_command(
+    parser: ConfigCommandParser,
+    arguments: Sequence[str],
+    see: Callable[[Any], None] = lambda config: None,
+) -> Any | None:
     """Return the options with their classes instantiated, or None after ``--help``.
+
+    Args:
+        parser: The command's parser.
+        arguments: The command line behind the verb.
+        see: Is given the config before any class is instantiated.
 
     Raises:
         OneShotError: for every mistake that the user can mend.
@@ -47,11 +56,15 @@ def parse_command(parser: ConfigCommandParser, arguments: Sequence[str]) -> Any 
     # A user's class in the working folder is found, as for a fit.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
+
+    def instantiate() -> Any:
+        config = parser.parse_args(words[1:])
+        see(config)
+        return parser.instantiate_classes(config)
+
     words = typed_last([parser.prog.split()[-1], *arguments])
     try:
-        return with_errors_carried_out(
-            lambda: parser.instantiate_classes(parser.parse_args(words[1:]))
-        )
+        return with_errors_carried_out(instantiate)
     except SystemExit as stop:
         if stop.code:
             raise

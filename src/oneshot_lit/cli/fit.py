@@ -243,7 +243,7 @@ class OneShotCLI(LightningCLI):
         return trainer
 
 
-def _silence() -> None:
+def silence() -> None:
     """Drop messages that say nothing about the user's run."""
     for message in (
         "does not have many workers",
@@ -270,7 +270,7 @@ def run_lightning_command(arguments: Sequence[str]) -> int:
     Raises:
         OneShotError: for every mistake that the user can mend.
     """
-    _silence()
+    silence()
     check_config_files(arguments)
     let_text_be_text(arguments)
     keep_classes_apart()

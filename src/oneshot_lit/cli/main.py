@@ -22,6 +22,8 @@ VERBS = {
     "validate": "fit:run_lightning_command",
     "test": "fit:run_lightning_command",
     "predict": "fit:run_lightning_command",
+    "select": "jobs:run_select_command",
+    "edit": "jobs:run_edit_command",
     "export": "export:run_export_command",
     "api-file": "api_file:run_api_file_command",
     "judge": "judge:run_judge_command",
@@ -40,6 +42,8 @@ usage: oneshot-lit <command> [--config FILE ...] [--key value ...]
 
 commands
   fit         train: attack a model, or realign it with one example; writes <root>/model
+  select      choose the safety instance from a pool; writes <root>/selection.json
+  edit        repair a model without optimiser steps; writes <root>/model
   test        answer and score held-out prompts; writes <root>/metrics.json
   validate    the same on the development prompts, printed only
   predict     answer prompts; writes <root>/predictions.jsonl

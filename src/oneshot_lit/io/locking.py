@@ -19,7 +19,12 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 # What a command writes, which no other may write meanwhile. The product of a fit takes the place of
 # a model that others test, and theirs are dropped with it.
-_WRITES = {"fit": ("test", "predict"), "test": ("test",), "predict": ("predict",)}
+_WRITES = {
+    "fit": ("test", "predict"),
+    "edit": ("test", "predict"),
+    "test": ("test",),
+    "predict": ("predict",),
+}
 
 
 @contextmanager

@@ -17,7 +17,13 @@ RUN_FILE = "run.json"
 DERIVED = ("outcomes.jsonl", "judgments", "lm_eval.json")
 # What a selection writes in place of a model.
 SELECTION_FILE = "selection.json"
-PRODUCTS = {"fit": "model", "test": "metrics.json", "predict": "predictions.jsonl"}
+PRODUCTS = {
+    "fit": "model",
+    "edit": "model",
+    "select": SELECTION_FILE,
+    "test": "metrics.json",
+    "predict": "predictions.jsonl",
+}
 
 # Keys that change how a run is shown, resumed or checkpointed, never what it produces.
 _VOLATILE = (
@@ -126,8 +132,6 @@ def require_own_folder(
     if root.exists() and not root.is_dir():
         raise OneShotError(f"{root}: trainer.default_root_dir is a file; give a folder.")
     product = root / PRODUCTS.get(command, "")
-    if command == "fit" and not product.exists():
-        product = root / SELECTION_FILE
     if command not in PRODUCTS or overwrite or not product.exists():
         return
     if command == "test" and not is_tested(root):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -215,6 +215,8 @@ class Job(LanguageModelModule):
         trainer.strategy.barrier()
         if trainer.is_global_zero:
             (root / STATE).unlink(missing_ok=True)
+            with suppress(OSError):
+                (root / STATE).parent.rmdir()
 
     def _take_steps(self, root: Path, progress: Progress) -> None:
         worked, cost = time.monotonic(), 0.0
@@ -228,7 +230,7 @@ class Job(LanguageModelModule):
             self.seconds += time.monotonic() - start
             if self.trainer.is_global_zero:
                 self.write_progress(root)
-                if cost <= _MOST * (time.monotonic() - worked):
+                if ended or cost <= _MOST * (time.monotonic() - worked):
                     start = time.monotonic()
                     self._save(root)
                     worked = time.monotonic()

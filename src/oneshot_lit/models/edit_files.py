@@ -141,7 +141,7 @@ def _write_header(file: BinaryIO, header: dict[str, Any], metadata: dict[str, st
 
 def _write(file: BinaryIO, tensor: Tensor) -> int:
     content = tensor.contiguous().flatten().view(torch.uint8).numpy()
-    file.write(memoryview(content))
+    file.write(content.data)
     return int(content.nbytes)
 
 

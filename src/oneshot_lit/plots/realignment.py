@@ -103,9 +103,10 @@ def search_curve(rows: Sequence[Mapping[str, Any]], max_drift: float) -> Figure:
     axes.axhline(
         max_drift, color="#009E73", linewidth=1, linestyle="--", label="bound of the drift"
     )
+    # A step that rounding swallows has no drift, or one below zero.
     drawable = any(row["drift"] > 0 for row in rows)
     axes.set(
-        xscale="log",
+        xscale="log" if drawable else "linear",
         yscale="log" if drawable else "linear",
         xlabel="step size alpha",
         ylabel="drift on harmless rows\n(KL, nats a token)",

@@ -1,4 +1,4 @@
-"""`WeightEdit`: a repair that changes weights without optimiser steps; run by `oneshot-lit edit`."""
+"""`WeightEdit`: a repair that changes weights without optimiser steps; `oneshot-lit edit`."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class UpperLevel(SelectionModule):
         self.model.eval()
         model = partial(self._plain_logits, self.model)
         # As the steps, so that the two distributions are rounded alike.
-        with self.trainer.autocast():
+        with self.trainer.autocast():  # type: ignore[attr-defined]
             task = self._answered(self.model, task)
             kept = ReferenceRows(self.batches(task), model, self.task_weight)
         self.model.train(training)
@@ -113,7 +113,7 @@ class UpperLevel(SelectionModule):
         require_same_shapes(aligned, self.model, names)
         require_numbers(aligned, "model.aligned", self.aligned)
         aligned = aligned.to(self.device).eval()
-        with self.trainer.autocast():
+        with self.trainer.autocast():  # type: ignore[attr-defined]
             rows = self._answered(aligned, [prompt.prompt for prompt in prompts])
             return ReferenceRows(self.batches(rows), partial(self._plain_logits, aligned))
 

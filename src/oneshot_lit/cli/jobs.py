@@ -1,0 +1,188 @@
+"""The commands ``oneshot-lit select`` and ``oneshot-lit edit``: jobs without optimiser steps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_info
+
+from oneshot_lit.callbacks import HuggingFaceExport
+from oneshot_lit.callbacks.shared_spectra import Measured
+from oneshot_lit.callbacks.spectra_files import SPECTRA_FILE, SpectraFiles, draw_spectra
+from oneshot_lit.cli import watch
+from oneshot_lit.cli.config_command import ConfigCommandParser, command_parser, parse_command
+from oneshot_lit.cli.fit import silence
+from oneshot_lit.cli.progress import shown_progress
+from oneshot_lit.data import SafetyDataModule
+from oneshot_lit.errors import OneShotError, fail
+from oneshot_lit.io.files import remove, write_text_atomically
+from oneshot_lit.io.locking import run_locked
+from oneshot_lit.io.runs import fingerprint, record_run, require_own_folder
+from oneshot_lit.methods.job import Job, JobTrainer
+from oneshot_lit.methods.posttuning.weight_edit import (
+    Calibration,
+    WeightEdit,
+    needs_calibration,
+    write_edited,
+)
+from oneshot_lit.methods.select.base import SelectionModule
+from oneshot_lit.spectral import summarise
+
+_DESCRIPTIONS = {
+    "select": """\
+Choose the safety instance: rank the refusals of a pool (data.train) for a broken model. Writes
+<root>/selection.json, which the data source SelectedInstance reads, and a table and a picture of
+the steps; <root> is --trainer.default_root_dir. The same command goes on with a killed run.
+
+example, in the micro-world:
+  oneshot-lit select --config configs/select/enumeration.yaml
+  oneshot-lit fit --config configs/realign/selected.yaml
+
+more: configs/select/ holds a file for each way to choose;
+oneshot-lit select --model.help EnumerationModule lists the keys of one.
+""",
+    "edit": """\
+Repair a model without optimiser steps: change its weights. Writes a Hugging Face folder, or an
+adapter, to <root>/model; <root> is --trainer.default_root_dir. The same command goes on with a
+killed run.
+
+example, in the micro-world:
+  oneshot-lit edit --config configs/realign/low_rank.yaml
+
+more: oneshot-lit edit --model.help LowRankRealignmentModule lists the keys of a method;
+docs/extending.md shows how to write one.
+""",
+}
+# For which k the summary of the spectra has the share of energy.
+_RANKS = (1, 5, 10, 20)
+
+
+def run_select_command(arguments: Sequence[str]) -> int:
+    """Run ``oneshot-lit select`` and return its exit code.
+
+    Raises:
+        OneShotError: for every mistake that the user can correct.
+    """
+    return _run_command("select", SelectionModule, arguments)
+
+
+def run_edit_command(arguments: Sequence[str]) -> int:
+    """Run ``oneshot-lit edit`` and return its exit code.
+
+    Raises:
+        OneShotError: for every mistake that the user can correct.
+    """
+    return _run_command("edit", WeightEdit, arguments)
+
+
+def _run_command(command: str, kind: type, arguments: Sequence[str]) -> int:
+    silence()
+    watch.begin(command)
+    code = 1
+    try:
+        with ExitStack() as held:
+            code = _run(command, kind, arguments, held)
+    except KeyboardInterrupt:
+        code = fail("interrupted; run the same command again to go on.", code=130)
+    finally:
+        watch.end(code)
+    return code
+
+
+def _parser(command: str, kind: type) -> ConfigCommandParser:
+    parser = command_parser(command, _DESCRIPTIONS[command])
+    parser.add_argument("--config", action="config", help="a file of keys")
+    parser.add_argument("--seed_everything", type=int, default=0, help="seed of all that is drawn")
+    parser.add_subclass_arguments(kind, "model", required=True, help="the method and its keys")
+    parser.add_subclass_arguments(
+        SafetyDataModule, "data", required=kind is SelectionModule, help="the rows"
+    )
+    parser.add_class_arguments(JobTrainer, "trainer", help="where the job runs")
+    if kind is WeightEdit:
+        parser.add_class_arguments(HuggingFaceExport, "export", help="how the model is written")
+    parser.add_argument(
+        "--overwrite",
+        type=bool,
+        default=False,
+        help="replace the output of another run in trainer.default_root_dir",
+    )
+    return parser
+
+
+def _run(command: str, kind: type, arguments: Sequence[str], held: ExitStack) -> int:
+    parser = _parser(command, kind)
+    seen: dict[str, Any] = {}
+
+    def see(config: Any) -> None:
+        """Check the output folder before any work is done."""
+        text = parser.dump(config, skip_none=False)
+        plain = json.loads(parser.dump(config, skip_none=False, format="json"))
+        root = Path(plain["trainer"]["default_root_dir"]).expanduser()
+        seen.update(root=root, run={"fingerprint": fingerprint(plain), "config": plain}, text=text)
+        if watch.rank() == 0:
+            if not root.is_file():
+                held.enter_context(run_locked(root, command))
+            print_ = seen["run"]["fingerprint"]
+            require_own_folder(root, command, print_, bool(plain["overwrite"]), plain)
+
+    options = parse_command(parser, arguments, see)
+    if options is None:
+        return 0
+    root, trainer, model, data = seen["root"], options.trainer, options.model, options.data
+    if watch.rank() == 0:
+        write_text_atomically(root / f"{command}.yaml", seen["text"])
+    with shown_progress(command, trainer.enable_progress_bar and watch.rank() == 0) as progress:
+        if isinstance(model, Job):
+            model.run_record = seen["run"]
+            model.run(trainer, _required(data), options.seed_everything, progress)
+        else:
+            _edit_files(model, data, options, root, progress)
+    if isinstance(model, WeightEdit):
+        export: HuggingFaceExport = options.export
+        export.run = seen["run"]
+        if isinstance(model, Job):
+            if export.enabled:
+                export.write(trainer, model, root, command)
+            _write_spectra(model, trainer, root)
+        elif trainer.is_global_zero:
+            export.record(root, command)
+    elif trainer.is_global_zero:
+        record_run(root, command, seen["run"])
+    return 0
+
+
+def _required(data: SafetyDataModule | None) -> SafetyDataModule:
+    if data is None:
+        raise OneShotError("data: is missing; this method needs rows.")
+    return data
+
+
+def _edit_files(model: WeightEdit, data: Any, options: Any, root: Path, progress: Any) -> None:
+    """Run an edit that is no module of its own: calibrate it if it asks, and write the files."""
+    if needs_calibration(model):
+        Calibration(model).run(options.trainer, _required(data), options.seed_everything, progress)
+    if options.trainer.is_global_zero:
+        changed = write_edited(
+            model,
+            root,
+            dtype=options.export.save_dtype,
+            progress=lambda done, total: progress(done, total, "tensors"),
+        )
+        rank_zero_info(f"{changed} tensors changed; model written to {root / 'model'}")
+
+
+def _write_spectra(model: Any, trainer: JobTrainer, root: Path) -> None:
+    """Write the singular values of the gradients that a repair stepped along, if it kept them."""
+    spectra = getattr(model, "spectra", None)
+    if not spectra or not trainer.is_global_zero:
+        return
+    remove((root / SPECTRA_FILE).parent)
+    files = SpectraFiles(root, _RANKS)
+    for number, each in enumerate(spectra):
+        sums = summarise(list(each.values()), _RANKS)
+        files.write(number, number, {name: Measured(v) for name, v in each.items()}, sums)
+    draw_spectra(root)
