@@ -31,11 +31,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from low_rank import SHAPES, build, peak, reset_peak
 from oneshot_lit.data import Microworld
 from oneshot_lit.data.chat import encode_conversation
-from oneshot_lit.methods.select.reference import ReferenceRows, batches_of, example_losses
+from oneshot_lit.methods.select.reference import ReferenceRows, batches_of
 from oneshot_lit.methods.select.rules import Evidence, gradient_match
 
 RIVALS = ("loop", "vmap", "jvp", "forward")
@@ -127,7 +128,11 @@ def losses_of(model: Any, ids: Tensor, labels: Tensor) -> Callable[[dict[str, Te
 
     def losses(weights: dict[str, Tensor]) -> Tensor:
         inputs = {"input_ids": ids, "use_cache": False}
-        return example_losses(torch.func.functional_call(model, weights, (), inputs).logits, labels)
+        logits = torch.func.functional_call(model, weights, (), inputs).logits
+        targets = labels[:, 1:]
+        each = cross_entropy(logits[:, :-1].float().mT, targets, reduction="none")
+        kept = targets != -100
+        return (each * kept).sum(1) / kept.sum(1).clamp_min(1)
 
     return losses
 

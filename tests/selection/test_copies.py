@@ -15,12 +15,8 @@ from transformers import LlamaForCausalLM
 from oneshot_lit.data.chat import Encoded
 from oneshot_lit.methods.select.copies import OMEGA, THETA, SharedBase, TwoCopies, WholeModels
 from oneshot_lit.methods.select.penalty import PenaltySettings, outer_step, top_m
-from oneshot_lit.methods.select.reference import (
-    ReferenceRows,
-    batches_of,
-    example_losses,
-    labelled_logits,
-)
+from oneshot_lit.methods.select.reference import ReferenceRows, batches_of
+from oneshot_lit.models.loss import labelled_logits, row_losses
 
 CPU = torch.device("cpu")
 
@@ -56,7 +52,7 @@ def test_losses_of_examples_are_those_of_each_alone() -> None:
     model = tiny_llama()
     for batch in batches_of(POOL, 0, 3, CPU):
         output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-        found = example_losses(output.logits, batch["labels"])
+        found = row_losses(output.logits, batch["labels"])
         for place, index in enumerate(batch["index"].tolist()):
             ids = torch.tensor([POOL[index].input_ids])
             labels = torch.where(torch.tensor([POOL[index].loss_mask]), ids, -100)
@@ -187,7 +183,7 @@ def test_the_candidate_that_teaches_the_reference_is_found(kind, wanted: int) ->
     for _ in range(10):
         optimizer.zero_grad()
         output = reference(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-        example_losses(output.logits, batch["labels"]).sum().backward()
+        row_losses(output.logits, batch["labels"]).sum().backward()
         optimizer.step()
     given = problem(kind, reference, POOL)
     settings = PenaltySettings(steps=40, lower_steps=2, rate=3.0, gamma=0.2, last_gamma=2.0)
@@ -215,7 +211,7 @@ def test_losses_are_compared_without_dropout(kind) -> None:
         kind(model), batches_of(POOL, 0, 2, CPU), [], partial(torch.optim.SGD, lr=0.1)
     )
     drawn = {
-        float(example_losses(model(b["input_ids"]).logits, b["labels"]).sum())
+        float(row_losses(model(b["input_ids"]).logits, b["labels"]).sum())
         for b in found.pool
         for _ in range(3)
     }

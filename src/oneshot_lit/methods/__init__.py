@@ -4,6 +4,8 @@ from oneshot_lit.methods.attack import HarmfulFineTuningModule
 from oneshot_lit.methods.base import LanguageModelModule
 from oneshot_lit.methods.posttuning.low_rank.module import LowRankRealignmentModule
 from oneshot_lit.methods.posttuning.one_shot import OneShotRealignmentModule
+from oneshot_lit.methods.posttuning.weight_edit import WeightEdit
+from oneshot_lit.methods.reference import ReferenceModule
 from oneshot_lit.methods.select.base import SelectionModule
 from oneshot_lit.methods.select.bilevel import InstanceSelectionModule
 from oneshot_lit.methods.select.brute_force import BruteForceModule
@@ -20,6 +22,8 @@ __all__ = [
     "LanguageModelModule",
     "LowRankRealignmentModule",
     "OneShotRealignmentModule",
+    "ReferenceModule",
     "RuleSelectionModule",
     "SelectionModule",
+    "WeightEdit",
 ]

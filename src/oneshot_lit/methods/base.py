@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.optim import Optimizer
 
-from oneshot_lit.conversation import Conversation
 from oneshot_lit.data.chat import (
     ChatOptions,
     SystemTurn,
@@ -31,24 +25,20 @@ from oneshot_lit.evaluation.metrics.base import TextScore
 from oneshot_lit.io.compressed import require_file
 from oneshot_lit.io.files import read_text
 from oneshot_lit.io.shipped import or_shipped
+from oneshot_lit.methods.checkpoints import RunState
 from oneshot_lit.methods.optimizers import built, schedule
 from oneshot_lit.methods.scoring import PromptScoring
 from oneshot_lit.models import loading
 from oneshot_lit.models.building import ModelBuilding
 from oneshot_lit.models.context import embedding_rows, read_config, read_context_length
 from oneshot_lit.models.generation import Decoding
-from oneshot_lit.models.loss import IGNORE_INDEX, next_token_loss
+from oneshot_lit.models.loss import IGNORE_INDEX, next_token_loss, of_labelled
 from oneshot_lit.models.rounding import check_rounding
 from oneshot_lit.models.weight_files import is_local
-from oneshot_lit.strategies.folders import own_state
-from oneshot_lit.strategies.gradients import is_boundary, total_norm
-from oneshot_lit.strategies.random_state import random_states, restore_random_state
-from oneshot_lit.strategies.resumed_loops import accumulated_batches, correct_counts
 from oneshot_lit.strategies.step_window import StepWindow
-from oneshot_lit.strategies.weights import own_weights, set_own_weights
 
 
-class LanguageModelModule(PromptScoring, ModelBuilding, LightningModule):
+class LanguageModelModule(PromptScoring, ModelBuilding, RunState):
     """Supervised fine-tuning and evaluation of any Hugging Face causal language model.
 
     Subclasses change `compute_loss` for another objective, or the hooks of `LightningModule`.
@@ -220,7 +210,16 @@ class LanguageModelModule(PromptScoring, ModelBuilding, LightningModule):
 
     def compute_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Return the scalar training loss of a batch; the place to plug another objective in."""
-        return next_token_loss(self(batch["input_ids"], batch["attention_mask"]), batch["labels"])
+        logits = self(batch["input_ids"], batch["attention_mask"])
+        return next_token_loss(logits, batch["labels"], self.token_weights(batch))
+
+    def token_weights(self, batch: dict[str, Tensor]) -> Tensor | None:
+        """Return how much each token counts in the loss, (rows, tokens); None if all alike.
+
+        The mean of a batch, and the share of a batch in a step of several batches or processes,
+        follow from it. By default what a transform of the data wrote into the batch.
+        """
+        return batch.get("token_weights")
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss, or stop the run when it is not finite."""
@@ -239,12 +238,15 @@ class LanguageModelModule(PromptScoring, ModelBuilding, LightningModule):
         return loss
 
     def loss_weight(self, batch: dict[str, Tensor]) -> Tensor:
-        """Return over how many terms `compute_loss` takes its mean: labelled tokens.
+        """Return over how many terms `compute_loss` takes its mean: labelled tokens, weighted.
 
         Accumulated batches and processes are weighted by it, so that neither changes the gradient
         of a step. Override it together with `compute_loss` if that takes another mean. It is asked
         before the first backward pass of a step, of all its batches.
         """
+        weights = self.token_weights(batch)
+        if weights is not None:
+            return of_labelled(weights, batch["labels"]).sum()
         return (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
 
     def _shared_loss(self, batch: dict[str, Tensor]) -> Tensor:
@@ -277,118 +279,3 @@ class LanguageModelModule(PromptScoring, ModelBuilding, LightningModule):
         origins = [conversations[i].origin for i in batch["index"].tolist() if i >= 0]
         more = f" and {len(origins) - 3} more" if len(origins) > 3 else ""
         return ", ".join(origins[:3]) + more
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Log the total gradient norm, before any clipping."""
-        if self._log_this_step() and is_boundary(self.trainer):
-            norm = total_norm(self.trainer, [p for p in self.parameters() if p.requires_grad])
-            if norm is not None:
-                self.log("train/grad_norm", norm)
-
-    # --------------------------------------------------- where the run started
-
-    # Set it in a subclass that compares with the weights that the run started from.
-    keeps_start_weights = False
-    _start_weights: dict[str, Tensor] | None = None
-
-    @property
-    def start_weights(self) -> dict[str, Tensor]:
-        """The trained weights that the run started from, by the names of `named_parameters`.
-
-        They are kept from `on_train_start` on and in checkpoints, so a resumed run has the same. On
-        the CPU; where the strategy shards the model, each process has its own parts, for which
-        there is `at_start`. With an adapter they are the adapter's.
-
-        Raises:
-            RuntimeError: if the class does not set `keeps_start_weights`, or before the start.
-        """
-        if self._start_weights is None:
-            raise RuntimeError(
-                f"{type(self).__name__}.start_weights: set keeps_start_weights = True in the "
-                "class, and ask for them from on_train_start on."
-            )
-        return self._start_weights
-
-    @contextmanager
-    def at_start(self) -> Iterator[None]:
-        """Give the model the weights that the run started from for as long as the block lasts.
-
-        Under any strategy, for what a reference model answers, and so without dropout: call it in
-        all processes, before the forward pass whose gradient is wanted, and with gradients off.
-        """
-        now, training = own_weights(self), self.training
-        set_own_weights(self, self.start_weights)
-        self.eval()
-        try:
-            yield
-        finally:
-            self.train(training)
-            set_own_weights(self, now)
-
-    # ----------------------------------------------------- product, checkpoints
-
-    def further_rows(self) -> dict[str, list[Conversation]]:
-        """Return the rows besides the data module's that decide the product, by their key.
-
-        Override it in a module with a source of its own, so that a run is not resumed on others.
-        """
-        return {}
-
-    def before_export(self) -> None:
-        """Bring the weights to what the product shall hold; called by the export after `fit`."""
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the random state, and only the adapter's weights when only an adapter is trained."""
-        checkpoint["random_states"] = random_states(self.trainer)
-        if self._start_weights is not None:
-            own_state(checkpoint)["start_weights"] = self._start_weights
-        if self.peft is not None:
-            trained = {name for name, p in self.named_parameters() if p.requires_grad}
-            weights = checkpoint["state_dict"]
-            checkpoint["state_dict"] = {k: v for k, v in weights.items() if k in trained}
-
-    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """Load weights; those of another model are the user's mistake, in one line."""
-        try:
-            return super().load_state_dict(state_dict, strict=strict, assign=assign)
-        except RuntimeError as error:
-            lines = str(error).splitlines()
-            raise OneShotError(
-                f"the checkpoint does not fit this model: {' '.join(lines[1:2] or lines).strip()}"
-            ) from error
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the random state back and refuse a checkpoint without this run's trained weights."""
-        if self.decoding.backend == "vllm":
-            raise OneShotError(
-                "--ckpt_path: vLLM reads no checkpoint; give the product's folder in "
-                "model.model_name_or_path, or choose model.decoding.backend auto."
-            )
-        self._random_states = checkpoint.get("random_states")
-        if self.trainer.state.fn == TrainerFn.FITTING and "loops" in checkpoint:
-            correct_counts(self.trainer, checkpoint["loops"]["fit_loop"])
-        if self.keeps_start_weights and self.trainer.state.fn == "fit":
-            self._start_weights = own_state(checkpoint).get("start_weights")
-            if self._start_weights is None:
-                raise OneShotError(
-                    "--ckpt_path: the checkpoint does not hold the weights that its run started "
-                    "from, which the model compares with; start anew without --ckpt_path."
-                )
-        if self.peft is not None and self.model is not None:
-            trained = [name for name, p in self.named_parameters() if p.requires_grad]
-            # Sharded checkpoints are read by their strategy, which misses nothing in silence.
-            weights = checkpoint.get("state_dict")
-            missing = [name for name in trained if weights is not None and name not in weights]
-            if missing:
-                raise OneShotError(f"the checkpoint lacks the adapter weight {missing[0]}.")
-
-    def on_train_start(self) -> None:
-        """Remember the start, or go on where the interrupted run was."""
-        # Lightning's scheduler of it is asked at the start of epochs only.
-        self.trainer.accumulate_grad_batches = accumulated_batches(self.trainer, self.current_epoch)
-        if self.keeps_start_weights and self._start_weights is None:
-            self._start_weights = own_weights(self)
-        states = getattr(self, "_random_states", None)
-        if states is not None:
-            restore_random_state(self.trainer, states)
-            self._random_states = None

@@ -6,7 +6,7 @@ functions together and with the same parameters.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -27,27 +27,28 @@ def runs_together(module: nn.Module) -> bool:
     return several and is_sharded(module)
 
 
-def own_weights(module: nn.Module) -> dict[str, Tensor]:
+def own_weights(module: nn.Module, names: Container[str] | None = None) -> dict[str, Tensor]:
     """Return copies of the trained weights on the CPU, of sharded ones this process's part.
 
     Args:
         module: The module that trains.
+        names: Only these; all if not given.
     """
     reshard(module)
     return {
         name: _own(parameter).detach().to("cpu", copy=True)
         for name, parameter in module.named_parameters()
-        if parameter.requires_grad
+        if parameter.requires_grad and (names is None or name in names)
     }
 
 
 @torch.no_grad()
 def set_own_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Give the trained weights the values that `own_weights` returned, or a mix of such."""
+    """Give trained weights the values that `own_weights` returned, or a mix of such."""
     reshard(module)
     parameter: Any
     for name, parameter in module.named_parameters():
-        if not parameter.requires_grad:
+        if not parameter.requires_grad or name not in weights:
             continue
         value = weights[name].to(parameter.device)
         if isinstance(parameter, DTensor):

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from oneshot_lit.methods.select.reference import (
     Batch,
     ReferenceRows,
-    example_losses,
-    labelled_logits,
 )
+from oneshot_lit.models.loss import labelled_logits, row_losses
 
 CopyName = Literal["theta", "omega"]
 THETA: CopyName = "theta"
@@ -166,7 +165,7 @@ class TwoCopies:
     def _descend_candidates(self, name: CopyName, weights: Tensor, factor: float) -> None:
         """Add the gradient of factor times g to a copy."""
         for batch in self.pool:
-            losses = example_losses(self.copies(name, batch), batch["labels"])
+            losses = row_losses(self.copies(name, batch), batch["labels"])
             chosen = weights[batch["index"].cpu()].to(losses)
             (factor * (chosen * losses).sum()).backward()  # type: ignore[no-untyped-call]
             self._count(len(losses), backward=True)
@@ -175,7 +174,7 @@ class TwoCopies:
     def _losses(self, name: CopyName) -> Tensor:
         found = torch.empty(self.candidates, dtype=torch.float64)
         for batch in self.pool:
-            losses = example_losses(self.copies(name, batch), batch["labels"])
+            losses = row_losses(self.copies(name, batch), batch["labels"])
             found[batch["index"].cpu()] = losses.double().cpu()
             self._count(len(losses))
         return found

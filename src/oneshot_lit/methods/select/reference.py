@@ -9,37 +9,11 @@ from torch import Tensor
 
 from oneshot_lit.data.chat import Encoded
 from oneshot_lit.data.padding import pad_training
-from oneshot_lit.models.loss import IGNORE_INDEX
+from oneshot_lit.models.loss import kl_divergences
 
 Batch = dict[str, Tensor]
 # A batch with labels -> the logits that predict its labelled tokens, (labelled tokens, vocabulary).
 AnswerLogits = Callable[[Batch], Tensor]
-
-
-def labelled_logits(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the logits that predict a labelled token, (labelled tokens, vocabulary).
-
-    Args:
-        logits: (rows, tokens, vocabulary).
-        labels: (rows, tokens); `IGNORE_INDEX` where a token carries no loss.
-    """
-    return logits[:, :-1][labels[:, 1:] != IGNORE_INDEX]
-
-
-def example_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return each row's mean next-token loss over its own labelled tokens, (rows,), in nats.
-
-    Args:
-        logits: (rows, tokens, vocabulary); computed on in float32 or wider.
-        labels: (rows, tokens); `IGNORE_INDEX` where a token carries no loss.
-    """
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    targets = labels[:, 1:]
-    each = torch.nn.functional.cross_entropy(
-        wide[:, :-1].mT, targets, ignore_index=IGNORE_INDEX, reduction="none"
-    )
-    kept = targets != IGNORE_INDEX
-    return (each * kept).sum(1) / kept.sum(1).clamp_min(1)
 
 
 def batches_of(rows: Sequence[Encoded], pad: int, size: int, device: torch.device) -> list[Batch]:
@@ -83,10 +57,5 @@ class ReferenceRows:
 
     def divergence(self, number: int, model: AnswerLogits) -> Tensor:
         """Return one batch's share of the weighted mean over the answers' tokens, (), in nats."""
-        p = _wide(self.logits[number]).log_softmax(-1)
-        q = _wide(model(self.batches[number])).log_softmax(-1)
-        return self.weight * (p.exp() * (p - q)).sum() / self.tokens
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
+        divergences = kl_divergences(self.logits[number], model(self.batches[number]))
+        return self.weight * divergences.sum() / self.tokens

@@ -26,9 +26,8 @@ from oneshot_lit.methods.select.example_gradients import (
 from oneshot_lit.methods.select.reference import (
     Batch,
     ReferenceRows,
-    example_losses,
-    labelled_logits,
 )
+from oneshot_lit.models.loss import labelled_logits, row_losses
 from oneshot_lit.spectral import gradient_svd, subspace_overlap
 from oneshot_lit.spectral.recorder import layers_of
 
@@ -64,7 +63,7 @@ class Evidence:
     def losses(self, batch: Batch) -> Tensor:
         """Return the loss of each candidate of a batch, (rows,)."""
         self.forwards += len(batch["index"])
-        return example_losses(self._logits(batch), batch["labels"])
+        return row_losses(self._logits(batch), batch["labels"])
 
     def weights(self) -> dict[str, nn.Parameter]:
         """Return the two-dimensional weights, by name."""
@@ -97,7 +96,7 @@ class Evidence:
         }
         if not hidden:
             return
-        loss = example_losses(self._logits(batch), batch["labels"]).sum()
+        loss = row_losses(self._logits(batch), batch["labels"]).sum()
         parts = torch.autograd.grad(loss, list(hidden.values()), allow_unused=True)
         for name, part in zip(hidden, parts, strict=True):
             if part is not None:

@@ -20,8 +20,9 @@ from oneshot_lit.methods.select.aligned import (
     require_same_vocabulary,
 )
 from oneshot_lit.methods.select.base import SelectionModule
-from oneshot_lit.methods.select.reference import Batch, ReferenceRows, labelled_logits
+from oneshot_lit.methods.select.reference import Batch, ReferenceRows
 from oneshot_lit.models import loading
+from oneshot_lit.models.loss import labelled_logits
 
 
 class UpperLevel(SelectionModule):

@@ -14,7 +14,7 @@ from oneshot_lit.data.chat import encode_conversation
 from oneshot_lit.data.padding import pad_generation, pad_training
 from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.models.loss import IGNORE_INDEX
+from oneshot_lit.models.loss import kl_divergences, labelled_logits
 
 Batch = dict[str, Tensor]
 # Rows whose logits are held at once: a vocabulary of 128,000 makes them the largest tensor.
@@ -131,13 +131,13 @@ class Drift:
         """Return the drift of the weights as they are."""
         total, count = 0.0, 0
         for batch, before in zip(self.batches, self.before, strict=True):
-            p, q = (x.float().log_softmax(-1) for x in (before, self._logits(batch)))
-            total += float((p.exp() * (p - q)).sum(-1).double().sum())
-            count += len(p)
+            divergences = kl_divergences(before, self._logits(batch))
+            total += float(divergences.double().sum())
+            count += len(divergences)
         return total / count
 
     @torch.no_grad()
     def _logits(self, batch: Batch) -> Tensor:
         """Return the logits that predict an answer's token: (labelled tokens, vocabulary)."""
-        logits = self.module(batch["input_ids"], batch["attention_mask"])[:, :-1]
-        return logits[batch["labels"][:, 1:] != IGNORE_INDEX]  # type: ignore[no-any-return]
+        logits = self.module(batch["input_ids"], batch["attention_mask"])
+        return labelled_logits(logits, batch["labels"])

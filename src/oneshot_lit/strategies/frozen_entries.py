@@ -1,0 +1,71 @@
+"""Hold single entries of weights where they are: neither gradient, decay nor moments move them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from oneshot_lit.strategies.gradient_edits import Reduce, own_parts
+from oneshot_lit.strategies.weights import own_weights, set_own_weights
+
+
+class FrozenEntries:
+    """Masks on the trained weights of a run, under any strategy.
+
+    A masked gradient is zero, so that clipping and moments do not see it. What an optimiser does
+    without a gradient, such as weight decay, is taken back behind each step.
+
+    Args:
+        module: The module that trains, after the strategy has taken it.
+        masks: Name of a trained parameter -> a bool tensor of its whole shape, True where the entry
+            is frozen; the same in all processes.
+
+    Raises:
+        ValueError: for a name that is no trained parameter, or a mask of another shape.
+    """
+
+    def __init__(self, module: nn.Module, masks: Mapping[str, Tensor]) -> None:
+        self.module = module
+        named: dict[str, Any] = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        for name, mask in masks.items():
+            if name not in named:
+                raise ValueError(f"{name} is no trained parameter")
+            shape = getattr(named[name], "ds_shape", named[name].shape)
+            if mask.shape != shape:
+                raise ValueError(f"the mask of {name} is {tuple(mask.shape)}, not {tuple(shape)}")
+        self._of_gradients = own_parts(named, masks)
+        start = own_weights(module)
+        self._start = {name: start[name] for name in masks}
+        self._of_weights = {
+            name: _like(self._start[name], mask, self._of_gradients[name], named[name])
+            for name, mask in masks.items()
+        }
+
+    def mask_gradients(self, gradients: Mapping[str, Tensor], reduce: Reduce) -> None:
+        """Set the gradient of frozen entries to zero; an edit for `edit_gradients`."""
+        for name, mask in self._of_gradients.items():
+            if name in gradients:
+                part = gradients[name]
+                part.masked_fill_(mask[: part.numel()].to(part.device), 0.0)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put frozen entries back where they were; behind each optimiser step."""
+        now = own_weights(self.module, self._start)
+        for name, mask in self._of_weights.items():
+            now[name][mask] = self._start[name][mask]
+        set_own_weights(self.module, now)
+
+
+def _like(weight: Tensor, whole: Tensor, part: Tensor, parameter: Any) -> Tensor:
+    """Return a mask of the shape in which `own_weights` gives a weight: whole, or a shard."""
+    if not isinstance(parameter, DTensor) and not hasattr(parameter, "ds_id"):
+        return whole.cpu()
+    mask = torch.zeros(weight.numel(), dtype=torch.bool)
+    # The last shards of ZeRO-3 are padded.
+    mask[: part.numel()] = part.cpu()
+    return mask.view(weight.shape)
