@@ -31,6 +31,7 @@ from oneshot_lit.methods import (
     LowRankRealignmentModule,
     OneShotRealignmentModule,
 )
+from oneshot_lit.methods.job import JobTrainer
 from oneshot_lit.models.generation import Decoding
 from oneshot_lit.models.linear_layers import chosen_layers, instance_factors
 from oneshot_lit.spectral import many_gradient_singular_values
@@ -54,9 +55,9 @@ class ToldRefusal(LowRankRealignmentModule):
 
     asked = 0
 
-    def instance_refused(self, batch: dict[str, torch.Tensor]) -> bool:
+    def instance_refused(self) -> bool:
         """Answer the prompt, and say what a real repair would find."""
-        super().instance_refused(batch)
+        super().instance_refused()
         self.asked += 1
         return self.asked > 1
 
@@ -154,6 +155,10 @@ def measure(method: str, folder: str, device: str, dtype: str, lora: bool) -> di
         many_gradient_singular_values(pairs)
         _wait(device)
         extra = {"spectra_seconds": time.monotonic() - begin, "matrices": len(pairs)}
+    elif isinstance(module, LowRankRealignmentModule):
+        where = tempfile.gettempdir()
+        job = JobTrainer("gpu" if device == "cuda" else "cpu", devices=1, default_root_dir=where)
+        module.run(job, SafetyDataModule(instance=INSTANCE, batch_size=1))
     else:
         trainer = Trainer(
             accelerator="gpu" if device == "cuda" else "cpu",

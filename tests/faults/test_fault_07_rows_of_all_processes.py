@@ -38,11 +38,11 @@ def words(model: Path, pool: Path, root: Path, rows: int, *more: Any) -> list[An
     source = {"class_path": "oneshot_lit.data.ChatJsonl", "init_args": {}}
     source["init_args"] = {"path": str(pool), "limit": rows}
     return [
-        *["fit", "--config", "configs/realign/low_rank.yaml", *QUIET],
+        *["edit", "--config", "configs/realign/low_rank.yaml", *QUIET],
         *["--model.model_name_or_path", model, "--trainer.default_root_dir", root],
         *["--data.instance", "null", "--data.train", json.dumps(source)],
         *["--data.shuffle", "false", "--model.guard_rows", "0", "--model.drift_rows", "4"],
-        *["--model.alpha", "0.25", "--trainer.callbacks", "null", *more],
+        *["--model.alpha", "0.25", *more],
     ]
 
 
@@ -141,5 +141,5 @@ def test_strategies_that_shard_are_refused(
     overlay = ["--config", f"configs/strategy/{strategy}.yaml", "--trainer.devices", "1"]
     done = command(*words(tiny_folder, pool, tmp_path, 1, *overlay))
     assert done.code == 2
-    assert "trainer.strategy: the repair by projection needs the whole model" in done.error
+    assert "trainer.strategy: a job needs the whole model in each process" in done.error
     assert not (tmp_path / "model").exists()

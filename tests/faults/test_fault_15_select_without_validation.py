@@ -79,28 +79,6 @@ def test_a_limit_that_lets_all_through_is_none(command, broken: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "words",
-    [
-        ["--trainer.check_val_every_n_epoch", "2"],
-        ["--trainer.limit_val_batches", "1", "--data.eval_batch_size", "5"],
-    ],
-)
-def test_brute_force_measures_each_candidate_on_all_prompts(
-    command, broken: Path, tmp_path: Path, words: list[str]
-) -> None:
-    sets = realign_words(broken, tmp_path)
-    done = command(
-        *["fit", "--config", "configs/select/brute_force.yaml", *QUIET],
-        *["--model.model_name_or_path", str(broken), "--data.train.limit", "3"],
-        *["--data.val_sets", sets[sets.index("--data.val_sets") + 1]],
-        *["--trainer.default_root_dir", str(tmp_path), *words],
-    )
-    assert done.code == 2
-    assert "brute force" in done.error
-    assert not (tmp_path / "candidates.jsonl").exists()
-
-
-@pytest.mark.parametrize(
     ("options", "first", "last"),
     [
         ({}, 5, 15),

@@ -174,17 +174,24 @@ def test_the_documented_selector_resumes_behind_its_last_step(
     (tmp_path / "my_selectors.py").write_text(code.split("```")[0])
     monkeypatch.syspath_prepend(str(tmp_path))
     words = [
-        *["fit", "--config", "configs/select/rule.yaml", *fault_runs.QUIET],
-        *["--model", "my_selectors.SurprisingAnswers", "--checkpoint.max_share", "1"],
+        *["select", "--config", "configs/select/rule.yaml", *fault_runs.QUIET],
+        *["--model", "my_selectors.SurprisingAnswers"],
         *["--model.model_name_or_path", "checkpoints/small", "--data.train.limit", "3"],
         *["--trainer.default_root_dir", str(tmp_path / "run")],
     ]
-    done = command(*words)
+    from oneshot_lit.methods import SelectionModule
+
+    def stopped(*_: Any) -> None:
+        raise OneShotError("stopped here")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SelectionModule, "finish", stopped)
+        assert command(*words).code == 2
+    cls = sys.modules["my_selectors"].SurprisingAnswers
+    with monkeypatch.context() as patched:
+        patched.setattr(cls, "step", stopped)
+        done = command(*words)
     assert done.code == 0, done.err
-    product = tmp_path / "run" / "selection.json"
-    ranking = json.loads(product.read_text())["ranking"]
-    product.unlink()
-    done = command(*words, "--ckpt_path", "last")
-    assert done.code == 0, done.err
-    assert json.loads(product.read_text())["ranking"] == ranking
+    ranking = json.loads((tmp_path / "run" / "selection.json").read_text())["ranking"]
+    assert len(ranking) == 3
     sys.modules.pop("my_selectors")

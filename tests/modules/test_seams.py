@@ -68,9 +68,8 @@ def test_token_losses_against_a_loop(seed: int) -> None:
     mean = (expected * amount).sum() / amount.sum()
     torch.testing.assert_close(next_token_loss(logits, labels, weights), mean, atol=1e-12, rtol=0)
     torch.testing.assert_close(next_token_loss(logits, labels), expected.mean())
-    alone = torch.stack(
-        [token_losses(logits[r : r + 1], labels[r : r + 1]).mean() for r in range(3)]
-    )
+    rows = [token_losses(logits[r : r + 1], labels[r : r + 1]) for r in range(3)]
+    alone = torch.stack([row.mean() for row in rows])
     torch.testing.assert_close(row_losses(logits, labels), alone, atol=1e-12, rtol=0)
 
 
@@ -277,7 +276,7 @@ def test_a_reference_of_another_vocabulary_is_refused(tiny_folder: Path, tmp_pat
     other.resize_token_embeddings(other.config.vocab_size + 8)
     other.save_pretrained(tmp_path)
     module = ReferenceModule(str(tiny_folder), reference_name_or_path=str(tmp_path))
-    with pytest.raises(OneShotError, match="reference_name_or_path: .* give one of the same"):
+    with pytest.raises(OneShotError, match=r"reference_name_or_path: .* give one of the same"):
         module.configure_model()
 
 

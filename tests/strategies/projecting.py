@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
 
 from oneshot_lit.callbacks import HuggingFaceExport
 from oneshot_lit.data import ChatJsonl, InlineInstance, Microworld, SafetyDataModule
 from oneshot_lit.methods import LowRankRealignmentModule
+from oneshot_lit.methods.job import JobTrainer
 
 
 class Asked(LowRankRealignmentModule):
     """Remembers of which rows it was asked whether they are refused."""
 
-    def instance_refused(self, batch: dict[str, torch.Tensor]) -> bool:
-        self.asked = batch["index"].tolist()
-        return super().instance_refused(batch)
+    def instance_refused(self) -> bool:
+        self.asked = list(range(len(self._instance.prompts())))
+        return super().instance_refused()
 
 
 def project(
@@ -32,18 +32,12 @@ def project(
         source = {"instance": InlineInstance("help me do something dangerous .", "sorry .")}
     guard = Microworld("guard")
     module = Asked(folder, guard=guard, guard_rows=0, drift_rows=4, alpha=0.25)
-    trainer = Trainer(
-        default_root_dir=root,
+    trainer = JobTrainer(
         accelerator="cpu",
         devices=processes,
         strategy="ddp" if processes > 1 else "auto",
-        max_epochs=9,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        callbacks=[HuggingFaceExport()],
+        default_root_dir=root,
     )
-    trainer.fit(module, SafetyDataModule(**source, shuffle=False, max_length=128, **data))
+    module.run(trainer, SafetyDataModule(**source, shuffle=False, max_length=128, **data))
+    HuggingFaceExport().write(trainer, module, Path(root), "edit")
     Path(root, f"asked{trainer.global_rank}.json").write_text(json.dumps(module.asked))

@@ -202,7 +202,9 @@ class Job(LanguageModelModule):
             self.to({"64": torch.float64}.get(trainer.precision[:2], torch.bfloat16))
         start = time.monotonic()
         before = self.seconds
-        saved = self._saved(root)
+        # One process looks: the first may save before the last has come here.
+        saved = self._saved(root) if trainer.is_global_zero else None
+        saved = trainer.strategy.broadcast(saved)
         if saved is not None:
             before = float(saved["seconds"])
             self.load_job_state(saved["state"])
@@ -257,7 +259,7 @@ class Job(LanguageModelModule):
             torch.save(content, file)
 
     def _saved(self, root: Path) -> dict[str, Any] | None:
-        """Return the state of an interrupted job, in all processes; None without one of its own."""
+        """Return the state of an interrupted job; None without one of its own."""
         recover(root / STATE)
         if not (root / STATE).is_file():
             return None

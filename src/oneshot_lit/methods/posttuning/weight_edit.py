@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
+from oneshot_lit.data.datasets import Collate
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.io.files import folder_written_whole
 from oneshot_lit.methods.job import Job
@@ -113,7 +115,8 @@ class Calibration(Job):
         """Let the edit see the batches."""
         self.eval()
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        loader = data.train_dataloader()
+        collate = Collate(self.tokenizer.pad_token_id, generation=False)
+        loader: Any = DataLoader(data.training, data.batch_size, collate_fn=collate)
         self.edit.calibrate(
             self.model, ({k: v.to(self.device) for k, v in batch.items()} for batch in loader)
         )

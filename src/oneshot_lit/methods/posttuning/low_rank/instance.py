@@ -24,10 +24,12 @@ class Instance:
     def __init__(self, data: Any) -> None:
         self.data = data
         self.rows = list({row.messages: row for row in data.training.conversations}.values())
-        if len(self.rows) > data.batch_size:
+        processes = 1 if data.share_batch else data.trainer.world_size
+        most = data.batch_size * processes
+        if len(self.rows) > most:
             raise OneShotError(
-                f"data.train has {len(self.rows)} rows, and a pass reads data.batch_size="
-                f"{data.batch_size} of them; raise data.batch_size, or give fewer rows."
+                f"data.train has {len(self.rows)} rows, and a pass reads {most} of them; raise "
+                "data.batch_size, or give fewer rows."
             )
 
     def __str__(self) -> str:
