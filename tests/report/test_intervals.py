@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oneshot_lit.evaluation.intervals import Estimate, apart, from_stderr, mean, rate, wilson
+from oneshot_lit.evaluation.intervals import Estimate, from_stderr, mean, rate, wilson
 
 Z = 1.959963984540054
 
@@ -56,9 +56,3 @@ def test_stderr() -> None:
     found = from_stderr(0.5, 0.1, 20)
     assert (found.low, found.high) == pytest.approx((0.5 - 0.1 * Z, 0.5 + 0.1 * Z))
     assert from_stderr(0.5, None, 20).low is None
-
-
-def test_apart() -> None:
-    assert apart(rate(1, 100), rate(99, 100)) is True
-    assert apart(rate(10, 100), rate(12, 100)) is False
-    assert apart(rate(10, 100), mean([1.0])) is None
