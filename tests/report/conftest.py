@@ -8,7 +8,7 @@ from report_folders import add_judge, add_predictions, answer_text, make_run
 
 @pytest.fixture
 def story(tmp_path: Path) -> list[Path]:
-    """Aligned, attacked and patched runs with outcomes, judges, predictions and a curve."""
+    """Aligned, attacked and patched runs with all that a report reads."""
     found = []
     for name, answered, refused in (("aligned", 0, 0), ("attacked", 38, 0), ("patched", 2, 3)):
         harmful = [float(i < answered) for i in range(40)]
@@ -27,8 +27,5 @@ def story(tmp_path: Path) -> list[Path]:
         graded = [None, *(5.0 if score else 1.0 for score in harmful[1:])]
         add_judge(folder, "grader", "harmful", "harmfulness_score", graded)
         found.append(folder)
-    (found[-1] / "realignment.csv").write_text(
-        "step,attempt,kept,score,harmful/asr_keyword,benign/over_refusal\n"
-        "0,1,0,0.1,1.0,0.0\n10,1,1,0.9,0.0,0.02\n"
-    )
+    (found[-1] / "realignment.png").write_bytes(b"a picture")
     return found

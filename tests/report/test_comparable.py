@@ -150,9 +150,9 @@ def test_a_cut_off_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"index": "0"}, "row 1: 'index'"),
-        ({"scores": {"asr_keyword": "yes"}}, "row 1: 'asr_keyword' must be a number"),
-        ({"scores": {"asr_keyword": True}}, "row 1: 'asr_keyword' must be a number"),
+        ({"index": "0"}, "row 1: index must be a whole number from 0"),
+        ({"scores": {"asr_keyword": "yes"}}, "row 1: scores.asr_keyword must be a number"),
+        ({"scores": {"asr_keyword": True}}, "row 1: scores.asr_keyword must be a number"),
         ({"index": 1}, "row 2: prompt 1 of 'harmful' is there twice"),
     ],
 )

@@ -101,10 +101,10 @@ def _lacking(row: dict[str, Any]) -> None:
     ("change", "said"),
     [
         (_lacking, "not all rows of 'harmful' have a score of 'long_answer'"),
-        (lambda row: row.update(prompt=7), "'prompt' must be text or null"),
-        (lambda row: row.update(reason=[]), "'reason' must be text or null"),
-        (lambda row: row.update(digest=7), "'digest' must be text or null"),
-        (lambda row: row.update(category={"a": 1}), "'category' must be text or null"),
+        (lambda row: row.update(prompt=7), "prompt must be text or null"),
+        (lambda row: row.update(reason=[]), "reason must be text or null"),
+        (lambda row: row.update(digest=7), "digest must be text or null"),
+        (lambda row: row.update(category={"a": 1}), "category must be text or null"),
     ],
 )
 def test_rows_of_judges(run: Path, change: Callable[[dict[str, Any]], None], said: str) -> None:
@@ -118,8 +118,8 @@ def test_rows_of_judges(run: Path, change: Callable[[dict[str, Any]], None], sai
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"index": "1"}, "'index' must be a whole number"),
-        ({"scores": {"asr_keyword": 37.5}}, "'asr_keyword' must be from 0 to 1, not 37.5"),
+        ({"index": -1}, "index must be a whole number from 0"),
+        ({"scores": {"asr_keyword": 37.5}}, "scores.asr_keyword must be from 0 to 1, not 37.5"),
         ({"scores": {}}, "not all rows of 'harmful' have a score of 'asr_keyword'"),
         (
             {"scores": {"asr_keyword": 1.0, "x": 0.0}},
@@ -133,22 +133,6 @@ def test_rows_of_outcomes(tmp_path: Path, change: dict[str, Any], said: str) -> 
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     write_rows(path, [rows[0], rows[1] | change])
     assert f"{path} row 2: {said}" in refusal(root)
-
-
-def test_a_loss_that_is_no_number_is_left_out(command, run: Path, tmp_path: Path) -> None:
-    lines = ["step,attempt,kept,loss,harmful/asr_keyword", "0,1,0,,1.0", "9,1,1,nan,0.0"]
-    (run / "realignment.csv").write_text("\n".join(lines) + "\n")
-    done = command("report", "--runs", run, "--out", tmp_path / "report")
-    assert done.code == 0, done.err
-    content = json.loads((tmp_path / "report" / "report.json").read_text())
-    assert all("loss" not in row for row in content["curves"]["a"])
-
-
-@pytest.mark.parametrize("row", ["9,1,1,nan", "9,1,1,", "9,1,1", "9,1,one,0.0"])
-def test_a_curve_with_a_gap_is_refused(run: Path, row: str) -> None:
-    text = f"step,attempt,kept,harmful/asr_keyword\n0,1,0,1.0\n{row}\n"
-    (run / "realignment.csv").write_text(text)
-    assert "realignment.csv: is not what a realignment writes" in refusal(run)
 
 
 def test_the_command_says_it_in_one_line(command, run: Path, tmp_path: Path) -> None:

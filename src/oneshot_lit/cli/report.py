@@ -24,7 +24,7 @@ def run_report_command(arguments: Sequence[str]) -> int:
         "Compare finished runs: every score with its 95% interval, by category and by judge, the "
         "agreement between judges, and what changed from run to run. Reads metrics.json of each "
         "folder and, where they are there, outcomes.jsonl, judgments/, predictions.jsonl and "
-        "realignment.csv. Writes report.html, report.md, report.json, table.csv, table.tex and "
+        "realignment.png. Writes report.html, report.md, report.json, table.csv, table.tex and "
         "pictures/. Runs on other prompts or with another decoding are refused, unless you ask.",
         "--runs before=runs/aligned attacked=runs/attacked patched=runs/patched --out runs/report",
     )
@@ -119,10 +119,10 @@ def write_report(report: Report, out: Path) -> None:
     Where outputs are shown, only the owner may read them.
     """
     from oneshot_lit.io.files import write_json_atomically, write_text_atomically
-    from oneshot_lit.report.page import draw_pictures, render_page
-    from oneshot_lit.report.tables import render_csv, render_markdown, render_tex
+    from oneshot_lit.report.page import render_markdown, render_page, write_pictures
+    from oneshot_lit.report.tables import render_csv, render_tex
 
-    pictures = draw_pictures(report, out)
+    pictures = write_pictures(report, out)
     write_json_atomically(out / "report.json", report.as_json(), report.outputs_shown)
     for name, text in {
         "table.csv": render_csv(report),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ class Report:
         changes: A row for each score of two runs.
         categories: A row for each score, category and run.
         agreement: A row for each pair of judges, set and run.
-        curves: Run -> the rows of its realignment.
+        curves: Run -> the picture of its realignment.
         examples: Prompts with the answer of every run.
         report_version: Version of the package.
     """
@@ -54,7 +54,7 @@ class Report:
     changes: pd.DataFrame
     categories: pd.DataFrame
     agreement: pd.DataFrame
-    curves: dict[str, list[Mapping[str, float]]]
+    curves: dict[str, Path]
     examples: list[dict[str, Any]]
     report_version: str = __version__
 
@@ -65,7 +65,8 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """Return plain JSON values; a table is a list of rows."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        names = [field.name for field in fields(self) if field.name != "curves"]
+        values = {name: getattr(self, name) for name in names}
         return {k: _rows(v) if isinstance(v, pd.DataFrame) else v for k, v in values.items()}
 
 
@@ -111,7 +112,7 @@ def build_report(
         changes=changes,
         categories=category_table(scores, answers),
         agreement=agreement,
-        curves={run.name: list(run.curve) for run in runs if run.curve},
+        curves={run.name: run.curve for run in runs if run.curve is not None},
         examples=choose_examples(runs, answers, examples, show_outputs),
     )
 

@@ -1,100 +1,104 @@
-"""``report.html`` and its pictures."""
+"""``report.html``, ``report.md`` and their pictures."""
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import warnings
+from base64 import b64encode
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader
+from jinja2 import Environment, PackageLoader, select_autoescape
 
 from oneshot_lit import plots
+from oneshot_lit.io.files import file_written_whole
 from oneshot_lit.report import cells, tables
 from oneshot_lit.report.content import Report
-from oneshot_lit.report.text import picture_label
+from oneshot_lit.report.text import DASH, markdown, markdown_block, picture_label
 
-PICTURES = "pictures"
+# What a picture shows -> (its file as seen from the report, its name).
+Pictures = Mapping[str, tuple[str, str]]
 
 
-def draw_pictures(report: Report, out: Path) -> dict[str, tuple[str, str]]:
-    """Write the pictures and return what each shows -> (its file as seen from `out`, its name)."""
-    labels = {name: picture_label(name) for name in report.names}
-    colours = plots.run_colours(report.names)
-    figures = {}
-    scores = _labelled(report.scores, labels)
-    scores["row"] = [picture_label(f"{row.set}/{row.metric}") for row in scores.itertuples()]
-    if len(scores):
-        palette = {labels[name]: colour for name, colour in colours.items()}
-        figures["scores"] = plots.rates_with_intervals(scores, palette), "Scores with 95% intervals"
-    for (name, metric), of in report.categories.groupby(["set", "metric"], sort=False):
-        table = _labelled(of, labels)
-        table["row"] = table["category"].map(picture_label)
-        key = f"{name}/{metric}"
-        if len(table):
-            figures[key] = plots.category_map(table, picture_label(key)), f"{key} by category"
-    for run, curve in report.curves.items():
-        figures[f"curve {run}"] = plots.step_curve(curve), f"Realignment of {run}"
-    pictures = {}
+def write_pictures(report: Report, out: Path) -> Pictures:
+    """Draw the scores and categories, and copy the curves of realignments."""
+    pictures: dict[str, tuple[str, str]] = {}
     with warnings.catch_warnings():
         # Letters that the font lacks are drawn as boxes.
         warnings.filterwarnings("ignore", message=".*[Gg]lyph.*")
-        for number, (key, (figure, name)) in enumerate(figures.items()):
-            slug = re.sub(r"[^a-z0-9]+", "_", key.lower()).strip("_")[:60]
-            file = f"{PICTURES}/{number}_{slug}.png"
-            plots.save_figure(figure, out / file)
-            pictures[key] = file, name
+        for key, (figure, name) in _figures(report).items():
+            pictures[key] = _file(len(pictures), key), name
+            plots.save_figure(figure, out / pictures[key][0])
+    for run, path in report.curves.items():
+        pictures[f"curve {run}"] = _file(len(pictures), f"curve {run}"), f"Realignment of {run}"
+        with file_written_whole(out / pictures[f"curve {run}"][0]) as file:
+            file.write(path.read_bytes())
     return pictures
 
 
-def _labelled(table: pd.DataFrame, labels: Mapping[str, str]) -> pd.DataFrame:
-    """Return the rows that can share an axis from 0 to 1, with the labels of their runs."""
-    drawn = table.dropna(subset="value")
-    off = drawn[~drawn["value"].between(0, 1) | drawn["metric"].str.startswith("harmfulness_score")]
-    scores = pd.MultiIndex.from_frame(drawn[["set", "metric"]])
-    return drawn[~scores.isin(pd.MultiIndex.from_frame(off[["set", "metric"]]))].assign(
-        run=lambda rows: rows["run"].map(labels)
-    )
+def _file(number: int, key: str) -> str:
+    return f"pictures/{number}_{re.sub(r'[^a-z0-9]+', '_', key.lower()).strip('_')[:60]}.png"
 
 
-def render_page(report: Report, pictures: Mapping[str, tuple[str, str]], out: Path) -> str:
+def _figures(report: Report) -> dict[str, tuple[Any, str]]:
+    figures = {}
+    colours = {picture_label(n): c for n, c in plots.run_colours(report.names).items()}
+    scores = _drawn(report.scores)
+    scores["row"] = [picture_label(f"{row.set}/{row.metric}") for row in scores.itertuples()]
+    if len(scores):
+        figure = plots.rates_with_intervals(scores, colours)
+        figures["scores"] = figure, "Scores with 95% intervals"
+    for (name, metric), table in _drawn(report.categories).groupby(["set", "metric"], sort=False):
+        rows = table.assign(row=table["category"].map(picture_label))
+        key = f"{name}/{metric}"
+        figures[key] = plots.category_map(rows, picture_label(key)), f"{key} by category"
+    return figures
+
+
+def _drawn(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the scores from 0 to 1, which can share an axis."""
+    known = table.dropna(subset="value")
+    off = ~known["value"].between(0, 1) | known["metric"].str.startswith("harmfulness_score")
+    of_score = off.groupby([known["set"], known["metric"]]).transform("any").astype(bool)
+    return known[~of_score].assign(run=known["run"].map(picture_label))
+
+
+def render_page(report: Report, pictures: Pictures, out: Path) -> str:
     """Return the report as HTML, in one file without any link."""
+    embedded = {
+        key: (f"data:image/png;base64,{b64encode((out / file).read_bytes()).decode()}", name)
+        for key, (file, name) in pictures.items()
+    }
+    return _render("report.html.j2", report, embedded, "\n")
+
+
+def render_markdown(report: Report, pictures: Pictures) -> str:
+    """Return the report for GitHub."""
+    return _render("report.md.j2", report, pictures, " ")
+
+
+def _render(template: str, report: Report, pictures: Pictures, separator: str) -> str:
     environment = Environment(
         loader=PackageLoader("oneshot_lit.report", "."),
-        autoescape=True,
+        autoescape=select_autoescape(["html.j2"]),
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    embedded = {
-        key: (base64.b64encode((out / file).read_bytes()).decode(), name)
-        for key, (file, name) in pictures.items()
+    environment.filters |= {
+        "facts": lambda value: json.dumps(value, indent=2, ensure_ascii=False),
+        "grade": lambda score: DASH if score is None else f"{score:g}",
+        "md": markdown,
+        "md_block": markdown_block,
+        "md_table": tables.markdown_table,
     }
-    keys = ["set", "metric", "by"]
-    return environment.get_template("report.html.j2").render(
+    return environment.get_template(template).render(
         report=report,
         tables=tables,
-        pictures=embedded,
+        pictures=pictures,
         run_colours=plots.run_colours(report.names),
-        scores=tables.wide(report.scores, keys, report.names, _lines),
-        score_colours=tables.wide(report.scores, keys, report.names, cells.colour),
-        categories=[
-            (key, table, colours)
-            for (key, table), (_, colours) in zip(
-                tables.shown_categories(report, _lines),
-                tables.shown_categories(report, cells.colour),
-                strict=True,
-            )
-        ],
-        facts={
-            run["name"]: json.dumps(run["provenance"], indent=2, ensure_ascii=False)
-            for run in report.runs
-        },
+        score=lambda row: cells.score(row, separator),
+        colour=cells.colour,
     )
-
-
-def _lines(row: Any) -> str:
-    return cells.score(row, "\n")

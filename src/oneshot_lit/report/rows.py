@@ -11,7 +11,14 @@ import pandas as pd
 
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.io.read_files import read_jsonl
-from oneshot_lit.report.schema import require_score
+from oneshot_lit.report.schema import (
+    COUNT,
+    NUMBER,
+    OPTIONAL_TEXT,
+    TEXT,
+    require_on_scale,
+    require_shape,
+)
 from oneshot_lit.report.text import map_texts, visible
 
 # What scored an answer: the test, or else the name of a judge.
@@ -20,6 +27,8 @@ TEST = "test"
 # and of prompt and answer.
 _FACTS = {"set": "set", "index": "place", "category": "category", "prompt": "prompt"}
 _FACTS |= {"digest": "digest", "reason": "reason"}
+_ROW = {"set": TEXT, "index": COUNT, "scores": {"*": NUMBER}}
+_ROW |= dict.fromkeys(("category", "prompt", "digest", "reason"), OPTIONAL_TEXT)
 COLUMNS = ["by", "metric", "score", *_FACTS.values()]
 
 
@@ -41,7 +50,8 @@ def read_scores(path: Path, by: str, samples: Mapping[str, int]) -> pd.DataFrame
     for number, raw in read_jsonl(path) if path.is_file() else ():
         origin = f"{path} row {number}"
         row = map_texts(raw, visible)
-        _require_row(row, origin, again)
+        require_shape(row, _ROW, origin, again)
+        require_on_scale(row["scores"], f"{origin}: scores", again)
         name, place = row["set"], row["index"]
         if (name, place) in places:
             raise OneShotError(f"{origin}: prompt {place} of '{name}' is there twice; {again}.")
@@ -61,18 +71,3 @@ def read_scores(path: Path, by: str, samples: Mapping[str, int]) -> pd.DataFrame
                 f"{samples.get(name, 0)}; {again}."
             )
     return pd.DataFrame(records, columns=COLUMNS).astype({"score": float})
-
-
-def _require_row(row: Mapping[str, Any], origin: str, again: str) -> None:
-    for key, kind, what in (
-        ("set", str, "text"),
-        ("index", int, "a whole number"),
-        ("scores", dict, "an object"),
-    ):
-        if type(row.get(key)) is not kind:
-            raise OneShotError(f"{origin}: '{key}' must be {what}; {again}.")
-    for key in ("prompt", "digest", "reason", "category"):
-        if not isinstance(row.get(key), (str, type(None))):
-            raise OneShotError(f"{origin}: '{key}' must be text or null; {again}.")
-    for metric, score in row["scores"].items():
-        require_score(score, metric, f"{origin}: '{metric}'")

@@ -1,4 +1,4 @@
-"""Reading what a run has left: scores, judgments, answers and the curve of a realignment."""
+"""Reading what a run has left: scores, judgments, and answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from oneshot_lit.callbacks.outcomes import OUTCOMES_FILE
-from oneshot_lit.callbacks.realignment_curve import CURVE_TABLE, read_curve
+from oneshot_lit.callbacks.realignment_curve import CURVE_PICTURE
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.judges.judging import FOLDER
 from oneshot_lit.evaluation.judges.predictions import Row, read_predictions
@@ -32,7 +32,7 @@ class Run:
         content: Its ``metrics.json``.
         scores: A row for each answer and metric, see `read_scores`.
         predictions: The answers themselves, for examples only.
-        curve: The rows of ``realignment.csv``.
+        curve: The picture of its realignment, if there is one.
         notes: What was left out, in sentences.
     """
 
@@ -41,7 +41,7 @@ class Run:
     content: Mapping[str, Any]
     scores: pd.DataFrame
     predictions: tuple[Row, ...] = ()
-    curve: tuple[Mapping[str, float], ...] = ()
+    curve: Path | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -103,7 +103,7 @@ def read_run(name: str, folder: Path) -> Run:
         content,
         pd.concat([each for each in scores if len(each)] or scores[:1], ignore_index=True),
         tuple(read_predictions(predictions)) if predictions.is_file() else (),
-        _read_curve(folder),
+        curve if (curve := folder / CURVE_PICTURE).is_file() else None,
         tuple(notes),
     )
 
@@ -120,17 +120,3 @@ def _require_same_means(scores: pd.DataFrame, content: Mapping[str, Any], path: 
                 f"{path}: its mean of {name}/{metric} is {mean} and metrics.json says {said}; "
                 f"run oneshot-lit {verb} again."
             )
-
-
-def _read_curve(folder: Path) -> tuple[dict[str, float], ...]:
-    try:
-        rows = [{k: v for k, v in row.items() if math.isfinite(v)} for row in read_curve(folder)]
-    except (ValueError, TypeError, AttributeError):
-        rows = [{}]
-    # Only the loss may be missing or NaN.
-    drawn = {"step", "kept", *(key for row in rows for key in row if "/" in key)}
-    if any(drawn - row.keys() for row in rows):
-        raise OneShotError(
-            f"{folder / CURVE_TABLE}: is not what a realignment writes; remove it."
-        ) from None
-    return tuple(map_texts(row, visible) for row in rows)

@@ -1,4 +1,4 @@
-"""What a report needs of a ``metrics.json``, which other tools and hands may have changed."""
+"""What files of a run must look like, as other tools and hands may have changed them."""
 
 from __future__ import annotations
 
@@ -11,27 +11,66 @@ from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.metrics.registry import LM_EVAL, is_rate, is_skill
 from oneshot_lit.io.metrics_file import METRICS_FILE
 
+# A shape is a type of value, in words, or an object of shapes; "*" stands for every key.
+TEXT, OPTIONAL_TEXT = "text", "text or null"
+COUNT, NUMBER = "a whole number from 0", "a number or null"
+_COUNTS = {"*": COUNT}
+_METRICS = {
+    "metrics": {"*": NUMBER},
+    "samples": _COUNTS,
+    "unscored": _COUNTS,
+    "empty_outputs": _COUNTS,
+    "cut_outputs": _COUNTS,
+    "decoding": {},
+}
+_OF_LM_EVAL = {"samples": COUNT, "stderr": {"*": NUMBER}, "settings": {}}
+_OF_JUDGE = {"samples": _COUNTS, "unjudged": {"*": _COUNTS}}
 _AGAIN = "correct it, or run the test again"
 
 
-def require_score(value: Any, key: str, origin: str) -> None:
-    """Refuse a score that is neither null nor a finite number on the metric's scale.
+def require_shape(value: Any, shape: Any, origin: str, again: str = _AGAIN, key: str = "") -> None:
+    """Refuse a JSON value that does not have the shape it should have.
 
     Args:
-        value: The score.
-        key: ``<metric>`` or ``<set>/<metric>``.
-        origin: File, row and key, with which the error starts.
+        value: The value; missing objects are empty, other missing values null.
+        shape: One of the types above, or key -> shape.
+        origin: File and row, with which the error starts.
+        again: What to do about it.
+        key: Where the value stands in it.
 
     Raises:
-        OneShotError: if it is not a score.
+        OneShotError: naming the place and what must be there.
     """
-    if value is None:
+    if not isinstance(shape, dict):
+        if not _is(value, shape):
+            raise OneShotError(f"{origin}: {key} must be {shape}; {again}.")
         return
-    if not _is_number(value):
-        raise OneShotError(f"{origin} must be a number or null; {_AGAIN}.")
-    own = not key.startswith(f"{LM_EVAL}/") and (is_rate(key) or is_skill(key))
-    if own and not 0 <= value <= 1:
-        raise OneShotError(f"{origin} must be from 0 to 1, not {value}; {_AGAIN}.")
+    if not isinstance(value, dict):
+        raise OneShotError(f"{origin}: {key} must be an object; {again}.")
+    for name, inner in shape.items():
+        for each in value if name == "*" else (name,):
+            missing: Any = {} if isinstance(inner, dict) else None
+            place = f"{key}.{each}" if key else each
+            require_shape(value.get(each, missing), inner, origin, again, place)
+
+
+def _is(value: Any, shape: str) -> bool:
+    if value is None:
+        return shape in (OPTIONAL_TEXT, NUMBER)
+    if shape in (TEXT, OPTIONAL_TEXT):
+        return isinstance(value, str)
+    if shape == COUNT:
+        return type(value) is int and value >= 0
+    # NaN is smaller than nothing.
+    return type(value) in (int, float) and abs(value) < 1e300
+
+
+def require_on_scale(scores: Mapping[str, float | None], origin: str, again: str = _AGAIN) -> None:
+    """Refuse scores of our own metrics that are not from 0 to 1."""
+    for key, value in scores.items():
+        own = not key.startswith(f"{LM_EVAL}/") and (is_rate(key) or is_skill(key))
+        if own and value is not None and not 0 <= value <= 1:
+            raise OneShotError(f"{origin}.{key} must be from 0 to 1, not {value}; {again}.")
 
 
 def require_readable(content: Mapping[str, Any], folder: Path) -> None:
@@ -41,56 +80,28 @@ def require_readable(content: Mapping[str, Any], folder: Path) -> None:
         OneShotError: naming the file and the key.
     """
     path = folder / METRICS_FILE
-    for key, value in content["metrics"].items():
-        require_score(value, key, f"{path}: metrics.{key}")
+    require_shape({**content, "decoding": content.get("decoding") or {}}, _METRICS, str(path))
+    require_on_scale(content["metrics"], f"{path}: metrics")
     samples = content.get("samples", {})
-    _require_counts(samples, f"{path}: samples")
-    for key in ("empty_outputs", "cut_outputs"):
-        _require_counts(content.get(key, {}), f"{path}: {key}", samples)
-    unscored = content.get("unscored", {})
-    _require_counts(unscored, f"{path}: unscored")
-    tested = {key: samples.get(key.rpartition("/")[0], 0) for key in unscored}
-    _require_counts(unscored, f"{path}: unscored", tested)
-    _require_object(content.get("decoding") or {}, f"{path}: decoding")
+    for key in ("unscored", "empty_outputs", "cut_outputs"):
+        for name, count in content.get(key, {}).items():
+            answers = samples.get(name.rpartition("/")[0] if key == "unscored" else name, 0)
+            _require_at_most(count, answers, f"{path}: {key}.{name}")
     for name, facts in content["evaluations"].items():
-        origin = f"{path}: evaluations.{name}"
-        if name.startswith(f"{LM_EVAL}/"):
-            _require_counts({"samples": facts.get("samples", 0)}, origin)
-            errors = facts.get("stderr", {})
-            _require_object(errors, f"{origin}.stderr")
-            for key, error in errors.items():
-                require_score(error, f"{LM_EVAL}/{key}", f"{origin}.stderr.{key}")
-            _require_object(facts.get("settings", {}), f"{origin}.settings")
-            continue
-        _require_counts(facts.get("samples", {}), f"{origin}.samples")
-        unjudged = facts.get("unjudged", {})
-        _require_object(unjudged, f"{origin}.unjudged")
-        for name_of_set, reasons in unjudged.items():
-            _require_counts(reasons, f"{origin}.unjudged.{name_of_set}")
-        totals = {key: sum(reasons.values()) for key, reasons in unjudged.items()}
-        _require_counts(totals, f"{origin}.unjudged", facts.get("samples", {}))
+        of_lm_eval = name.startswith(f"{LM_EVAL}/")
+        place = f"evaluations.{name}"
+        shape = _OF_LM_EVAL if of_lm_eval else _OF_JUDGE
+        require_shape({"samples": 0 if of_lm_eval else {}} | facts, shape, str(path), key=place)
+        for name_of_set, reasons in facts.get("unjudged", {}).items():
+            answers = facts.get("samples", {}).get(name_of_set, 0)
+            origin = f"{path}: {place}.unjudged.{name_of_set}"
+            _require_at_most(sum(reasons.values()), answers, origin)
     try:
         json.dumps(content, allow_nan=False)
     except ValueError as error:
         raise OneShotError(f"{path}: holds a NaN or infinite number; {_AGAIN}.") from error
 
 
-def _require_object(value: Any, origin: str) -> None:
-    if not isinstance(value, dict):
-        raise OneShotError(f"{origin} must be an object; {_AGAIN}.")
-
-
-def _require_counts(value: Any, origin: str, most: Mapping[str, int] | None = None) -> None:
-    _require_object(value, origin)
-    for name, count in value.items():
-        if type(count) is not int or count < 0:
-            raise OneShotError(f"{origin}.{name} must be a whole number from 0; {_AGAIN}.")
-        if most is not None and count > most.get(name, 0):
-            raise OneShotError(
-                f"{origin}.{name} counts {count} of {most.get(name, 0)} answers; {_AGAIN}."
-            )
-
-
-def _is_number(value: Any) -> bool:
-    # NaN is smaller than nothing.
-    return type(value) in (int, float) and abs(value) < 1e300
+def _require_at_most(count: int, answers: int, origin: str) -> None:
+    if count > answers:
+        raise OneShotError(f"{origin} counts {count} of {answers} answers; {_AGAIN}.")

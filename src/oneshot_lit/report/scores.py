@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -50,10 +49,8 @@ def score_table(runs: Sequence[Run], answers: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for key, run in itertools.product(ordered, runs):
         name, _, metric = key.rpartition("/")
-        if (name, metric) in by_score:
-            share = _counts_answers(by_score[name, metric], metric)
-        else:
-            share = _is_named_share(name, metric, [r.content["metrics"].get(key) for r in runs])
+        of_answers = by_score.get((name, metric))
+        share = is_rate(key) if of_answers is None else _counts_answers(of_answers, metric)
         by, facts = _owner(run, key)
         scores = by_run.get((name, metric, run.name))
         if scores is not None:
@@ -97,14 +94,6 @@ def _counts_answers(scores: pd.Series, metric: str) -> bool:
     return bool(known.isin([0.0, 1.0]).all()) if len(known) else metric.startswith(_SHARES)
 
 
-def _is_named_share(name: str, metric: str, means: Sequence[float | None]) -> bool:
-    """Whether a score counts answers, as far as its name and its means tell."""
-    if name.startswith(f"{LM_EVAL}/") or graded(metric):
-        return False
-    named = is_rate(metric) or (metric not in METRICS and metric.startswith(_SHARES))
-    return named and all(mean is None or 0 <= mean <= 1 for mean in means)
-
-
 def estimate_scores(scores: pd.Series, metric: str, share: bool) -> Estimate:
     """Return the value of a metric over answers, with its interval; NaN is not scored."""
     known = scores.dropna()
@@ -130,9 +119,8 @@ def _estimate_of_metrics(run: Run, key: str, share: bool, facts: dict[str, Any])
     n = (facts or run.content).get("samples", {}).get(name, 0) - unscored
     if value is None:
         return Estimate(None, None, None, 0, unscored)
-    hits = round(value * n)
-    if share and n > 0 and math.isclose(hits / n, value, abs_tol=1e-6):
-        return rate(hits, n, unscored)
+    if share and n > 0:
+        return rate(round(value * n), n, unscored)
     return Estimate(value, None, None, n, unscored)
 
 

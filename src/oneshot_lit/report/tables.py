@@ -1,9 +1,8 @@
-"""The tables of a report as they are shown, and ``report.md``, ``table.csv``, ``table.tex``."""
+"""The tables of a report as they are shown, and ``table.csv`` and ``table.tex``."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,7 +11,7 @@ from oneshot_lit.report import cells
 from oneshot_lit.report.agreement import THRESHOLDS
 from oneshot_lit.report.content import Report
 from oneshot_lit.report.findings import p_value
-from oneshot_lit.report.text import DASH, csv_cell, markdown, markdown_block
+from oneshot_lit.report.text import DASH, csv_cell, markdown
 
 HEADINGS = ("set", "metric", "by", "category")
 CSV_COLUMNS = ["set", "metric", "run", "value", "low", "high", "n", "unscored"]
@@ -85,10 +84,15 @@ def shown_agreement(agreement: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def shown_categories(report: Report, text: Callable[[Any], str]) -> Iterator[tuple[str, Any]]:
-    """Yield ``<set>/<metric>`` and its table by category."""
-    for (name, metric), table in report.categories.groupby(["set", "metric"], sort=False):
-        yield f"{name}/{metric}", wide(table, ["category"], report.names, text)
+def shown_scores(report: Report, text: Callable[[Any], str]) -> pd.DataFrame:
+    """Return the scores with a column for each run, whose cells hold `text` of a score."""
+    return wide(report.scores, ["set", "metric", "by"], report.names, text)
+
+
+def shown_categories(report: Report, text: Callable[[Any], str]) -> dict[str, pd.DataFrame]:
+    """Return ``<set>/<metric>`` -> its table by category, with a column for each run."""
+    scores = report.categories.groupby(["set", "metric"], sort=False)
+    return {"/".join(key): wide(of, ["category"], report.names, text) for key, of in scores}
 
 
 def render_csv(report: Report) -> str:
@@ -110,58 +114,3 @@ def markdown_table(table: pd.DataFrame) -> str:
     """Return a table for GitHub."""
     escaped = table.map(markdown).rename(columns=markdown)
     return str(escaped.to_markdown(index=False, disable_numparse=True))
-
-
-def render_markdown(report: Report, pictures: Mapping[str, tuple[str, str]]) -> str:
-    """Return the report for GitHub.
-
-    Args:
-        report: Its content.
-        pictures: What a picture shows -> (its file, its name).
-    """
-
-    def picture(key: str) -> list[str]:
-        return [f"![{markdown(pictures[key][1])}]({pictures[key][0]})"] if key in pictures else []
-
-    parts = [f"# {markdown(report.title)}"]
-    for heading, lines in (("What the numbers say", report.findings), ("Notes", report.notes)):
-        if lines:
-            parts += [f"## {heading}", "\n".join(f"- {markdown(line)}" for line in lines)]
-    scores = wide(report.scores, ["set", "metric", "by"], report.names, cells.score)
-    parts += ["## Scores", markdown_table(scores), ABOUT_SCORES, *picture("scores")]
-    if len(report.changes):
-        parts += ["## Changes", markdown_table(shown_changes(report.changes)), ABOUT_CHANGES]
-    for key, table in shown_categories(report, cells.score):
-        parts += [f"## By category: {markdown(key)}", markdown_table(table), *picture(key)]
-    if len(report.agreement):
-        table = shown_agreement(report.agreement)
-        parts += ["## Agreement between judges", markdown_table(table), ABOUT_AGREEMENT]
-    for name in report.curves:
-        parts += [f"## Step by step: {markdown(name)}", *picture(f"curve {name}")]
-    if report.examples:
-        parts += ["## Examples", *_examples(report)]
-    parts.append("## Provenance")
-    for run in report.runs:
-        facts = json.dumps(run["provenance"], indent=2, ensure_ascii=False)
-        parts += [f"**{markdown(run['name'])}**: {markdown(run['metrics_file'])}"]
-        parts.append(markdown_block(facts))
-    return "\n\n".join(parts) + "\n"
-
-
-def _examples(report: Report) -> Iterator[str]:
-    if not report.outputs_shown:
-        yield "Outputs are hidden; run the command with --show_outputs to see them."
-    for example in report.examples:
-        category = f", {example['category']}" if example["category"] is not None else ""
-        yield f"### {markdown(example['set'])} {example['index']}{markdown(category)}"
-        hidden = f"(prompt hidden, {example['prompt_length']} characters)"
-        yield hidden if example["prompt"] is None else markdown_block(example["prompt"])
-        for answer in example["answers"]:
-            verdicts = ", ".join(
-                f"{name} {DASH if score is None else f'{score:g}'}"
-                for name, score in answer["verdicts"].items()
-            )
-            line = f"{answer['run']}: {answer['length']} characters; {verdicts or 'no verdict'}"
-            yield markdown(line)
-            if answer["output"] is not None:
-                yield markdown_block(answer["output"])
