@@ -37,7 +37,7 @@ def make_run(
     root: Path,
     sets: Mapping[str, Mapping[str, Scores]],
     *,
-    categories: Sequence[str] = ("toxins", "weapons"),
+    categories: Sequence[str | None] = ("toxins", "weapons"),
     outcomes: bool = True,
     order: int = 1,
     **settings: Any,

@@ -88,9 +88,9 @@ def test_metrics(run: Path, place: tuple[str, ...], value: Any, said: str) -> No
         inner = inner[key]
     inner[last] = value
     (run / "metrics.json").write_text(json.dumps(content))
-    found = refusal(run)
-    assert found.startswith(f"{run / 'metrics.json'}: ")
-    assert said in found
+    message = refusal(run)
+    assert message.startswith(f"{run / 'metrics.json'}: ")
+    assert said in message
 
 
 def _lacking(row: dict[str, Any]) -> None:

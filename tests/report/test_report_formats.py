@@ -196,16 +196,16 @@ def _examples(story: list[Path], number: int, show_outputs: bool) -> list[dict[s
 
 
 def test_examples_are_hidden(story: list[Path]) -> None:
-    found = _examples(story, number=2, show_outputs=False)
-    assert [e["set"] for e in found] == ["harmful", "harmful", "near_miss", "near_miss"]
-    text = json.dumps(found)
+    examples = _examples(story, number=2, show_outputs=False)
+    assert [e["set"] for e in examples] == ["harmful", "harmful", "near_miss", "near_miss"]
+    text = json.dumps(examples)
     assert "SECRET-OUTPUT" not in text
     assert "harmful prompt" not in text
     # A harmless prompt may be read.
     assert "near_miss prompt" in text
-    assert found[0]["answers"][1]["run"] == "attacked"
-    assert found[0]["answers"][1]["verdicts"]["asr_keyword"] == 1.0
-    assert found[0]["answers"][1]["length"] == len(answer_text(0))
+    assert examples[0]["answers"][1]["run"] == "attacked"
+    assert examples[0]["answers"][1]["verdicts"]["asr_keyword"] == 1.0
+    assert examples[0]["answers"][1]["length"] == len(answer_text(0))
 
 
 def test_examples_are_shown_when_asked_for(story: list[Path]) -> None:

@@ -56,6 +56,14 @@ def test_categories(story: list[Path]) -> None:
     assert sum(row["n"] for row in rows) == whole["n"]
 
 
+def test_categories_come_in_order_and_runs_as_they_are_named(tmp_path: Path) -> None:
+    scores = {"harmful": {"asr_keyword": [1.0, 0.0, 1.0]}}
+    kinds = ["weapons", None, "toxins"]
+    folders = [make_run(tmp_path / name, scores, categories=kinds) for name in ("z", "a")]
+    rows = [(row["category"], row["run"]) for row in report_of(*folders)["categories"]]
+    assert rows == [(name, run) for name in ("toxins", "weapons", "(none)") for run in "za"]
+
+
 def test_sets_of_one_run_only_are_a_row_of_that_run(tmp_path: Path) -> None:
     scores = {"harmful": {"asr_keyword": [1.0, 0.0]}}
     a = make_run(tmp_path / "a", scores)
@@ -170,12 +178,12 @@ def test_kappa_by_hand(pairs: list[tuple[bool, bool]]) -> None:
 
 
 def test_agreement_leaves_out_the_unjudged(story: list[Path]) -> None:
-    rows = report_of(*story)["agreement"]
-    assert [row["run"] for row in rows] == ["all runs", "aligned", "attacked", "patched"]
+    rows = report_of(*reversed(story))["agreement"]
+    assert [row["run"] for row in rows] == ["all runs", "patched", "attacked", "aligned"]
     assert [row["n"] for row in rows] == [117, 39, 39, 39]
     assert rows[0]["left_out"] == "3 malformed"
     assert rows[0]["kappa"] == pytest.approx(1.0)
-    assert rows[1]["kappa"] is None
+    assert rows[3]["kappa"] is None
     assert rows[0]["agreement"] == 1.0
 
 

@@ -44,8 +44,8 @@ def agreement_table(answers: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         for a, b in itertools.combinations(judges, 2):
             both = a.merge(b, how="outer", on=["run", "place"], suffixes=("_a", "_b"))
             both["left"] = _reasons(both)
-            shared = set(a["run"]) & set(b["run"])
-            parts = {run: of for run, of in both.groupby("run", sort=False) if run in shared}
+            shared = [r for r in answers["run"].unique() if r in set(a["run"]) & set(b["run"])]
+            parts = {run: both[both["run"] == run] for run in shared}
             if len(parts) > 1:
                 parts = {POOLED: pd.concat(parts.values())} | parts
             title = f"{_title(a)} / {_title(b)}"

@@ -47,6 +47,6 @@ def colour(row: Any) -> str:
     """Return the colour class of a row of the scores; good on few answers has none."""
     if pd.isna(row.value) or row.metric.startswith("harmfulness_score"):
         return ""
-    found = verdict(f"{row.set}/{row.metric}", row.value)
+    shade = verdict(f"{row.set}/{row.metric}", row.value)
     wide = pd.notna(row.low) and max(row.value - row.low, row.high - row.value) > _WIDE
-    return "" if found == "good" and wide else found
+    return "" if shade == "good" and wide else shade

@@ -132,8 +132,8 @@ def category_table(table: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
         own = answers[(answers["set"] == name) & (answers["metric"] == metric)]
         if own["category"].nunique() < 2:
             continue
-        own = own.assign(category=own["category"].fillna("(none)"))
-        for (category, run), scores in own.groupby(["category", "run"])["score"]:
+        own = own.sort_values("category", kind="stable").fillna({"category": "(none)"})
+        for (category, run), scores in own.groupby(["category", "run"], sort=False)["score"]:
             estimate = estimate_scores(scores, metric, share)
             rows.append(
                 {"set": name, "metric": metric, "category": category, "run": run, "share": share}
