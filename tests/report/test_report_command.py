@@ -44,6 +44,12 @@ def test_one_old_run_is_enough(command, tmp_path: Path) -> None:
     assert done.code == 0, done.err
 
 
+def test_runs_without_any_score(command, tmp_path: Path) -> None:
+    folders = [make_run(tmp_path / name, {}) for name in "ab"]
+    done = command("report", "--runs", *folders, "--out", tmp_path / "report")
+    assert done.code == 0, done.err
+
+
 def test_outputs_only_with_the_flag(command, story: list[Path], tmp_path: Path) -> None:
     command("report", "--runs", *story, "--out", tmp_path / "r", "--show_outputs")
     assert "SECRET-OUTPUT" in (tmp_path / "r" / "report.html").read_text()

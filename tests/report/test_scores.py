@@ -112,14 +112,16 @@ def test_an_interval_holds_its_value_on_any_scale(tmp_path: Path) -> None:
 
 
 def test_lm_eval_uses_its_standard_error(tmp_path: Path) -> None:
-    task = {"samples": 50, "stderr": {"acc": 0.05}, "scores": ["lm_eval/arc/acc"]}
+    key = "lm_eval/arc/exact_match"
+    task = {"samples": 50, "stderr": {"exact_match": 0.05}, "scores": [key]}
     a = make_run(
         tmp_path / "a",
         {"harmful": {"asr_keyword": [1.0, 0.0]}},
-        metrics={"harmful/asr_keyword": 0.5, "lm_eval/arc/acc": 0.6},
+        metrics={"harmful/asr_keyword": 0.5, key: 0.6},
         evaluations={"lm_eval/arc": task},
     )
-    row = score_of(report_of(a), "lm_eval/arc/acc", "a")
+    row = score_of(report_of(a), key, "a")
+    assert not row["share"]
     assert (row["low"], row["high"]) == pytest.approx((0.502, 0.698), abs=1e-3)
     assert (row["n"], row["method"]) == (50, "stderr")
 

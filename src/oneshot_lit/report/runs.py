@@ -47,18 +47,13 @@ class Run:
     @property
     def judges(self) -> dict[str, Mapping[str, Any]]:
         """Judge -> what ``metrics.json`` says of it."""
-        return judges_of(self.content)
+        evaluations = self.content["evaluations"].items()
+        return {name[6:]: facts for name, facts in evaluations if name.startswith("judge/")}
 
     @property
     def samples(self) -> dict[str, int]:
         """Prompt set -> number of prompts that the test answered."""
         return dict(self.content.get("samples", {}))
-
-
-def judges_of(content: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Return judge -> what ``metrics.json`` says of it."""
-    evaluations = content["evaluations"].items()
-    return {name[6:]: facts for name, facts in evaluations if name.startswith("judge/")}
 
 
 def read_run(name: str, folder: Path) -> Run:
@@ -80,7 +75,7 @@ def read_run(name: str, folder: Path) -> Run:
     _require_same_means(scores[0], content, folder / OUTCOMES_FILE)
     notes = []
     for path in sorted((folder / FOLDER).glob("[!.]*.jsonl")):
-        facts = judges_of(content).get(path.stem)
+        facts = content["evaluations"].get(f"judge/{path.stem}")
         if facts is None:
             # A later test writes metrics.json anew, and its answers may be others.
             notes.append(

@@ -17,6 +17,10 @@ from oneshot_lit.report.runs import Run
 GRADED = {"harmfulness_score": (1.0, 5.0), "strongreject_score": (0.0, 1.0)}
 # Metrics of judges of yes or no, where nothing but their mean is left.
 _SHARES = ("asr_", "flagged_rate")
+SCORES = [
+    *("set", "metric", "by", "run", "share"),
+    *("value", "low", "high", "n", "unscored", "method", "reasons"),
+]
 CHANGES = [
     *("set", "metric", "share", "from", "to", "before", "after", "apart"),
     *("pairs", "kept", "gained", "lost", "p"),
@@ -50,7 +54,10 @@ def score_table(runs: Sequence[Run], answers: pd.DataFrame) -> pd.DataFrame:
     for key, run in itertools.product(ordered, runs):
         name, _, metric = key.rpartition("/")
         of_answers = by_score.get((name, metric))
-        share = is_rate(key) if of_answers is None else _counts_answers(of_answers, metric)
+        if of_answers is not None:
+            share = _counts_answers(of_answers, metric)
+        else:
+            share = is_rate(key) and not name.startswith(f"{LM_EVAL}/")
         by, facts = _owner(run, key)
         scores = by_run.get((name, metric, run.name))
         if scores is not None:
@@ -65,7 +72,8 @@ def score_table(runs: Sequence[Run], answers: pd.DataFrame) -> pd.DataFrame:
             | estimate.as_dict()
             | {"reasons": _counted(reasons) if estimate.unscored else ""}
         )
-    return pd.DataFrame(rows).astype(dict.fromkeys(("value", "low", "high"), float))
+    frame = pd.DataFrame(rows, columns=SCORES)
+    return frame.astype(dict.fromkeys(("value", "low", "high"), float))
 
 
 def _judged(run: Run) -> Iterator[str]:
@@ -140,8 +148,7 @@ def category_table(table: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
                 | estimate.as_dict()
                 | {"reasons": f"{estimate.unscored} unscored" if estimate.unscored else ""}
             )
-    columns = ["set", "metric", "category", *table.columns[3:]]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=["set", "metric", "category", *SCORES[3:]])
 
 
 def change_table(runs: Sequence[Run], table: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
