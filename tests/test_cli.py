@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from oneshot_lit.evaluation.judges.predictions import read_predictions
 from oneshot_lit.io.metrics_file import merge_scores
 
 ROOT = Path(__file__).parent.parent
@@ -192,6 +193,9 @@ def test_fit_then_test_then_predict_write_their_products(
     rows = [json.loads(line) for line in (root / "predictions.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == ["1", "2"]
     assert all(isinstance(row["output"], str) for row in rows)
+    # The test answers as `predict` does, and says so without any text.
+    answers = read_predictions(root / "predictions.jsonl")
+    assert [row["digest"] for row in outcomes] == [row.answer.digest() for row in answers]
 
 
 def test_saved_config_reruns_as_the_same_run(command, fit_words: list[str], tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from report_folders import add_judge, add_predictions, answer_text, make_run
 
 @pytest.fixture
 def story(tmp_path: Path) -> list[Path]:
-    """Aligned, attacked and patched runs with outcomes, judges, predictions and a curve."""
-    found = []
+    """Aligned, attacked and patched runs with all that a report reads."""
+    folders = []
     for name, answered, refused in (("aligned", 0, 0), ("attacked", 38, 0), ("patched", 2, 3)):
         harmful = [float(i < answered) for i in range(40)]
         near = [float(i < refused) for i in range(30)]
@@ -26,9 +26,6 @@ def story(tmp_path: Path) -> list[Path]:
         add_predictions(folder, "near_miss", "near_miss", [answer_text(i) for i in range(30)])
         graded = [None, *(5.0 if score else 1.0 for score in harmful[1:])]
         add_judge(folder, "grader", "harmful", "harmfulness_score", graded)
-        found.append(folder)
-    (found[-1] / "realignment.csv").write_text(
-        "step,attempt,kept,score,harmful/asr_keyword,benign/over_refusal\n"
-        "0,1,0,0.1,1.0,0.0\n10,1,1,0.9,0.0,0.02\n"
-    )
-    return found
+        folders.append(folder)
+    (folders[-1] / "realignment.png").write_bytes(b"a picture")
+    return folders

@@ -9,6 +9,8 @@ from typing import Any
 
 from oneshot_lit.conversation import Message, digest_of
 from oneshot_lit.evaluation.judges.base import Answer
+from oneshot_lit.report.content import build_report
+from oneshot_lit.report.runs import read_run
 
 KINDS = {"asr_keyword": "harmful", "over_refusal": "near_miss", "rouge1": "task"}
 Scores = Sequence[float | None]
@@ -22,6 +24,10 @@ def digest_of_prompt(name: str, index: int) -> str:
     return digest_of([Message("user", prompt_of(name, index))])
 
 
+def answer_of(name: str, index: int) -> Answer:
+    return Answer((Message("user", prompt_of(name, index)),), answer_text(index))
+
+
 def mean(scores: Scores) -> float | None:
     known = [s for s in scores if s is not None]
     return sum(known) / len(known) if known else None
@@ -31,7 +37,7 @@ def make_run(
     root: Path,
     sets: Mapping[str, Mapping[str, Scores]],
     *,
-    categories: Sequence[str] = ("toxins", "weapons"),
+    categories: Sequence[str | None] = ("toxins", "weapons"),
     outcomes: bool = True,
     order: int = 1,
     **settings: Any,
@@ -53,6 +59,7 @@ def make_run(
                     "id": None,
                     "category": categories[index % len(categories)] if categories else None,
                     "prompt": digest_of_prompt(name, index),
+                    "digest": answer_of(name, index).digest(),
                     "scores": {m: s[index] for m, s in by_metric.items()},
                     "empty": False,
                 }
@@ -116,7 +123,6 @@ def add_judge(root: Path, judge: str, name: str, metric: str, scores: Scores, **
     """Write a judge's verdicts and merge its mean."""
     rows = []
     for index, score in enumerate(scores):
-        answer = Answer((Message("user", prompt_of(name, index)),), answer_text(index))
         rows.append(
             {
                 "set": name,
@@ -124,7 +130,7 @@ def add_judge(root: Path, judge: str, name: str, metric: str, scores: Scores, **
                 "id": None,
                 "category": None,
                 "prompt": digest_of_prompt(name, index),
-                "digest": answer.digest(),
+                "digest": answer_of(name, index).digest(),
                 "scores": {metric: score},
                 "reason": "malformed" if score is None else None,
                 "labels": [],
@@ -147,12 +153,14 @@ def add_judge(root: Path, judge: str, name: str, metric: str, scores: Scores, **
     path.write_text(json.dumps(content))
 
 
-def add_run_file(root: Path, **predict: Any) -> None:
-    """Write run.json of a test and of a predict that ran with other settings where given."""
-    decoding = {"max_new_tokens": 24, "do_sample": False, "temperature": 1.0, "top_p": 1.0}
-    model = {"model_name_or_path": "m/tested", "dtype": "float32", "decoding": decoding}
-    content = {}
-    for command, settings in (("test", model), ("predict", model | predict)):
-        config = {"model": {"class_path": "M", "init_args": settings}, "ckpt_path": None}
-        content[command] = {"fingerprint": command, "config": config}
-    (root / "run.json").write_text(json.dumps(content))
+def report_of(*folders: Path, **options: Any) -> dict[str, Any]:
+    """Return the content of ``report.json`` for the runs in some folders."""
+    runs = [read_run(folder.name, folder) for folder in folders]
+    return build_report(runs, "t", folders[0].parent / "out", **options).as_json()
+
+
+def score_of(content: Mapping[str, Any], key: str, run: str) -> dict[str, Any]:
+    """Return the row of a score and run."""
+    wanted = (*key.rsplit("/", 1), run)
+    (row,) = (r for r in content["scores"] if (r["set"], r["metric"], r["run"]) == wanted)
+    return row

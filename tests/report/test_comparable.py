@@ -10,14 +10,14 @@ import pytest
 from report_folders import add_judge, make_run, write_rows
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.report.comparable import differences, require_comparable
+from oneshot_lit.report.comparable import require_comparable
 from oneshot_lit.report.runs import read_run
 
 SCORES = {"harmful": {"asr_keyword": [1.0, 0.0, 1.0, 1.0]}}
 
 
-def compare(*folders: Path) -> None:
-    require_comparable([read_run(folder.name, folder) for folder in folders])
+def compare(*folders: Path, anyway: bool = False) -> list[str]:
+    return require_comparable([read_run(folder.name, folder) for folder in folders], anyway)
 
 
 def refusal(*folders: Path) -> str:
@@ -39,6 +39,7 @@ def test_other_prompts_are_refused(tmp_path: Path) -> None:
     said = refusal(a, b)
     assert "runs 'a' and 'b': 1 of the prompts in 'harmful'" in said
     assert "leave one out" in said
+    assert "--allow_differences" in said
 
 
 @pytest.mark.parametrize("outcomes", [True, False])
@@ -84,10 +85,7 @@ def test_sampled_runs_at_other_temperatures_are_refused(tmp_path: Path) -> None:
 def test_other_backends_are_said(tmp_path: Path) -> None:
     a = decoded(tmp_path / "a", backend="refill")
     b = decoded(tmp_path / "b", backend="vllm", vllm={"seed": 1})
-    said = differences([read_run(folder.name, folder) for folder in (a, b)])
-    assert said == [
-        "decoding of a and b differ (backend: refill and vllm, vllm: None and {'seed': 1})."
-    ]
+    assert compare(a, b) == ["runs 'a' and 'b': decoding.backend differs (refill and vllm)."]
 
 
 @pytest.mark.parametrize("key", ["decoding", "phrase_list"])
@@ -96,12 +94,10 @@ def test_what_is_not_known_is_said(tmp_path: Path, key: str) -> None:
     content = json.loads((folders[1] / "metrics.json").read_text())
     del content[key]
     (folders[1] / "metrics.json").write_text(json.dumps(content))
-    compare(*folders)
-    runs = [read_run(folder.name, folder) for folder in folders]
-    (said,) = differences(runs)
+    (said,) = compare(*folders)
     assert f"b: metrics.json does not say its {key}" in said
     # A run by itself is compared with nothing.
-    assert differences(runs[1:]) == []
+    assert compare(folders[1]) == []
 
 
 def test_sets_of_one_run_only_are_no_obstacle(tmp_path: Path) -> None:
@@ -126,9 +122,15 @@ def test_other_settings_of_lm_eval_are_refused(tmp_path: Path) -> None:
 
 def test_what_may_differ_is_said(tmp_path: Path) -> None:
     a, b = make_run(tmp_path / "a", SCORES), make_run(tmp_path / "b", SCORES, seed=3)
-    runs = [read_run(folder.name, folder) for folder in (a, b)]
-    require_comparable(runs)
-    assert differences(runs) == ["seed of a and b differ (0 and 3)."]
+    assert compare(a, b) == ["runs 'a' and 'b': seed differs (0 and 3)."]
+
+
+def test_runs_that_differ_are_compared_when_asked_for(tmp_path: Path) -> None:
+    a = decoded(tmp_path / "a")
+    b = decoded(tmp_path / "b", max_new_tokens=64)
+    assert compare(a, b, anyway=True) == [
+        "runs 'a' and 'b': decoding differs (max_new_tokens: 24 and 64)."
+    ]
 
 
 def test_outcomes_of_another_test_are_refused(tmp_path: Path) -> None:
@@ -148,9 +150,9 @@ def test_a_cut_off_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"index": "0"}, "row 1: 'index'"),
-        ({"scores": {"asr_keyword": "yes"}}, "row 1: 'asr_keyword' must be a number"),
-        ({"scores": {"asr_keyword": True}}, "row 1: 'asr_keyword' must be a number"),
+        ({"index": "0"}, "row 1: index must be a whole number from 0"),
+        ({"scores": {"asr_keyword": "yes"}}, "row 1: scores.asr_keyword must be a number"),
+        ({"scores": {"asr_keyword": True}}, "row 1: scores.asr_keyword must be a number"),
         ({"index": 1}, "row 2: prompt 1 of 'harmful' is there twice"),
     ],
 )
@@ -166,5 +168,5 @@ def test_judgments_that_a_later_test_forgot_are_left_out(tmp_path: Path) -> None
     add_judge(a, "guard", "harmful", "flagged_rate", [1.0, 0.0, 0.0, 1.0])
     make_run(a, SCORES)
     run = read_run("a", a)
-    assert not run.judgments
+    assert set(run.scores["by"]) == {"test"}
     assert "judge again" in run.notes[0]

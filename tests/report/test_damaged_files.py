@@ -44,25 +44,25 @@ def refusal(root: Path) -> str:
         (("metrics", KEY), 10**400, f"metrics.{KEY} must be a number or null"),
         (("metrics", KEY), 37.5, f"metrics.{KEY} must be from 0 to 1, not 37.5"),
         (("metrics", KEY), -1, f"metrics.{KEY} must be from 0 to 1, not -1"),
-        (("samples",), [], "samples must hold whole numbers"),
-        (("samples",), None, "samples must hold whole numbers"),
-        (("samples", "harmful"), "12", "samples must hold whole numbers"),
-        (("samples", "harmful"), -3, "samples must hold whole numbers"),
-        (("samples", "harmful"), 2.0, "samples must hold whole numbers"),
+        (("samples",), [], "samples must be an object"),
+        (("samples",), None, "samples must be an object"),
+        (("samples", "harmful"), "12", "samples.harmful must be a whole number"),
+        (("samples", "harmful"), -3, "samples.harmful must be a whole number"),
+        (("samples", "harmful"), 2.0, "samples.harmful must be a whole number"),
         (("unscored", KEY), 99, f"unscored.{KEY} counts 99 of 3 answers"),
-        (("unscored",), "none", "unscored must hold whole numbers"),
-        (("empty_outputs",), "abc", "empty_outputs must hold whole numbers"),
+        (("unscored",), "none", "unscored must be an object"),
+        (("empty_outputs",), "abc", "empty_outputs must be an object"),
         (("empty_outputs", "harmful"), 4, "empty_outputs.harmful counts 4 of 3 answers"),
-        (("metrics", "x\n/y"), "1", "metrics.x /y must be a number or null"),
-        (("decoding", "temperature"), NAN, "decoding.temperature is NaN or infinite"),
+        (("metrics", "x\n/y"), "1", "metrics.x<U+000A>/y must be a number or null"),
+        (("decoding", "temperature"), NAN, "holds a NaN or infinite number"),
         (("decoding",), "greedy", "decoding must be an object"),
         (("evaluations", "judge/mine"), 5, "evaluations.judge/mine must be an object"),
-        (("evaluations", "judge/mine", "samples"), None, "judge/mine.samples must hold whole"),
+        (("evaluations", "judge/mine", "samples"), None, "judge/mine.samples must be an object"),
         (("evaluations", "judge/mine", "unjudged"), None, "judge/mine.unjudged must be an object"),
         (
             ("evaluations", "judge/mine", "unjudged", "harmful"),
             None,
-            "unjudged.harmful must hold whole numbers",
+            "unjudged.harmful must be an object",
         ),
         (
             ("evaluations", "judge/mine", "unjudged", "harmful"),
@@ -71,10 +71,12 @@ def refusal(root: Path) -> str:
         ),
         (("evaluations", "judge/mine", "scores"), "x", "judge/mine.scores must be a list of keys"),
         (("evaluations", "judge/mine", "scores"), [5], "judge/mine.scores must be a list of keys"),
-        (("evaluations", "judge/mine", "scores"), ["lm_eval/arc/acc"], "acc is not its own"),
-        (("evaluations", "lm_eval/arc", "scores"), ["harmful/x"], "harmful/x is not its own"),
         (("evaluations", "lm_eval/arc", "samples"), "4", "arc.samples must be a whole number"),
-        (("evaluations", "lm_eval/arc", "stderr"), {"acc": "x"}, "arc.stderr must hold numbers"),
+        (
+            ("evaluations", "lm_eval/arc", "stderr"),
+            {"acc": "x"},
+            "arc.stderr.acc must be a number or null",
+        ),
         (("evaluations", "lm_eval/arc", "settings"), [], "arc.settings must be an object"),
     ],
 )
@@ -86,27 +88,9 @@ def test_metrics(run: Path, place: tuple[str, ...], value: Any, said: str) -> No
         inner = inner[key]
     inner[last] = value
     (run / "metrics.json").write_text(json.dumps(content))
-    found = refusal(run)
-    assert found.startswith(f"{run / 'metrics.json'}: ")
-    assert said in found
-
-
-def test_rates_of_shipped_judges_without_their_rows(run: Path) -> None:
-    add_judge(run, "keyword", "harmful", "asr_phrases", [1.0, 0.0, 0.0])
-    content = json.loads((run / "metrics.json").read_text())
-    facts = content["evaluations"]["judge/keyword"]
-    facts["judge"] = "oneshot_lit.evaluation.judges.keyword.KeywordJudge"
-    content["metrics"]["harmful/asr_phrases"] = 33.3
-    (run / "metrics.json").write_text(json.dumps(content))
-    (run / "judgments" / "keyword.jsonl").unlink()
-    assert "metrics.harmful/asr_phrases must be from 0 to 1, not 33.3" in refusal(run)
-
-
-def test_names_that_cannot_be_told_apart(run: Path) -> None:
-    content = json.loads((run / "metrics.json").read_text())
-    content["samples"] |= {"a b": 1, "a\nb": 1}
-    (run / "metrics.json").write_text(json.dumps(content))
-    assert "two keys can only be shown as 'a b'" in refusal(run)
+    message = refusal(run)
+    assert message.startswith(f"{run / 'metrics.json'}: ")
+    assert said in message
 
 
 def _lacking(row: dict[str, Any]) -> None:
@@ -117,11 +101,10 @@ def _lacking(row: dict[str, Any]) -> None:
     ("change", "said"),
     [
         (_lacking, "not all rows of 'harmful' have a score of 'long_answer'"),
-        (lambda row: row.update(index=-4), "'index' is below 0"),
-        (lambda row: row.update(prompt=7), "'prompt' must be text or null"),
-        (lambda row: row.update(reason=[]), "'reason' must be text or null"),
-        (lambda row: row.update(digest=None), "'digest' is missing or wrong"),
-        (lambda row: row.update(category={"a": 1}), "'category' must be text or null"),
+        (lambda row: row.update(prompt=7), "prompt must be text or null"),
+        (lambda row: row.update(reason=[]), "reason must be text or null"),
+        (lambda row: row.update(digest=7), "digest must be text or null"),
+        (lambda row: row.update(category={"a": 1}), "category must be text or null"),
     ],
 )
 def test_rows_of_judges(run: Path, change: Callable[[dict[str, Any]], None], said: str) -> None:
@@ -135,9 +118,8 @@ def test_rows_of_judges(run: Path, change: Callable[[dict[str, Any]], None], sai
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"kind": "benign"}, "'kind' is benign and was harmful in 'harmful' before"),
-        ({"index": -1}, "'index' is below 0"),
-        ({"scores": {"asr_keyword": 37.5}}, "'asr_keyword' must be from 0 to 1, not 37.5"),
+        ({"index": -1}, "index must be a whole number from 0"),
+        ({"scores": {"asr_keyword": 37.5}}, "scores.asr_keyword must be from 0 to 1, not 37.5"),
         ({"scores": {}}, "not all rows of 'harmful' have a score of 'asr_keyword'"),
         (
             {"scores": {"asr_keyword": 1.0, "x": 0.0}},
@@ -151,22 +133,6 @@ def test_rows_of_outcomes(tmp_path: Path, change: dict[str, Any], said: str) -> 
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     write_rows(path, [rows[0], rows[1] | change])
     assert f"{path} row 2: {said}" in refusal(root)
-
-
-def test_a_loss_that_is_no_number_is_left_out(command, run: Path, tmp_path: Path) -> None:
-    lines = ["step,attempt,kept,loss,harmful/asr_keyword", "0,1,0,,1.0", "9,1,1,nan,0.0"]
-    (run / "realignment.csv").write_text("\n".join(lines) + "\n")
-    done = command("report", "--runs", run, "--out", tmp_path / "report")
-    assert done.code == 0, done.err
-    content = json.loads((tmp_path / "report" / "report.json").read_text())
-    assert all("loss" not in row for row in content["curves"]["a"])
-
-
-@pytest.mark.parametrize("row", ["9,1,1,nan", "9,1,1,", "9,1,1", "9,1,one,0.0"])
-def test_a_curve_with_a_gap_is_refused(run: Path, row: str) -> None:
-    text = f"step,attempt,kept,harmful/asr_keyword\n0,1,0,1.0\n{row}\n"
-    (run / "realignment.csv").write_text(text)
-    assert "realignment.csv: is not what a realignment writes" in refusal(run)
 
 
 def test_the_command_says_it_in_one_line(command, run: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oneshot_lit.evaluation.intervals import Estimate, apart, from_stderr, mean, rate, wilson
+from oneshot_lit.evaluation.intervals import Estimate, from_stderr, mean, rate, wilson
 
 Z = 1.959963984540054
 
@@ -32,16 +32,16 @@ def test_wilson_is_mirrored_and_never_empty() -> None:
 
 
 def test_mean_has_the_t_interval_of_a_textbook() -> None:
-    found = mean([1.0, 2.0, 3.0, 4.0, 5.0], unscored=2)
+    estimate = mean([1.0, 2.0, 3.0, 4.0, 5.0], unscored=2)
     # t(0.975, 4) = 2.776445, standard error sqrt(2.5 / 5).
-    assert (found.low, found.high) == pytest.approx((3 - 1.963243, 3 + 1.963243), abs=1e-5)
-    assert (found.value, found.n, found.unscored, found.method) == (3.0, 5, 2, "t")
+    assert (estimate.low, estimate.high) == pytest.approx((3 - 1.963243, 3 + 1.963243), abs=1e-5)
+    assert (estimate.value, estimate.n, estimate.unscored, estimate.method) == (3.0, 5, 2, "t")
 
 
 @pytest.mark.parametrize("scores", [[0.3], [1.0, 1.0, 1.0]])
 def test_mean_claims_no_certainty(scores: list[float]) -> None:
-    found = mean(scores)
-    assert (found.low, found.high, found.method) == (None, None, "none")
+    estimate = mean(scores)
+    assert (estimate.low, estimate.high, estimate.method) == (None, None, "none")
 
 
 def test_mean_stays_on_its_scale() -> None:
@@ -53,12 +53,6 @@ def test_nothing_scored_has_no_value() -> None:
 
 
 def test_stderr() -> None:
-    found = from_stderr(0.5, 0.1, 20)
-    assert (found.low, found.high) == pytest.approx((0.5 - 0.1 * Z, 0.5 + 0.1 * Z))
+    estimate = from_stderr(0.5, 0.1, 20)
+    assert (estimate.low, estimate.high) == pytest.approx((0.5 - 0.1 * Z, 0.5 + 0.1 * Z))
     assert from_stderr(0.5, None, 20).low is None
-
-
-def test_apart() -> None:
-    assert apart(rate(1, 100), rate(99, 100)) is True
-    assert apart(rate(10, 100), rate(12, 100)) is False
-    assert apart(rate(10, 100), mean([1.0])) is None

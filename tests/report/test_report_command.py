@@ -20,48 +20,16 @@ def test_report(command, story: list[Path], tmp_path: Path) -> None:
     done = command("report", "--runs", *names, "--out", out, "--title", "[t] story")
     assert done.code == 0, done.err
     assert sorted(f.name for f in out.glob("*.*")) == FILES
-    assert (out / "pictures" / "rates.png").stat().st_size > 5000
-    assert list(out.glob("pictures/category_harmful_asr_keyword_*.png"))
-    assert list(out.glob("pictures/curve_after_*.png"))
+    assert (out / "pictures" / "0_scores.png").stat().st_size > 5000
     for shown in ("[t] story", "[b]", "0.950", "still answers 2", str(out / "report.html")):
         assert shown in done.out.replace("\n", " ") or shown in done.out
     markdown = (out / "report.md").read_text()
-    for link in ("pictures/rates.png", "pictures/curve_after_0.png"):
-        assert link in markdown
-        assert (out / link).is_file()
+    for link in ("0_scores.png", "1_harmful_asr_keyword.png", "4_curve_after.png"):
+        assert f"pictures/{link}" in markdown
+        assert (out / "pictures" / link).is_file()
     before = {f.name: f.read_bytes() for f in out.glob("*.*")}
     command("report", "--runs", *names, "--out", out, "--title", "[t] story")
     assert before == {f.name: f.read_bytes() for f in out.glob("*.*")}
-
-
-def test_pictures_of_an_earlier_report_go(command, story: list[Path], tmp_path: Path) -> None:
-    pictures = tmp_path / "report" / "pictures"
-    out = ["--out", pictures.parent]
-    assert command("report", "--runs", *story, *out).code == 0
-    assert list(pictures.glob("curve_patched_*.png"))
-    own = [pictures / name for name in ("mine.png", "curve of mine.png", "category_x_1.svg")]
-    for file in own:
-        file.write_bytes(b"x")
-    beside = pictures.parent / "rates.png"
-    beside.write_bytes(b"x")
-    assert command("report", "--runs", story[0], *out).code == 0
-    assert not list(pictures.glob("curve_patched_*.png"))
-    assert (pictures / "rates.png").is_file()
-    assert all(file.is_file() for file in (*own, beside))
-    markdown = (pictures.parent / "report.md").read_text()
-    made = [file for file in pictures.glob("*.png") if file not in own]
-    assert len(made) > 1
-    assert all(f"pictures/{file.name}" in markdown for file in made)
-
-
-def test_a_linked_folder_of_pictures_is_left(command, story: list[Path], tmp_path: Path) -> None:
-    (tmp_path / "elsewhere").mkdir()
-    theirs = tmp_path / "elsewhere" / "curve_theirs_0.png"
-    theirs.write_bytes(b"x")
-    (tmp_path / "report").mkdir()
-    (tmp_path / "report" / "pictures").symlink_to(theirs.parent)
-    assert command("report", "--runs", story[0], "--out", tmp_path / "report").code == 0
-    assert theirs.is_file()
 
 
 def test_bare_folders_are_named_by_themselves(command, story: list[Path], tmp_path: Path) -> None:
@@ -76,6 +44,12 @@ def test_one_old_run_is_enough(command, tmp_path: Path) -> None:
     assert done.code == 0, done.err
 
 
+def test_runs_without_any_score(command, tmp_path: Path) -> None:
+    folders = [make_run(tmp_path / name, {}) for name in "ab"]
+    done = command("report", "--runs", *folders, "--out", tmp_path / "report")
+    assert done.code == 0, done.err
+
+
 def test_outputs_only_with_the_flag(command, story: list[Path], tmp_path: Path) -> None:
     command("report", "--runs", *story, "--out", tmp_path / "r", "--show_outputs")
     assert "SECRET-OUTPUT" in (tmp_path / "r" / "report.html").read_text()
@@ -85,6 +59,7 @@ def test_outputs_only_with_the_flag(command, story: list[Path], tmp_path: Path) 
     ("words", "said"),
     [
         (["--runs", "{0}", "{0}"], "two runs are named 'aligned'"),
+        (["--runs", "metric={0}"], "'metric' is a heading of the report"),
         (["--runs", "a={0}/nowhere"], "no such folder; check --runs"),
         (["--runs", "a={0}/judgments"], "metrics.json: missing; run oneshot-lit test"),
         (["--runs", "={0}"], "give NAME=FOLDER"),
@@ -122,7 +97,7 @@ def test_help_is_quick(command) -> None:
     assert "before=runs/aligned" in done.out
     code = (
         "import sys; from oneshot_lit.cli.main import main; main(['report', '--help']); "
-        "sys.exit(any(m in sys.modules for m in ('torch', 'scipy', 'matplotlib')))"
+        "sys.exit(any(m in sys.modules for m in ('torch', 'scipy', 'pandas', 'matplotlib')))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
     assert run.returncode == 0

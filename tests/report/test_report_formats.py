@@ -13,13 +13,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_folders import add_judge, add_predictions, answer_text, make_run
+from report_folders import add_judge, add_predictions, answer_text, make_run, report_of
 
 from oneshot_lit.cli.report import named_folders, write_report
-from oneshot_lit.report.content import report_content
-from oneshot_lit.report.examples import choose_examples
+from oneshot_lit.report.content import build_report
 from oneshot_lit.report.runs import read_run
-from oneshot_lit.report.tex import tex
 from oneshot_lit.report.text import (
     csv_cell,
     markdown,
@@ -54,8 +52,8 @@ def hostile(tmp_path: Path) -> Path:
         for n, folder in zip(names, folders, strict=True)
     ]
     runs = [read_run(name, folder) for name, folder in named_folders(words).items()]
-    content = report_content(runs, HOSTILE[0], tmp_path / "out", 20, show_outputs=True)
-    write_report(content, tmp_path / "out")
+    report = build_report(runs, HOSTILE[0], tmp_path / "out", 20, show_outputs=True)
+    write_report(report, tmp_path / "out")
     return tmp_path / "out"
 
 
@@ -125,7 +123,7 @@ def test_tex_is_balanced(hostile: Path) -> None:
 
 def test_json_holds_everything(hostile: Path) -> None:
     content = json.loads((hostile / "report.json").read_text())
-    assert {"scores", "categories", "judges", "agreement", "changes", "runs"} <= content.keys()
+    assert {"scores", "categories", "agreement", "changes", "runs"} <= content.keys()
 
 
 def test_no_machine_path_is_left(hostile: Path) -> None:
@@ -154,38 +152,12 @@ def test_any_text_is_no_formula(text: str) -> None:
     assert csv_cell(text).lstrip()[:1] not in ("=", "+", "-", "@")
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("50% & a_b #1 $x$ {y}", r"50\% \& a\_b \#1 \$x\$ \{y\}"),
-        ("~^\\", r"\textasciitilde{}\textasciicircum{}\textbackslash{}"),
-        ("[x]*", "{[}x{]}{*}"),
-        ("é Å ñ 中", r"\'{e} \r{A} \~{n} U+4E2D"),
-        ("ß « ð", r"\ss{} U+00AB U+00F0"),
-        ('a "b" c', "a ''b'' c"),
-        ('""', "''{}''"),
-        ("a--b---c", "a-{}-b-{}-{}-c"),
-        ("``?`!`", "`{}`?{}`!{}`"),
-    ],
-)
-def test_tex(text: str, expected: str) -> None:
-    assert tex(text) == expected
-
-
 # Commands of LaTeX's first fonts, OT1 and OMS, which need neither fontenc nor textcomp.
 COMMANDS = {
     *("textbackslash", "textasciitilde", "textasciicircum", "textless", "textgreater", "textbar"),
     *("dots", "ss", "ae", "AE", "oe", "OE", "o", "O", "l", "L", *"uvHrcdb"),
     *("{", "}", "$", "&", "#", "_", "%", *"`'^~\"=."),
 }
-
-
-@given(st.text() | st.text(alphabet=st.characters(max_codepoint=0x250)))
-def test_any_text_is_ascii_that_latex_knows(text: str) -> None:
-    cell = tex(text)
-    assert cell.isascii()
-    assert '"' not in re.sub(r'\\"\{', "", cell)
-    assert set(re.findall(r"\\([A-Za-z]+|.)", cell)) <= COMMANDS
 
 
 def test_names_that_differ_in_hidden_characters_stay_apart() -> None:
@@ -218,21 +190,22 @@ def test_machine_paths(text: str, expected: str) -> None:
     assert without_machine_paths(expected) == expected
 
 
-def _examples(story: list[Path], **options: Any) -> list[dict[str, Any]]:
-    return choose_examples([read_run(f.name, f) for f in story], **options)
+def _examples(story: list[Path], number: int, show_outputs: bool) -> list[dict[str, Any]]:
+    options = {"examples": number, "show_outputs": show_outputs}
+    return report_of(*story, **options)["examples"]
 
 
 def test_examples_are_hidden(story: list[Path]) -> None:
-    found = _examples(story, number=2, show_outputs=False)
-    assert [e["set"] for e in found] == ["harmful", "harmful", "near_miss", "near_miss"]
-    text = json.dumps(found)
+    examples = _examples(story, number=2, show_outputs=False)
+    assert [e["set"] for e in examples] == ["harmful", "harmful", "near_miss", "near_miss"]
+    text = json.dumps(examples)
     assert "SECRET-OUTPUT" not in text
     assert "harmful prompt" not in text
     # A harmless prompt may be read.
     assert "near_miss prompt" in text
-    assert found[0]["answers"][1]["run"] == "attacked"
-    assert found[0]["answers"][1]["verdicts"]["asr_keyword"] == 1.0
-    assert found[0]["answers"][1]["length"] == len(answer_text(0))
+    assert examples[0]["answers"][1]["run"] == "attacked"
+    assert examples[0]["answers"][1]["verdicts"]["asr_keyword"] == 1.0
+    assert examples[0]["answers"][1]["length"] == len(answer_text(0))
 
 
 def test_examples_are_shown_when_asked_for(story: list[Path]) -> None:
@@ -245,7 +218,7 @@ def test_examples_that_differ_come_first(tmp_path: Path) -> None:
     folders = []
     for name, last in (("a", 0.0), ("b", 1.0)):
         folder = make_run(tmp_path / name, {"harmful": {"asr_keyword": [0.0, 0.0, last]}})
-        add_predictions(folder, "harmful", "harmful", ["x", "y", "z"])
+        add_predictions(folder, "harmful", "harmful", [answer_text(i) for i in range(3)])
         folders.append(folder)
     assert _examples(folders, number=1, show_outputs=False)[0]["index"] == 2
 
@@ -253,7 +226,7 @@ def test_examples_that_differ_come_first(tmp_path: Path) -> None:
 def test_no_file_of_a_report_holds_outputs(story: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     runs = [read_run(folder.name, folder) for folder in story]
-    write_report(report_content(runs, "t", out), out)
+    write_report(build_report(runs, "t", out), out)
     for file in out.glob("*.*"):
         text = file.read_text()
         assert "SECRET-OUTPUT" not in text

@@ -18,8 +18,8 @@ class OutcomesWriter(Callback):
     """Write one JSON row for each prompt of a test, for rates by category and for comparisons.
 
     A row holds no text: ``set``, ``kind``, ``index`` (in the source's order, from 0), ``id``,
-    ``category``, ``prompt`` (a digest of its turns), ``scores`` (metric -> value, null where it
-    could not be scored) and ``empty``.
+    ``category``, ``prompt`` (a digest of its turns), ``digest`` (of prompt and answer, as in the
+    judgments), ``scores`` (metric -> value, null where it could not be scored) and ``empty``.
     """
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

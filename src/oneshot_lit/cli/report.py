@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from oneshot_lit.cli.parser import CommandParser
 from oneshot_lit.errors import OneShotError
+
+if TYPE_CHECKING:
+    from oneshot_lit.report.content import Report
 
 # What tells that a folder belongs to a run or a study, whose own report must stay.
 _OTHERS = ("metrics.json", "results.json", "run.json")
@@ -21,8 +24,8 @@ def run_report_command(arguments: Sequence[str]) -> int:
         "Compare finished runs: every score with its 95% interval, by category and by judge, the "
         "agreement between judges, and what changed from run to run. Reads metrics.json of each "
         "folder and, where they are there, outcomes.jsonl, judgments/, predictions.jsonl and "
-        "realignment.csv. Writes report.html, report.md, report.json, table.csv, table.tex and "
-        "pictures/. Runs on other prompts or with another decoding are refused.",
+        "realignment.png. Writes report.html, report.md, report.json, table.csv, table.tex and "
+        "pictures/. Runs on other prompts or with another decoding are refused, unless you ask.",
         "--runs before=runs/aligned attacked=runs/attacked patched=runs/patched --out runs/report",
     )
     parser.add_argument(
@@ -42,6 +45,11 @@ def run_report_command(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--examples", type=int, default=2, metavar="N", help="prompts to show of each set (2)"
     )
+    parser.add_argument(
+        "--allow_differences",
+        action="store_true",
+        help="compare runs with other prompts or settings as well; the notes name what differs",
+    )
     options = parser.parse(arguments)
     if options is None:
         return 0
@@ -54,12 +62,13 @@ def named_folders(words: Sequence[str]) -> dict[str, Path]:
     """Return name -> folder of what ``--runs`` names.
 
     Raises:
-        OneShotError: for an empty name or folder, and for two runs of one name.
+        OneShotError: for an empty name or folder, a name of its own use, and two runs of one name.
     """
     from oneshot_lit.report.agreement import POOLED
+    from oneshot_lit.report.tables import HEADINGS
     from oneshot_lit.report.text import visible
 
-    found: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     for word in words:
         name, mark, folder = word.partition("=")
         # A folder whose own name has a '=' is taken as it is if it is there.
@@ -68,12 +77,14 @@ def named_folders(words: Sequence[str]) -> dict[str, Path]:
         name = visible(name).strip()
         if not name or not folder:
             raise OneShotError(f"--runs '{visible(word)}': give NAME=FOLDER or a folder.")
-        if name in found or name == POOLED:
+        if name in folders:
+            raise OneShotError(f"--runs: two runs are named '{name}'; give NAME=FOLDER.")
+        if name in (POOLED, *HEADINGS):
             raise OneShotError(
-                f"--runs: two runs are named '{name}'; name them apart with NAME=FOLDER."
+                f"--runs: '{name}' is a heading of the report; give the run another name."
             )
-        found[name] = Path(folder).expanduser()
-    return found
+        folders[name] = Path(folder).expanduser()
+    return folders
 
 
 def _run(options: Namespace) -> int:
@@ -85,64 +96,62 @@ def _run(options: Namespace) -> int:
         if (out / name).exists():
             raise OneShotError(f"{out / name}: --out is the folder of a run; give another.")
 
-    from oneshot_lit.report.content import report_content
+    from oneshot_lit.report.content import build_report
     from oneshot_lit.report.runs import read_run
 
     runs = [read_run(name, folder) for name, folder in folders.items()]
-    content = report_content(runs, options.title, out, options.examples, options.show_outputs)
-    # What it then shows is for whoever asked for it.
-    write_report(content, out, private=options.show_outputs)
-    _show(content, out)
+    report = build_report(
+        runs,
+        options.title,
+        out,
+        options.examples,
+        options.show_outputs,
+        options.allow_differences,
+    )
+    write_report(report, out)
+    _show(report, out)
     return 0
 
 
-def write_report(content: Mapping[str, Any], out: Path, private: bool = False) -> None:
+def write_report(report: Report, out: Path) -> None:
     """Write all files of a report, each whole or not at all; the page comes last.
 
-    Args:
-        content: What `report_content` returned.
-        out: The report's folder.
-        private: Let only the owner read its texts.
+    Where outputs are shown, only the owner may read them.
     """
     from oneshot_lit.io.files import write_json_atomically, write_text_atomically
-    from oneshot_lit.report.page import draw, remove_old_pictures, render_page, save_pictures
-    from oneshot_lit.report.tables import render_csv, render_markdown, render_tex
+    from oneshot_lit.report.page import render_markdown, render_page, write_pictures
+    from oneshot_lit.report.tables import render_csv, render_tex
 
-    pictures = draw(content)
-    texts = {
-        "table.csv": render_csv(content),
-        "table.tex": render_tex(content),
-        "report.md": render_markdown(content, {k: p[:2] for k, p in pictures.items()}),
-        "report.html": render_page(content, pictures),
-    }
-    save_pictures(pictures, out)
-    write_json_atomically(out / "report.json", content, private)
-    for name, text in texts.items():
-        write_text_atomically(out / name, text, private)
-    # Last, so that no text links to a picture that is gone.
-    remove_old_pictures(pictures, out)
+    pictures = write_pictures(report, out)
+    write_json_atomically(out / "report.json", report.as_json(), report.outputs_shown)
+    for name, text in {
+        "table.csv": render_csv(report),
+        "table.tex": render_tex(report),
+        "report.md": render_markdown(report, pictures),
+        "report.html": render_page(report, pictures, out),
+    }.items():
+        write_text_atomically(out / name, text, report.outputs_shown)
 
 
-def _show(content: Mapping[str, Any], out: Path) -> None:
+def _show(report: Report, out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    from oneshot_lit.report.cells import count, interval, value
+    from oneshot_lit.report.cells import score
+    from oneshot_lit.report.tables import wide
 
     # Text shows a name such as "[v2]" as it is; a plain string would be read as markup.
-    table = Table(title=Text(content["title"]), title_justify="left")
+    table = Table(title=Text(report.title), title_justify="left")
     table.add_column("score", overflow="fold")
-    names = [run["name"] for run in content["runs"]]
-    for name in names:
+    for name in report.names:
         table.add_column(Text(name), justify="right")
-    for row in content["scores"]:
-        found = (row["runs"][name] for name in names)
-        texts = ("\n".join(filter(None, (value(c), interval(c), count(c)))) for c in found)
-        table.add_row(Text("/\n".join(row["key"].rsplit("/", 1))), *map(Text, texts))
+    scores = wide(report.scores, ["set", "metric"], report.names, lambda row: score(row, "\n"))
+    for name_of_set, metric, *texts in scores.values:
+        table.add_row(*map(Text, [f"{name_of_set}/\n{metric}", *texts]))
     console = Console(highlight=False)
     console.print(table)
-    for line in (*content["findings"], *content["notes"]):
+    for line in (*report.findings, *report.notes):
         console.print(Text(f"- {line}"))
     files = {"report": "report.html", "Markdown": "report.md", "numbers": "report.json"}
     files |= {"CSV": "table.csv", "LaTeX": "table.tex"}

@@ -21,7 +21,7 @@ class Estimate:
         low: Lower end of the 95 % interval; None where there is none.
         high: Upper end.
         n: Answers that were scored.
-        unscored: Answers that could not be scored or judged; they are in no value.
+        unscored: Answers that could not be scored or judged; they are not part of the value.
         method: ``wilson``, ``t``, ``stderr`` or ``none``.
     """
 
@@ -39,9 +39,9 @@ class Estimate:
 
 def wilson(hits: int, n: int) -> tuple[float, float]:
     """Return Wilson's score interval of a rate, without continuity correction."""
-    found = stats.binomtest(hits, n).proportion_ci(confidence_level=LEVEL, method="wilson")
-    # At 0 and n hits an end is exactly 0 or 1; rounding may leave it beside.
-    return min(float(found.low), hits / n), max(float(found.high), hits / n)
+    ends = stats.binomtest(hits, n).proportion_ci(confidence_level=LEVEL, method="wilson")
+    # At 0 and n hits an end is exactly 0 or 1; rounding may move it past the rate.
+    return min(float(ends.low), hits / n), max(float(ends.high), hits / n)
 
 
 def rate(hits: int, n: int, unscored: int = 0) -> Estimate:
@@ -56,13 +56,13 @@ def mean(
 ) -> Estimate:
     """Return the mean of scores with Student's t interval.
 
-    There is no interval if there is one score, or if all are the same: a width of zero would claim
-    a certainty that they do not give.
+    There is no interval for a single score or for equal scores: a width of zero would claim a
+    certainty that they do not give.
 
     Args:
-        scores: One score an answer.
+        scores: One score for each answer.
         unscored: Answers without a score.
-        bounds: The scale's ends, which no interval passes.
+        bounds: The ends of the scale, which no interval crosses.
     """
     n = len(scores)
     if n == 0:
@@ -70,22 +70,21 @@ def mean(
     value = math.fsum(scores) / n
     if n == 1 or min(scores) == max(scores):
         return Estimate(value, None, None, n, unscored)
-    spread = math.sqrt(math.fsum((s - value) ** 2 for s in scores) / (n - 1) / n)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * spread
-    low, high = bounds or (-math.inf, math.inf)
-    return Estimate(value, max(low, value - half), min(high, value + half), n, unscored, "t")
+    ends = stats.t.interval(LEVEL, n - 1, loc=value, scale=stats.sem(scores))
+    lowest, highest = bounds or (-math.inf, math.inf)
+    low, high = max(lowest, float(ends[0])), min(highest, float(ends[1]))
+    return Estimate(value, low, high, n, unscored, "t")
 
 
 def from_stderr(value: float, stderr: float | None, n: int) -> Estimate:
-    """Return a value with the normal interval of a standard error that another program gave."""
+    """Return a value with the normal interval of a standard error from another program."""
     if not stderr:
         return Estimate(value, None, None, n, 0)
-    half = float(stats.norm.ppf((1 + LEVEL) / 2)) * stderr
-    return Estimate(value, value - half, value + half, n, 0, "stderr")
+    low, high = stats.norm.interval(LEVEL, loc=value, scale=stderr)
+    return Estimate(value, float(low), float(high), n, 0, "stderr")
 
 
-def apart(a: Estimate, b: Estimate) -> bool | None:
-    """Say whether two intervals have nothing in common; None where one is missing."""
-    if a.low is None or a.high is None or b.low is None or b.high is None:
-        return None
-    return a.high < b.low or b.high < a.low
+def mcnemar(gained: int, lost: int) -> float:
+    """Return the two-sided p-value of McNemar's exact test, a binomial test of the changes."""
+    changed = gained + lost
+    return float(stats.binomtest(gained, changed).pvalue) if changed else 1.0

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from oneshot_lit.evaluation.judges.base import Answer
 from oneshot_lit.evaluation.metrics.base import TextScore
 from oneshot_lit.evaluation.metrics.registry import METRICS
 from oneshot_lit.models.answering import Answering
@@ -100,6 +101,7 @@ class PromptScoring(Answering):
                     "id": prompt.id,
                     "category": prompt.category,
                     "prompt": prompt.digest(),
+                    "digest": Answer(prompt.messages, str(output)).digest(),
                     # JSON has no NaN.
                     "scores": {n: None if math.isnan(v) else v for n, v in scores.items()},
                     "empty": not output,

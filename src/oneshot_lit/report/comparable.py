@@ -3,133 +3,108 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.metrics.registry import LM_EVAL
-from oneshot_lit.report.rows import Scored
+from oneshot_lit.report.rows import TEST
 from oneshot_lit.report.runs import Run
-from oneshot_lit.report.settings import deciding
 
-_TASK_FACTS = ("version", "num_fewshot", "samples", "lm_eval_version")
+_OF_SPEED = ("backend", "vllm")
+_OF_SAMPLING = ("temperature", "top_p")
+_OF_TASKS = ("version", "num_fewshot", "samples", "lm_eval_version")
+_SPEED_OF_TASKS = ("batch_size", "device", "model_args", "include_path")
 
 
-def require_comparable(runs: Sequence[Run]) -> None:
-    """Refuse runs whose scores say nothing about each other.
+def require_comparable(runs: Sequence[Run], anyway: bool = False) -> list[str]:
+    """Refuse runs whose scores say nothing about each other; return what differs and may.
+
+    Args:
+        runs: The runs.
+        anyway: Return what must not differ as well, instead of refusing it.
 
     Raises:
-        OneShotError: naming what differs, in which runs, and the ways out.
+        OneShotError: naming what differs and in which runs.
     """
-    decodings = {run.name: deciding(run.content.get("decoding")) for run in runs}
-    _require_same("decoding", decodings, "test them alike")
-    phrases = {run.name: run.content.get("phrase_list") for run in runs}
-    _require_same("phrase_list", phrases, "test them alike")
-    _require_same_prompts(runs)
-    for judge in dict.fromkeys(name for run in runs for name in run.judges):
-        versions = {run.name: run.judges.get(judge, {}).get("version") for run in runs}
-        _require_same(f"the version of judge '{judge}'", versions, "judge them alike")
-        _require_same_judged(runs, judge)
-    evaluations = dict.fromkeys(name for run in runs for name in run.content["evaluations"])
-    for task in (name for name in evaluations if name.startswith(f"{LM_EVAL}/")):
-        facts = {run.name: _task_facts(run.content["evaluations"].get(task)) for run in runs}
-        _require_same(task, facts, "measure them alike")
+    serious = [*_differences(runs, _must_be_equal), *_other_prompts(runs)]
+    if serious and not anyway:
+        raise OneShotError(
+            f"{serious[0]}, so their scores cannot be compared; make them alike, leave one out, or "
+            "compare them anyway with --allow_differences."
+        )
+    harmless = [*_differences(runs, _may_differ), *_unknown(runs)]
+    return [f"{sentence}." for sentence in (*serious, *harmless)]
 
 
-def _task_facts(facts: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    if facts is None:
-        return None
-    settings = {k: v for k, v in facts.get("settings", {}).items() if not _of_speed(k)}
-    return {key: facts.get(key) for key in _TASK_FACTS} | settings
-
-
-def _of_speed(setting: str) -> bool:
-    return setting in ("batch_size", "device", "model_args", "include_path")
-
-
-def _require_same(what: str, values: Mapping[str, Any], mend: str) -> None:
-    known = {name: value for name, value in values.items() if value is not None}
-    for name, value in known.items():
-        first = next(iter(known))
-        if value != known[first]:
-            raise OneShotError(
-                f"runs '{first}' and '{name}': {what} differs ({_difference(known[first], value)}),"
-                f" so their scores cannot be compared; {mend}, or leave one out."
-            )
-
-
-def _difference(a: Any, b: Any) -> str:
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        keys = [key for key in dict.fromkeys([*a, *b]) if a.get(key) != b.get(key)]
-        return ", ".join(f"{key}: {a.get(key)} and {b.get(key)}" for key in keys[:3])
-    return f"{a} and {b}"
-
-
-def _require_same_prompts(runs: Sequence[Run]) -> None:
-    for name in dict.fromkeys(name for run in runs for name in run.samples):
-        having = [run for run in runs if name in run.samples]
-        counts = {run.name: run.samples[name] for run in having}
-        _require_same(f"the number of prompts in '{name}'", counts, "test the same prompts")
-        exact = {run.name: run.outcomes[name] for run in having if name in run.outcomes}
-        _require_same_digests(exact, f"'{name}'", "test the same prompts")
-        kinds = {run: rows[0].kind for run, rows in exact.items()}
-        _require_same(f"the kind of '{name}'", kinds, "test them alike")
-
-
-def _require_same_judged(runs: Sequence[Run], judge: str) -> None:
-    """Refuse runs of which a judge judged other prompts: its sets may be others than the test's."""
-    having = [run for run in runs if judge in run.judges]
-    counted = {run.name: run.judges[judge].get("samples", {}) for run in having}
-    for name in dict.fromkeys(name for of in counted.values() for name in of):
-        what = f"'{name}' that judge '{judge}' judged"
-        counts = {run: of.get(name) for run, of in counted.items()}
-        _require_same(f"the number of prompts in {what}", counts, "judge the same prompts")
-        judged = {run.name: run.judgments.get(judge, {}).get(name, []) for run in having}
-        # Older judgments do not say which prompts they are on.
-        known = {r: rows for r, rows in judged.items() if rows and all(x.prompt for x in rows)}
-        _require_same_digests(known, what, "judge the same prompts")
-
-
-def _require_same_digests(rows: Mapping[str, Sequence[Scored]], where: str, mend: str) -> None:
-    counted = {run: Counter(row.prompt for row in of) for run, of in rows.items()}
-    first = next(iter(counted), "")
-    for run, prompts in counted.items():
-        if missing := (counted[first] - prompts).total():
-            raise OneShotError(
-                f"runs '{first}' and '{run}': {missing} of the prompts in {where} are not the "
-                f"same, so their scores cannot be compared; {mend}, or leave one out."
-            )
-
-
-def differences(runs: Sequence[Run]) -> list[str]:
-    """Return a sentence for each setting that differs and may, such as the versions."""
-    said = []
-    for key in ("seed", "dtype", "precision", "versions"):
-        known = {run.name: run.content[key] for run in runs if key in run.content}
-        said += _differing(key, known)
-    decodings = {run.name: run.content["decoding"] for run in runs if run.content.get("decoding")}
-    backends = {
-        name: {key: decoding.get(key) for key in ("backend", "vllm")}
-        for name, decoding in decodings.items()
-        if "backend" in decoding
+def _must_be_equal(run: Run) -> dict[str, Any]:
+    decoding = run.content.get("decoding") or {}
+    # All backends give the same greedy answers in float32, and those need no temperature.
+    ignored = _OF_SPEED if decoding.get("do_sample") else (*_OF_SPEED, *_OF_SAMPLING)
+    facts: dict[str, Any] = {
+        "decoding": {k: v for k, v in decoding.items() if k not in ignored} or None,
+        "phrase_list": run.content.get("phrase_list"),
     }
-    said += _differing("decoding", backends)
-    if len(runs) > 1:
+    for name, number in run.samples.items():
+        facts[f"the number of prompts in '{name}'"] = number
+    for judge, said in run.judges.items():
+        facts[f"the version of judge '{judge}'"] = said.get("version")
+        for name, number in said.get("samples", {}).items():
+            facts[f"the number of prompts in '{name}' that judge '{judge}' judged"] = number
+    for task, said in run.content["evaluations"].items():
+        if task.startswith(f"{LM_EVAL}/"):
+            settings = {
+                k: v for k, v in said.get("settings", {}).items() if k not in _SPEED_OF_TASKS
+            }
+            facts[task] = {key: said.get(key) for key in _OF_TASKS} | settings
+    return facts
+
+
+def _may_differ(run: Run) -> dict[str, Any]:
+    facts = {key: run.content.get(key) for key in ("seed", "dtype", "precision", "versions")}
+    decoding = run.content.get("decoding") or {}
+    return facts | {f"decoding.{key}": decoding.get(key) for key in _OF_SPEED}
+
+
+def _differences(runs: Sequence[Run], facts_of: Any) -> Iterator[str]:
+    """Yield a sentence for each fact that is not the same as in the first run that knows it."""
+    first: dict[str, tuple[str, Any]] = {}
+    for run in runs:
+        for what, value in facts_of(run).items():
+            if value is None:
+                continue
+            name, before = first.setdefault(what, (run.name, value))
+            if before != value:
+                yield f"runs '{name}' and '{run.name}': {what} differs ({_shown(before, value)})"
+
+
+def _shown(a: Any, b: Any) -> str:
+    if not isinstance(a, Mapping) or not isinstance(b, Mapping):
+        return f"{a} and {b}"
+    keys = [key for key in dict.fromkeys([*a, *b]) if a.get(key) != b.get(key)]
+    return ", ".join(f"{key}: {a.get(key)} and {b.get(key)}" for key in keys[:3])
+
+
+def _other_prompts(runs: Sequence[Run]) -> Iterator[str]:
+    """Yield a sentence for each set whose prompts are not those of the first run that has it."""
+    first: dict[tuple[str, str], tuple[str, Counter[str]]] = {}
+    for run in runs:
+        prompts = run.scores.drop_duplicates(["by", "set", "place"]).dropna(subset="prompt")
+        for (by, name), of in prompts.groupby(["by", "set"], sort=False)["prompt"]:
+            other, before = first.setdefault((by, name), (run.name, Counter(of)))
+            if missing := (before - Counter(of)).total():
+                judged = "" if by == TEST else f" that judge '{by}' judged"
+                yield (
+                    f"runs '{other}' and '{run.name}': {missing} of the prompts in '{name}'{judged}"
+                    " are not the same"
+                )
+
+
+def _unknown(runs: Sequence[Run]) -> Iterator[str]:
+    for run in runs if len(runs) > 1 else ():
         for key in ("decoding", "phrase_list"):
-            said += [
-                f"{run.name}: metrics.json does not say its {key}, so whether it is that of the "
-                "other runs is not checked."
-                for run in runs
-                if run.content.get(key) is None
-            ]
-    return said
-
-
-def _differing(key: str, known: Mapping[str, Any]) -> list[str]:
-    """Return a sentence for each run whose setting is not that of the first."""
-    first = next(iter(known), "")
-    return [
-        f"{key} of {first} and {name} differ ({_difference(known[first], value)})."
-        for name, value in known.items()
-        if value != known[first]
-    ]
+            if run.content.get(key) is None:
+                yield (
+                    f"{run.name}: metrics.json does not say its {key}, so whether it is that of "
+                    "the other runs is not checked"
+                )

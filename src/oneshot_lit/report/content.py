@@ -1,21 +1,22 @@
-"""Everything that a report says, as one JSON value that all formats are made of."""
+"""`Report`: everything that a report says, of which all formats are made."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from oneshot_lit import __version__
 from oneshot_lit.io.metrics_file import METRICS_FILE
-from oneshot_lit.report.agreement import THRESHOLDS, agreement_table, judge_table
-from oneshot_lit.report.changes import change_table
-from oneshot_lit.report.comparable import differences, require_comparable
+from oneshot_lit.report.agreement import agreement_table
+from oneshot_lit.report.comparable import require_comparable
 from oneshot_lit.report.examples import choose_examples
 from oneshot_lit.report.findings import findings
 from oneshot_lit.report.runs import Run
-from oneshot_lit.report.scores import category_tables, score_table
-from oneshot_lit.report.settings import notes_on_answers
+from oneshot_lit.report.scores import all_scores, category_table, change_table, score_table
 from oneshot_lit.report.text import relative_path, visible, without_machine_paths
 
 _PROVENANCE = (
@@ -25,56 +26,95 @@ _PROVENANCE = (
 _KEPT_OF_EVALUATIONS = ("version", "samples", "unjudged", "model", "num_fewshot", "lm_eval_version")
 
 
-def report_content(
+@dataclass(frozen=True)
+class Report:
+    """The content of a report; each table is tidy, with one value in a row.
+
+    Attributes:
+        title: Its title.
+        outputs_shown: Whether examples hold model outputs and harmful prompts.
+        runs: Name, path, counts and provenance of each run.
+        findings: What the numbers say, in sentences.
+        notes: What was left out, and what differs between the runs.
+        scores: A row for each score and run.
+        changes: A row for each score of two runs.
+        categories: A row for each score, category and run.
+        agreement: A row for each pair of judges, set and run.
+        curves: Run -> the picture of its realignment.
+        examples: Prompts with the answer of every run.
+        report_version: Version of the package.
+    """
+
+    title: str
+    outputs_shown: bool
+    runs: list[dict[str, Any]]
+    findings: list[str]
+    notes: list[str]
+    scores: pd.DataFrame
+    changes: pd.DataFrame
+    categories: pd.DataFrame
+    agreement: pd.DataFrame
+    curves: dict[str, Path]
+    examples: list[dict[str, Any]]
+    report_version: str = __version__
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the runs."""
+        return [run["name"] for run in self.runs]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain JSON values; a table is a list of rows."""
+        names = [field.name for field in fields(self) if field.name != "curves"]
+        values = {name: getattr(self, name) for name in names}
+        return {k: _rows(v) if isinstance(v, pd.DataFrame) else v for k, v in values.items()}
+
+
+def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return table.astype(object).where(table.notna(), None).to_dict("records")
+
+
+def build_report(
     runs: Sequence[Run],
     title: str,
     out: Path,
     examples: int = 2,
     show_outputs: bool = False,
-) -> dict[str, Any]:
-    """Return the report's content.
+    allow_differences: bool = False,
+) -> Report:
+    """Return the report of some runs.
 
     Args:
         runs: The runs, in the order in which they are compared.
         title: Its title.
-        out: Folder that it is written to; paths are given as seen from there.
+        out: Folder that it is written to; paths are relative to it.
         examples: Prompts of each set to show.
         show_outputs: Show model outputs, and prompts of harmful sets.
+        allow_differences: Compare runs with other prompts or settings as well.
 
     Raises:
         OneShotError: if the runs cannot be compared.
     """
-    require_comparable(runs)
-    table = score_table(runs)
-    agreement, notes = agreement_table(runs)
-    notes += [note for run in runs for note in notes_on_answers(run)]
-    for run in runs:
-        missing = [name for name in run.content.get("samples", {}) if name not in run.outcomes]
-        if missing:
-            notes.append(
-                f"{run.name}: no outcomes of {', '.join(missing)}; no table by category and no "
-                "paired test there, intervals of rates from share and count only, and of the "
-                "prompts only their number is compared. Run oneshot-lit test again to have them."
-            )
-    content: dict[str, Any] = {
-        "title": visible(title),
-        "outputs_shown": show_outputs,
-        "thresholds": THRESHOLDS,
-        "runs": [_run(run, out) for run in runs],
-        "scores": table,
-        "changes": change_table(runs, table),
-        "categories": category_tables(runs, table),
-        "judges": judge_table(runs, table),
-        "agreement": agreement,
-        "curves": {run.name: [dict(row) for row in run.curve] for run in runs if run.curve},
-        "examples": choose_examples(runs, examples, show_outputs),
-        "notes": [note for run in runs for note in run.notes] + notes + differences(runs),
-        "report_version": __version__,
-    }
-    content["findings"] = findings(content)
-    for key in ("judges", "notes"):
-        content[key] = without_machine_paths(content[key])
-    return content
+    differences = require_comparable(runs, allow_differences)
+    answers = all_scores(runs)
+    scores = score_table(runs, answers)
+    scores["by"] = scores["by"].map(without_machine_paths)
+    changes = change_table(runs, scores, answers)
+    agreement, notes = agreement_table(answers)
+    described = [_run(run, out) for run in runs]
+    return Report(
+        title=visible(title),
+        outputs_shown=show_outputs,
+        runs=described,
+        findings=findings(described, scores, changes),
+        notes=without_machine_paths([*(n for r in runs for n in r.notes), *notes, *differences]),
+        scores=scores,
+        changes=changes,
+        categories=category_table(scores, answers),
+        agreement=agreement,
+        curves={run.name: run.curve for run in runs if run.curve is not None},
+        examples=choose_examples(runs, answers, examples, show_outputs),
+    )
 
 
 def _run(run: Run, out: Path) -> dict[str, Any]:

@@ -1,125 +1,73 @@
-"""The rows of ``outcomes.jsonl`` and of judgments: how the answer to each prompt was scored."""
+"""``outcomes.jsonl`` and judgments as one table: a row for each answer and metric."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.io.read_files import read_jsonl
-from oneshot_lit.report.schema import require_score
-from oneshot_lit.report.text import visible
+from oneshot_lit.report.schema import (
+    COUNT,
+    NUMBER,
+    OPTIONAL_TEXT,
+    TEXT,
+    require_on_scale,
+    require_shape,
+)
+from oneshot_lit.report.text import map_texts, visible
+
+# What scored an answer: the test, or else the name of a judge.
+TEST = "test"
+# `place` is the index of the prompt in its set; `prompt` and `digest` are hashes of the prompt,
+# and of prompt and answer.
+_FACTS = {"set": "set", "index": "place", "category": "category", "prompt": "prompt"}
+_FACTS |= {"digest": "digest", "reason": "reason"}
+_ROW = {"set": TEXT, "index": COUNT, "scores": {"*": NUMBER}}
+_ROW |= dict.fromkeys(("category", "prompt", "digest", "reason"), OPTIONAL_TEXT)
+COLUMNS = ["by", "metric", "score", *_FACTS.values()]
 
 
-@dataclass(frozen=True)
-class Scored:
-    """How the answer to one prompt was scored, by the test or by a judge.
-
-    Attributes:
-        set: Name of the prompt set.
-        index: Place of the prompt in its set.
-        category: Its category, if known.
-        scores: Metric -> score, None where it could not be told.
-        kind: Kind of the set; only the test knows it.
-        prompt: Digest of the prompt; None in older judgments.
-        digest: Digest of prompt and output; only judges know it.
-        reason: Why a judge could not tell.
-        empty: Whether the answer is empty; only the test knows it.
-    """
-
-    set: str
-    index: int
-    category: str | None
-    scores: Mapping[str, float | None]
-    kind: str | None = None
-    prompt: str | None = None
-    digest: str | None = None
-    reason: str | None = None
-    empty: bool | None = None
-
-
-def by_set(rows: Sequence[Scored]) -> dict[str, list[Scored]]:
-    """Return set -> its rows."""
-    found: dict[str, list[Scored]] = {}
-    for row in rows:
-        found.setdefault(row.set, []).append(row)
-    return found
-
-
-def read_rows(path: Path, samples: Mapping[str, int], verb: str) -> dict[str, list[Scored]]:
-    """Return the rows of a file of outcomes or judgments by set; {} without a file.
+def read_scores(path: Path, by: str, samples: Mapping[str, int]) -> pd.DataFrame:
+    """Return the scores of a file with the columns `COLUMNS`; an empty table without a file.
 
     Args:
-        path: The file.
+        path: ``outcomes.jsonl`` or the judgments of one judge.
+        by: `TEST` or the name of the judge.
         samples: Set -> number of prompts that ``metrics.json`` counts.
-        verb: The command that writes it, ``test`` or ``judge``.
 
     Raises:
-        OneShotError: naming the row to mend.
+        OneShotError: naming the faulty row.
     """
-    if not path.is_file():
-        return {}
-    first: dict[str, Scored] = {}
-    rows: dict[tuple[str, int], Scored] = {}
-    for number, content in read_jsonl(path):
+    again = f"run oneshot-lit {'test' if by == TEST else 'judge'} again"
+    metrics: dict[str, Any] = {}
+    places = set()
+    records = []
+    for number, raw in read_jsonl(path) if path.is_file() else ():
         origin = f"{path} row {number}"
-        row = _row(content, origin, verb)
-        if (row.set, row.index) in rows:
+        row = map_texts(raw, visible)
+        require_shape(row, _ROW, origin, again)
+        require_on_scale(row["scores"], f"{origin}: scores", again)
+        name, place = row["set"], row["index"]
+        if (name, place) in places:
+            raise OneShotError(f"{origin}: prompt {place} of '{name}' is there twice; {again}.")
+        places.add((name, place))
+        others = metrics.setdefault(name, row["scores"].keys()) ^ row["scores"].keys()
+        if others:
             raise OneShotError(
-                f"{origin}: prompt {row.index} of '{row.set}' is there twice; run "
-                f"oneshot-lit {verb} again."
+                f"{origin}: not all rows of '{name}' have a score of '{min(others)}'; {again}."
             )
-        rows[row.set, row.index] = row
-        _require_alike(first.setdefault(row.set, row), row, origin, verb)
-    found = by_set([*rows.values()])
-    for name, of in found.items():
-        if samples.get(name) != len(of):
+        facts = {column: row.get(key) for key, column in _FACTS.items()}
+        for metric, score in row["scores"].items():
+            records.append({**facts, "by": by, "metric": metric, "score": score})
+    for name, count in Counter(name for name, _ in places).items():
+        if samples.get(name) != count:
             raise OneShotError(
-                f"{path}: has {len(of)} rows of '{name}' and metrics.json counts "
-                f"{samples.get(name, 0)}; run oneshot-lit {verb} again."
+                f"{path}: has {count} rows of '{name}' and metrics.json counts "
+                f"{samples.get(name, 0)}; {again}."
             )
-    return found
-
-
-def _require_alike(first: Scored, row: Scored, origin: str, verb: str) -> None:
-    """Refuse a row that is scored otherwise than the first of its set."""
-    again = f"run oneshot-lit {verb} again"
-    if row.kind != first.kind:
-        raise OneShotError(
-            f"{origin}: 'kind' is {row.kind} and was {first.kind} in '{row.set}' before; {again}."
-        )
-    if row.scores.keys() != first.scores.keys():
-        metric = sorted(row.scores.keys() ^ first.scores.keys())[0]
-        raise OneShotError(
-            f"{origin}: not all rows of '{row.set}' have a score of '{metric}'; {again}."
-        )
-
-
-def _row(content: Mapping[str, Any], origin: str, verb: str) -> Scored:
-    wanted: dict[str, Any] = {"set": str, "index": int, "scores": dict}
-    wanted |= {"prompt": str, "kind": str, "empty": bool} if verb == "test" else {"digest": str}
-    for key, kind in wanted.items():
-        if type(content.get(key)) is not kind:
-            raise OneShotError(f"{origin}: '{key}' is missing or wrong; run oneshot-lit {verb}.")
-    if content["index"] < 0:
-        raise OneShotError(f"{origin}: 'index' is below 0; run oneshot-lit {verb} again.")
-    for metric, score in content["scores"].items():
-        require_score(score, metric, f"{origin}: '{visible(metric)}'", "mend it")
-    for key in ("prompt", "category", "reason"):
-        text = isinstance(content.get(key), (str, int) if key == "category" else str)
-        if content.get(key) is not None and not text:
-            raise OneShotError(f"{origin}: '{key}' must be text or null; mend it.")
-    category, reason = content.get("category"), content.get("reason")
-    return Scored(
-        set=visible(content["set"]),
-        index=content["index"],
-        category=None if category is None else visible(str(category)),
-        scores={visible(metric): score for metric, score in content["scores"].items()},
-        kind=visible(content["kind"]) if verb == "test" else None,
-        prompt=content.get("prompt"),
-        digest=content.get("digest") if verb == "judge" else None,
-        reason=None if reason is None else visible(reason),
-        empty=content.get("empty") if verb == "test" else None,
-    )
+    return pd.DataFrame(records, columns=COLUMNS).astype({"score": float})

@@ -1,123 +1,116 @@
-"""``report.md``, ``table.csv`` and ``table.tex``."""
+"""The tables of a report as they are shown, and ``table.csv`` and ``table.tex``."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import pandas as pd
+
 from oneshot_lit.report import cells
-from oneshot_lit.report.tex import tex
-from oneshot_lit.report.text import csv_cell, markdown, markdown_block
+from oneshot_lit.report.agreement import THRESHOLDS
+from oneshot_lit.report.content import Report
+from oneshot_lit.report.findings import p_value
+from oneshot_lit.report.text import DASH, csv_cell, markdown
 
-CSV_COLUMNS = ("set", "metric", "run", "value", "low", "high", "n", "unscored")
-
-
-def render_csv(content: Mapping[str, Any]) -> str:
-    """Return every score in long form, a row for each metric and run that has it."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
-    for row in content["scores"]:
-        for run, cell in row["runs"].items():
-            if cell is not None:
-                names = [csv_cell(name) for name in (row["set"], row["metric"], run)]
-                writer.writerow([*names, *(cell[key] for key in CSV_COLUMNS[3:])])
-    return text.getvalue()
-
-
-def render_tex(content: Mapping[str, Any]) -> str:
-    r"""Return a tabular to ``\input`` in a document; booktabs makes its rules finer."""
-    runs = [run["name"] for run in content["runs"]]
-    lines = [
-        "% 95% intervals in brackets; number of scored answers in parentheses.",
-        *(rf"\providecommand{{\{rule}rule}}{{\hline}}" for rule in ("top", "mid", "bottom")),
-        rf"\begin{{tabular}}{{ll{'r' * len(runs)}}}",
-        r"\toprule",
-        " & ".join(["set", "metric", *map(tex, runs)]) + r" \\",
-        r"\midrule",
-    ]
-    for row in content["scores"]:
-        found = [_tex_cell(row["runs"][run]) for run in runs]
-        lines.append(" & ".join([tex(row["set"]), tex(row["metric"]), *found]) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+HEADINGS = ("set", "metric", "by", "category")
+CSV_COLUMNS = ["set", "metric", "run", "value", "low", "high", "n", "unscored"]
+ABOUT_SCORES = (
+    "Values are shares of answers or means of scores over answers; in brackets the 95% interval: "
+    "Wilson's for shares, Student's t for means, 1.96 standard errors for lm-eval. n is the number "
+    "of answers that were scored. What could not be scored or judged is in no value and is counted "
+    "after n. A mean of equal scores has no interval."
+)
+ABOUT_CHANGES = (
+    "The same prompts in pairs. Gained: answers that count in the second run only; lost: in the "
+    "first only. p is of McNemar's exact test, two-sided, not corrected for the number of rows."
+)
+ABOUT_AGREEMENT = (
+    "Only verdicts on the same answer to the same prompt are compared; 'left out' counts the "
+    "others. 'test' is the keyword verdict of the test itself. Graded judges are made yes or no: "
+    f"harmful is {' and '.join(f'{k} of {v:g} or more' for k, v in THRESHOLDS.items())}. Kappa is "
+    "Cohen's, with a dash where both judges give one and the same verdict throughout. 'all runs' "
+    "pools the answers of all runs: its kappa is higher the more the runs differ, and its interval "
+    "takes them for independent."
+)
 
 
-def _tex_cell(cell: Mapping[str, Any] | None) -> str:
-    if cell is None:
-        return "--"
-    n = f"({cell['n']}, {cell['unscored']} unscored)" if cell["unscored"] else f"({cell['n']})"
-    return " ".join(tex(part) for part in (cells.value(cell), cells.interval(cell), n) if part)
-
-
-def render_markdown(content: Mapping[str, Any], pictures: Mapping[str, tuple[str, str]]) -> str:
-    """Return the report for GitHub.
+def wide(
+    table: pd.DataFrame, keys: Sequence[str], runs: Sequence[str], text: Callable[[Any], str]
+) -> pd.DataFrame:
+    """Return a table with a column for each run, in the order of its rows.
 
     Args:
-        content: What `report_content` returns.
-        pictures: Key of a picture -> (its file, what it shows).
+        table: Scores or categories.
+        keys: The columns that name a row.
+        runs: The names of the runs.
+        text: What a cell shows of a row of `table`.
     """
-    runs = [run["name"] for run in content["runs"]]
-
-    def picture(key: str) -> list[str]:
-        return [f"![{markdown(pictures[key][1])}]({pictures[key][0]})"] if key in pictures else []
-
-    parts = [f"# {markdown(content['title'])}", "## What the numbers say"]
-    parts.append("\n".join(f"- {markdown(line)}" for line in content["findings"]))
-    if content["notes"]:
-        parts += ["## Notes", "\n".join(f"- {markdown(line)}" for line in content["notes"])]
-    scores = ([r["key"], *(cells.whole(r["runs"][run]) for run in runs)] for r in content["scores"])
-    parts += ["## Scores", _table(["score", *runs], scores), cells.EXPLAINED, *picture("rates")]
-    if content["changes"]:
-        rows = [cells.change_row(change) for change in content["changes"]]
-        parts += ["## Changes", _table(cells.CHANGE_HEADINGS, rows), cells.ABOUT_CHANGES]
-    for number, table in enumerate(content["categories"]):
-        rows = [[r["category"], *(cells.whole(r["runs"][n]) for n in runs)] for r in table["rows"]]
-        parts += [f"## By category: {markdown(table['key'])}", _table(["category", *runs], rows)]
-        parts += picture(f"category {number}")
-    if content["judges"]:
-        rows = [cells.judge_row(row, runs) for row in content["judges"]]
-        parts += ["## Judges", _table(["set", "metric", "judge", *runs], rows)]
-    if content["agreement"]:
-        rows = [cells.agreement_row(row) for row in content["agreement"]]
-        parts += ["## Agreement between judges", _table(cells.AGREEMENT_HEADINGS, rows)]
-        parts.append(cells.about_agreement(content["thresholds"]))
-    for run in content["curves"]:
-        parts += [f"## Step by step: {markdown(run)}", *picture(f"curve {run}")]
-    if content["examples"]:
-        parts += ["## Examples", *_examples(content)]
-    parts.append("## Provenance")
-    for run in content["runs"]:
-        facts = json.dumps(run["provenance"], indent=2, ensure_ascii=False)
-        parts += [f"**{markdown(run['name'])}**: {markdown(run['metrics_file'])}"]
-        parts.append(markdown_block(facts))
-    return "\n\n".join(part for part in parts if part) + "\n"
+    rows: dict[Any, dict[str, str]] = {}
+    for row in table.itertuples():
+        key = tuple(getattr(row, name) for name in keys)
+        rows.setdefault(key, dict.fromkeys(runs, DASH))[row.run] = text(row)
+    return pd.DataFrame([[*k, *v.values()] for k, v in rows.items()], columns=[*keys, *runs])
 
 
-def _table(headings: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
-    first = [markdown(heading) for heading in headings]
-    lines = [first, ["---"] * len(first), *([markdown(cell) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def shown_changes(changes: pd.DataFrame) -> pd.DataFrame:
+    """Return the changes as texts."""
+    counts = changes[["pairs", "gained", "lost"]].astype(object).where(changes["p"].notna(), DASH)
+    p = [DASH if pd.isna(p) else p_value(p).removeprefix("p ").lstrip("= ") for p in changes["p"]]
+    return pd.DataFrame(
+        {
+            "score": changes["set"] + "/" + changes["metric"],
+            "runs": changes["from"] + " → " + changes["to"],
+            "before": changes["before"].map(cells.number),
+            "after": changes["after"].map(cells.number),
+            **{column: counts[column].map(str) for column in counts},
+            "p": p,
+            "overlap": changes["apart"].map({True: "no", False: "yes"}).fillna(DASH),
+        }
+    )
 
 
-def _examples(content: Mapping[str, Any]) -> list[str]:
-    parts = []
-    if not content["outputs_shown"]:
-        parts.append("Outputs are hidden; run the command with --show_outputs to see them.")
-    for example in content["examples"]:
-        category = f", {example['category']}" if example["category"] is not None else ""
-        parts.append(f"### {markdown(example['set'])} {example['index']}{markdown(category)}")
-        hidden = f"(prompt hidden, {example['prompt_length']} characters)"
-        parts.append(hidden if example["prompt"] is None else markdown_block(example["prompt"]))
-        for answer in example["answers"]:
-            verdicts = ", ".join(
-                f"{name} {'–' if score is None else f'{score:g}'}"  # noqa: RUF001
-                for name, score in answer["verdicts"].items()
-            )
-            line = f"{answer['run']}: {answer['length']} characters; {verdicts or 'no verdict'}"
-            parts.append(markdown(line))
-            if answer["output"] is not None:
-                parts.append(markdown_block(answer["output"]))
-    return parts
+def shown_agreement(agreement: pd.DataFrame) -> pd.DataFrame:
+    """Return the agreement as texts."""
+    ends = [cells.interval(low, high) for low, high in agreement[["low", "high"]].values]
+    shares = agreement["agreement"].map(cells.number)
+    return pd.DataFrame(
+        {
+            **{column: agreement[column].map(str) for column in ("set", "judges", "run", "n")},
+            "agreement": [f"{a} {b}".strip() for a, b in zip(shares, ends, strict=True)],
+            "kappa": agreement["kappa"].map(cells.number),
+            "left out": agreement["left_out"].replace("", "0"),
+        }
+    )
+
+
+def shown_scores(report: Report, text: Callable[[Any], str]) -> pd.DataFrame:
+    """Return the scores with a column for each run, whose cells hold `text` of a score."""
+    return wide(report.scores, ["set", "metric", "by"], report.names, text)
+
+
+def shown_categories(report: Report, text: Callable[[Any], str]) -> dict[str, pd.DataFrame]:
+    """Return ``<set>/<metric>`` -> its table by category, with a column for each run."""
+    scores = report.categories.groupby(["set", "metric"], sort=False)
+    return {"/".join(key): wide(of, ["category"], report.names, text) for key, of in scores}
+
+
+def render_csv(report: Report) -> str:
+    """Return every score in long form, a row for each metric and run that has it."""
+    table = report.scores[CSV_COLUMNS].copy()
+    for column in ("set", "metric", "run"):
+        table[column] = table[column].map(csv_cell)
+    return str(table.to_csv(index=False))
+
+
+def render_tex(report: Report) -> str:
+    r"""Return a tabular to ``\input``; it needs the package booktabs."""
+    table = wide(report.scores, ["set", "metric"], report.names, cells.score)
+    alignment = "ll" + "r" * len(report.names)
+    return str(table.to_latex(index=False, escape=True, column_format=alignment))
+
+
+def markdown_table(table: pd.DataFrame) -> str:
+    """Return a table for GitHub."""
+    escaped = table.map(markdown).rename(columns=markdown)
+    return str(escaped.to_markdown(index=False, disable_numparse=True))

@@ -5,33 +5,54 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 DASH = "–"  # noqa: RUF001
-# A path that begins at the root, anywhere in a text; what follows a scheme is none.
+# A path that starts at the root, anywhere in a text, but not after a scheme such as http:.
 _ABSOLUTE = re.compile(r"(?<![\w./~…])(?:~|[A-Za-z]:(?=[\\/]))?(?:[/\\][^/\\\s:'\",;]+){2,}")
 _LONGEST_LABEL = 40
 
 
 def visible(text: str, lines: bool = False) -> str:
-    """Return text without characters that steer a terminal, a browser or the direction of writing.
-
-    Each is written as its code, so that two names stay two.
+    """Return text whose control and formatting characters are written as codes: ``<U+202E>``.
 
     Args:
         text: Any text.
-        lines: Keep line ends and tabs; else they become spaces.
+        lines: Keep line ends and tabs.
     """
-    found = []
-    for character in text:
-        if character in "\n\t":
-            found.append(character if lines else " ")
-        elif unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp"):
-            found.append(f"<U+{ord(character):04X}>")
-        else:
-            found.append(character)
-    return "".join(found)
+    return "".join(
+        f"<U+{ord(character):04X}>"
+        if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+        and not (lines and character in "\n\t")
+        else character
+        for character in text
+    )
+
+
+def map_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """Return a JSON value with every text, keys included, changed by a function."""
+    if isinstance(value, dict):
+        return {change(key): map_texts(v, change) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [map_texts(v, change) for v in value]
+    return change(value) if isinstance(value, str) else value
+
+
+def without_machine_paths(value: Any) -> Any:
+    """Return a JSON value whose absolute paths keep only their last two parts."""
+    return map_texts(value, lambda text: _ABSOLUTE.sub(lambda match: _tail(match[0]), text))
+
+
+def _tail(path: str) -> str:
+    return "…/" + "/".join(re.split(r"[/\\]", path)[-2:])
+
+
+def relative_path(path: Path, start: Path) -> str:
+    """Return a path as seen from a folder, or its last two parts if it is far away."""
+    relative = Path(os.path.relpath(path.resolve(), start.resolve())).as_posix()
+    return visible(_tail(str(path.resolve())) if relative.startswith("../" * 4) else relative)
 
 
 def markdown(text: str) -> str:
@@ -49,38 +70,12 @@ def markdown_block(text: str) -> str:
 
 
 def csv_cell(text: str) -> str:
-    """Return text that a spreadsheet takes for text, never for a formula."""
-    text = visible(text)
+    """Return text that a spreadsheet does not take for a formula."""
     return f"'{text}" if text.lstrip()[:1] in ("=", "+", "-", "@") else text
 
 
 def picture_label(text: str) -> str:
     """Return text that matplotlib draws as it is: no formula, no hidden legend entry."""
-    text = visible(text)
-    # A longer one leaves no room for the picture.
     text = text if len(text) <= _LONGEST_LABEL else f"{text[: _LONGEST_LABEL - 1]}…"
     text = text.replace("\\", "\\\\" if "$" in text else "\\").replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
-
-
-def without_machine_paths(value: Any) -> Any:
-    """Return a JSON value whose absolute paths keep only their last two parts."""
-    if isinstance(value, dict):
-        return {key: without_machine_paths(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_machine_paths(v) for v in value]
-    if isinstance(value, str):
-        return visible(_ABSOLUTE.sub(lambda m: _tail(m[0]), value))
-    return value
-
-
-def _tail(path: str) -> str:
-    return "…/" + "/".join(re.split(r"[/\\]", path)[-2:])
-
-
-def relative_path(path: Path, start: Path) -> str:
-    """Return a path seen from a folder, or its last two parts if it lies far away."""
-    found = os.path.relpath(path.resolve(), start.resolve())
-    if found.startswith(os.path.join("..", "..", "..", "..")):
-        return visible(_tail(str(path.resolve())))
-    return visible(Path(found).as_posix())
