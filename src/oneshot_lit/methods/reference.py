@@ -59,7 +59,7 @@ class ReferenceModule(LanguageModelModule):
         super().__init__(*args, **kwargs)
         self.reference_name_or_path = reference_name_or_path
         self.reference_model: Any = None
-        self.keeps_start_weights = reference_name_or_path is None and self.peft is None
+        self.keeps_start_weights |= reference_name_or_path is None and self.peft is None
         if reference_name_or_path is not None:
             # Its weights are not in checkpoints.
             self.strict_loading = False

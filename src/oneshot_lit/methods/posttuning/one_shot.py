@@ -77,7 +77,8 @@ class OneShotRealignmentModule(LanguageModelModule):
         # On the CPU: a copy of a large model has no room beside it on the accelerator.
         self._best_weights: dict[str, Tensor] = {}
         self._previous_weights: dict[str, Tensor] = {}
-        self._first_weights: dict[str, Tensor] = {}
+        # What a second attempt starts from.
+        self.keeps_start_weights |= select_best and attempts > 1
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the configured optimiser, at twice the rate for each attempt after the first."""
@@ -113,9 +114,6 @@ class OneShotRealignmentModule(LanguageModelModule):
         if self.select_best:
             self._require_development_rates()
             require_whole_sets(self.trainer, _WHY)
-        # A resumed run has them from its checkpoint.
-        if self.select_best and self.selector.attempts > 1 and not self._first_weights:
-            self._first_weights = own_weights(self)
 
     def _require_development_rates(self) -> None:
         """Refuse to choose by rates that nobody measures: a missing one would count as 0."""
@@ -159,14 +157,19 @@ class OneShotRealignmentModule(LanguageModelModule):
         started = self.global_step > 0 and loss is not None
         record = self._record(self.global_step, float(loss) if started else None)  # type: ignore[arg-type]
         before = self._before(record)
-        if self.selector.see(record) and self.select_best:
-            self._best_weights = own_weights(self)
+        better = self.selector.see(record)
         if not self.select_best:
             return record
+        # Held once, whatever they are: the first, the last and the best step may be the same.
+        weights = self._start_weights if self.global_step == 0 else None
+        if weights is None and (better or self.refine > 0):
+            weights = own_weights(self)
+        if better and weights is not None:
+            self._best_weights = weights
         if self.refine > 0:
             if before is not None and overshoots(before.scores, record.scores):
                 self._try_parts(before, record)
-            self._previous_weights = own_weights(self)
+            self._previous_weights = weights or {}
         if self.selector.should_stop:
             self.trainer.should_stop = True
         elif self.selector.attempt == self._attempt and self.selector.should_start_over:
@@ -191,8 +194,8 @@ class OneShotRealignmentModule(LanguageModelModule):
             f"starting over at {2**self._attempt} times the configured rate"
         )
         self._attempt += 1
-        set_own_weights(self, self._first_weights)
-        self._previous_weights = self._first_weights
+        set_own_weights(self, self.start_weights)
+        self._previous_weights = self.start_weights
         restart_optimizer(self.trainer, factor=2.0)
 
     def _record(self, step: float, loss: float | None) -> StepRecord:
@@ -276,7 +279,6 @@ class OneShotRealignmentModule(LanguageModelModule):
         own_state(checkpoint)["realignment"] = {
             "best_weights": self._best_weights,
             "previous_weights": self._previous_weights,
-            "first_weights": self._first_weights,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -292,7 +294,7 @@ class OneShotRealignmentModule(LanguageModelModule):
         own = own_state(checkpoint)["realignment"]
         self._best_weights = own["best_weights"]
         self._previous_weights = own["previous_weights"]
-        self._first_weights, self._attempt = own["first_weights"], state["attempt"]
+        self._attempt = state["attempt"]
         # Killed after its last step but before its product: there is nothing left to train.
         if self.trainer.state.fn == "fit" and self.select_best and self.selector.should_stop:
             self.trainer.should_stop = True
