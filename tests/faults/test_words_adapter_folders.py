@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.evaluation.judges.model_files import model_digest
+from oneshot_lit.evaluation.judges.classifier import model_digest
 from oneshot_lit.evaluation.lm_eval import LmEvalSettings, model_arguments
 from oneshot_lit.methods import LanguageModelModule
 from oneshot_lit.models.loading import load_model, load_tokenizer

@@ -110,7 +110,7 @@ def test_what_a_tiny_model_writes_is_no_grade(served, tmp_path: Path) -> None:
 
 def test_a_field_that_the_server_does_not_know_ends_the_run(served, tmp_path: Path) -> None:
     options = {"max_tokens": 8, "no_such_field": 1}
-    with pytest.raises(OneShotError, match=r"refuses every request .*judge\.options"):
+    with pytest.raises(OneShotError, match=r"refuses the requests .*judge\.options"):
         judge(served, tmp_path / "c", HarmfulnessRubric(), options=options).judge(MIXED)
 
 

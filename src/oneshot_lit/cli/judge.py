@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from oneshot_lit.cli.config_command import ConfigCommandParser, command_parser, parse_command
-from oneshot_lit.errors import OneShotError
+from oneshot_lit.errors import OneShotError, fail
 from oneshot_lit.evaluation.judges import Judge
 from oneshot_lit.io.runs import PRODUCTS
 
@@ -46,36 +45,16 @@ def run_judge_command(arguments: Sequence[str]) -> int:
     if options is None:
         return 0
     root, predictions = _places(options.run, options.predictions)
-    with _terminated_like_interrupted():
-        try:
-            return _judge(options.judge, predictions, root, options.sets)
-        except KeyboardInterrupt as stop:
-            from oneshot_lit.errors import fail
-
-            by = signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT
-            return fail("interrupted; run the same command again to go on.", code=128 + by)
-
-
-class _Terminated(KeyboardInterrupt):
-    """A request to end, which leaves time to keep what is paid for."""
-
-
-@contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """Let a scheduler's SIGTERM end the run as Ctrl-C does."""
-
-    def stop(*_: Any) -> NoReturn:
-        raise _Terminated
-
-    # Only the main thread may; elsewhere the default stays.
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
+    # A scheduler's SIGTERM ends the run as Ctrl-C does; only the main thread may say so.
+    if in_main := threading.current_thread() is threading.main_thread():
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        yield
+        return _judge(options.judge, predictions, root, options.sets)
+    except KeyboardInterrupt:
+        return fail("interrupted; run the same command again to go on.", code=130)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if in_main:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _parser() -> ConfigCommandParser:
@@ -126,7 +105,9 @@ def _judge(judge: Judge, predictions: Path, root: Path, sets: list[str] | None) 
         outcome = judge_predictions(judge, predictions, root, sets, progress)
     out = Console(highlight=False)
     out.print(_table(judge, outcome.scores, outcome.facts))
-    for note in outcome.notes:
+    if outcome.dropped:
+        names = ", ".join(f"'{name}'" for name in outcome.dropped)
+        note = f"dropped: the earlier verdicts on {names}, of other settings or other predictions."
         out.print(Text(note), soft_wrap=True)
     out.print(Text(f"verdicts: {outcome.file}\nscores:   {root / 'metrics.json'}"), soft_wrap=True)
     return 0
