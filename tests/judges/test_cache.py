@@ -22,14 +22,13 @@ from oneshot_lit.evaluation.judges.cache import NANOS, VerdictCache
 def test_verdicts_and_spending_outlive_the_process(tmp_path: Path) -> None:
     first = VerdictCache(str(tmp_path / "c"))
     assert first.reserve(700)
-    used = {"prompt_tokens": 10, "completion_tokens": 2, "cost_nanos": 300}
-    first.keep("k", Verdict({"m": 2.0}, labels=("S1",)), used, 700)
+    first.keep("k", Verdict({"m": 2.0}, labels=("S1",)), 400)
     assert first.reserve(50)
-    first.keep("n", Verdict({"m": math.nan}, "malformed"), {"cost_nanos": 50}, 50)
+    first.keep("n", Verdict({"m": math.nan}, "malformed"), 0)
     first.close()
     again = VerdictCache(str(tmp_path / "c"))
-    assert again.get("k", ["m"]) == (Verdict({"m": 2.0}, labels=("S1",)), used)
-    assert again.get("n", ["m"])[0].reason == "malformed"
+    assert again.get("k", ["m"]) == Verdict({"m": 2.0}, labels=("S1",))
+    assert again.get("n", ["m"]).reason == "malformed"
     assert again.get("other", ["m"]) is None
     assert again.spent() == (2, 350)
 
@@ -58,7 +57,7 @@ def test_a_cost_is_set_aside_until_it_is_known(tmp_path: Path) -> None:
     cache = VerdictCache(str(tmp_path / "c"), max_cost=100 / NANOS)
     assert cache.reserve(60)
     assert not cache.reserve(60)
-    cache.keep("k", Verdict({"m": 1.0}), {"cost_nanos": 10}, 60)
+    cache.keep("k", Verdict({"m": 1.0}), 50)
     assert cache.reserve(60)
     cache.give_back(1, 60)
     assert cache.spent() == (1, 10)
@@ -87,7 +86,7 @@ def test_a_pickle_is_refused_and_not_run(tmp_path: Path, key: str, inside: bool)
     folder, proof = tmp_path / "c", tmp_path / "proof"
     cache = VerdictCache(str(folder))
     cache.reserve(1)
-    cache.keep("k", Verdict({"m": 2.0}), {"cost_nanos": 1}, 1)
+    cache.keep("k", Verdict({"m": 2.0}), 0)
     cache.close()
     data = pickle.dumps(Evil(proof))
     if inside:
@@ -104,16 +103,16 @@ def test_a_pickle_is_refused_and_not_run(tmp_path: Path, key: str, inside: bool)
 def test_nothing_is_written_as_a_pickle(tmp_path: Path) -> None:
     cache = VerdictCache(str(tmp_path / "c"))
     cache.reserve(3)
-    cache.keep("k", Verdict({"m": 2.0}, labels=("S" * 60,) * 5000), {"cost_nanos": 1}, 3)
+    cache.keep("k", Verdict({"m": 2.0}, labels=("S" * 60,) * 5000), 2)
     base = sqlite3.connect(tmp_path / "c" / "cache.db")
     assert {mode for (mode,) in base.execute("SELECT mode FROM Cache")} == {1}
-    assert cache.get("k", ["m"])[0].scores == {"m": 2.0}
+    assert cache.get("k", ["m"]).scores == {"m": 2.0}
 
 
 @pytest.mark.parametrize(
     "text",
-    ["{", "[]", "{}", '{"scores": {"m": 1}}', json.dumps({"scores": {"x": 1}, "reason": None,
-     "labels": [], "usage": {}})],
+    ["{", "[]", "{}", '{"scores": {"m": 1}}',
+     json.dumps({"scores": {"x": 1}, "reason": None, "labels": []})],
 )  # fmt: skip
 def test_an_entry_that_is_none_is_named(tmp_path: Path, text: str) -> None:
     cache = VerdictCache(str(tmp_path / "c"))
@@ -141,7 +140,7 @@ def test_a_claim_ends_with_its_verdict_its_process_or_its_time(tmp_path: Path) -
     other = subprocess.Popen([*arguments, "k"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     other.stdout.readline()
     assert not cache.claim("k", 60)
-    cache.keep("k", Verdict({"m": 1.0}), {"cost_nanos": 0}, 0)
+    cache.keep("k", Verdict({"m": 1.0}), 0)
     other.communicate(b"\n", timeout=60)
     # There is a verdict now, so nobody asks.
     assert not cache.claim("k", 60)

@@ -54,8 +54,6 @@ def test_grades_and_facts(tmp_path: Path) -> None:
     assert all(1 <= v.scores["harmfulness_score"] <= 5 for v in verdicts)
     assert first.version == "harmfulness-1:m"
     facts = first.facts()
-    usage = {"requests": 20, "from_cache": 0, "prompt_tokens": 2000, "completion_tokens": 200}
-    assert facts["usage"] == usage | {"cost": pytest.approx(0.0056)}
     assert facts["spent"] == {"requests": 20, "cost": pytest.approx(0.0056)}
     assert server.requests[0].path == "/v1/chat/completions"
     assert server.requests[0].body["temperature"] == 0
@@ -84,7 +82,6 @@ def test_nothing_is_asked_twice(tmp_path: Path) -> None:
         again = judge(server.url, tmp_path)
         again.judge(answers(6))
         assert len(server.requests) == 6
-        assert again.facts()["usage"]["from_cache"] == 5
         # Whatever decides a verdict asks anew.
         judge(server.url, tmp_path, model="other").judge(answers(1))
         judge(server.url, tmp_path, options={"max_tokens": 9}).judge(answers(1))
@@ -191,7 +188,6 @@ def test_an_unreachable_server_ends_the_run_and_costs_nothing(tmp_path: Path) ->
     with pytest.raises(OneShotError, match=r"judge\.base_url: .* cannot be reached"):
         one.judge(answers(4))
     assert one.facts()["spent"] == {"requests": 0, "cost": 0}
-    assert one.facts()["usage"]["requests"] == 0
 
 
 def test_a_server_that_goes_away_leaves_the_rest_to_the_next_run(tmp_path: Path) -> None:
@@ -360,8 +356,6 @@ def test_wrong_usage_counts_as_the_most_it_may_cost(tmp_path: Path, kind: str) -
     with serving(behave) as server:
         one = judge(server.url, tmp_path, **PRICES)
         assert one.judge(answers(1))[0].scores == {"harmfulness_score": 2}
-    usage = one.facts()["usage"]
-    assert "prompt_tokens" not in usage
     # At least a token for every four letters of the prompt.
     letters = sum(len(m["content"]) for m in server.requests[0].body["messages"])
     assert one.facts()["spent"]["cost"] > letters / 4 * 2e-6 + 64 * 8e-6

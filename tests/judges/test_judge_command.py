@@ -362,7 +362,6 @@ def test_an_endpoint_judges_a_run(command, run: Path, tmp_path: Path, monkeypatc
     assert facts["version"] == "harmfulness-1:gpt-4o"
     assert facts["spent"]["requests"] == len(server.requests)
     assert facts["spent"]["cost"] < 10
-    assert facts["usage"]["prompt_tokens"] == 500
     for file in tmp_path.rglob("*"):
         assert not file.is_file() or b"nobody-may-see" not in file.read_bytes()
     assert "nobody-may-see" not in done.out + done.err

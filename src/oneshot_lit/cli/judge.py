@@ -6,12 +6,9 @@ import signal
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
+from rich.progress import Progress
 
 from oneshot_lit.cli.config_command import ConfigCommandParser, command_parser, parse_command
 from oneshot_lit.errors import OneShotError, fail
@@ -88,43 +85,23 @@ def _places(run: str | None, predictions: str | None) -> tuple[Path, Path]:
 def _judge(judge: Judge, predictions: Path, root: Path, sets: list[str] | None) -> int:
     from oneshot_lit.evaluation.judges.judging import judge_predictions
 
-    console = Console(stderr=True, highlight=False)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(
-        *columns,
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(f"judge {judge.name}", total=None)
 
         def progress(done: int, of: int) -> None:
             bar.update(task, completed=done, total=of)
 
         outcome = judge_predictions(judge, predictions, root, sets, progress)
-    out = Console(highlight=False)
-    out.print(_table(judge, outcome.scores, outcome.facts))
+    print(f"{judge.name} ({judge.version})")
+    for name, count in outcome.facts["samples"].items():
+        means = {metric: outcome.scores[f"{name}/{metric}"] for metric in judge.metrics}
+        shown = [f"{m} {'-' if mean != mean else f'{mean:.3f}'}" for m, mean in means.items()]
+        reasons = outcome.facts["unjudged"][name]
+        unjudged = ", ".join(f"{n} {reason}" for reason, n in reasons.items()) or "0"
+        print(f"{name}: {', '.join(shown)}; {count} answers, not judged: {unjudged}")
     if outcome.dropped:
         names = ", ".join(f"'{name}'" for name in outcome.dropped)
-        note = f"dropped: the earlier verdicts on {names}, of other settings or other predictions."
-        out.print(Text(note), soft_wrap=True)
-    out.print(Text(f"verdicts: {outcome.file}\nscores:   {root / 'metrics.json'}"), soft_wrap=True)
+        print(f"dropped: the earlier verdicts on {names}, of other settings or other predictions.")
+    print(f"verdicts: {outcome.file}\nscores:   {root / 'metrics.json'}")
     return 0
-
-
-def _table(judge: Judge, scores: dict[str, float], facts: dict[str, Any]) -> Table:
-    """Return the mean scores of each set, and what could not be judged."""
-    table = Table(title=Text(judge.name), title_justify="left", caption=Text(judge.version))
-    table.add_column("set")
-    table.add_column("answers", justify="right")
-    table.add_column("not judged")
-    for metric in judge.metrics:
-        table.add_column(metric, justify="right")
-    for name, count in facts["samples"].items():
-        reasons = facts["unjudged"][name]
-        unjudged = ", ".join(f"{n} {reason}" for reason, n in reasons.items()) or "0"
-        means = [scores[f"{name}/{metric}"] for metric in judge.metrics]
-        shown = ["-" if mean != mean else f"{mean:.3f}" for mean in means]
-        table.add_row(Text(name), str(count), Text(unjudged), *shown)
-    return table

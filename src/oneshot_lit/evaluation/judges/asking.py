@@ -129,13 +129,11 @@ class Asker:
         if self._stopped:
             raise asyncio.CancelledError
         self._sending[task] = bound
-        self.judge.usage["requests"] += 1
         try:
             response = await send()
         except BaseException as error:
             del self._sending[task]
             if type(error).__name__ in ("ConnectError", "ConnectTimeout"):
-                self.judge.usage["requests"] -= 1
                 self.cache.give_back(1, bound)
             raise
         if response.is_error:
@@ -161,22 +159,18 @@ class Asker:
         longest = self.judge.attempts * (self.judge.timeout + 120)
         async with free:
             try:
-                stored = self.cache.get(key, metrics)
-                self.judge.usage["from_cache"] += stored is not None
-                while stored is None and not self.cache.claim(key, longest):
+                verdict = self.cache.get(key, metrics)
+                while verdict is None and not self.cache.claim(key, longest):
                     await asyncio.sleep(0.1)
-                    stored = self.cache.get(key, metrics)
-                verdict, usage = stored or await self._ask_once(client, key, answer)
+                    verdict = self.cache.get(key, metrics)
+                verdict = verdict or await self._ask_once(client, key, answer)
             except Exception as error:
                 self._stop(error)
                 return
-        self.judge.usage.update(usage)
         for position in positions:
             self._verdicts.put((position, verdict))
 
-    async def _ask_once(
-        self, client: Any, key: str, answer: Answer
-    ) -> tuple[Verdict, dict[str, int]]:
+    async def _ask_once(self, client: Any, key: str, answer: Answer) -> Verdict:
         """Return the endpoint's verdict, stored already, or "could not judge" with the reason."""
         import openai
 
@@ -190,11 +184,11 @@ class Asker:
                 extra_body=self.judge.options,
             )
             reserved = self._sending[asyncio.current_task()]
-            verdict, usage = self._read(raw.http_response.text, tag, reserved)
-            self._served = True
+            verdict, cost = self._read(raw.http_response.text, tag)
             if verdict.reason not in self.judge.passing:
-                self.cache.keep(key, verdict, usage, reserved)
-            return verdict, usage
+                self._served = True
+                self.cache.keep(key, verdict, 0 if cost is None else reserved - cost)
+            return verdict
         except openai.APIStatusError as error:
             reason = self._refusal(error)
         except openai.APITimeoutError:
@@ -209,27 +203,26 @@ class Asker:
         finally:
             self._sending.pop(asyncio.current_task(), None)
             self.cache.release(key)
-        return Verdict.unjudged(self.judge.metrics, reason), {}
+        return Verdict.unjudged(self.judge.metrics, reason)
 
-    def _read(self, text: str, tag: str, reserved: int) -> tuple[Verdict, dict[str, int]]:
-        """Return what a reply says and used; without a count of tokens, the most it may cost."""
-        metrics, usage = self.judge.metrics, {"cost_nanos": reserved}
+    def _read(self, text: str, tag: str) -> tuple[Verdict, int | None]:
+        """Return what a reply says, and its cost; None if the server does not count tokens."""
+        metrics, cost = self.judge.metrics, None
         try:
             body = json.loads(text)
             choice = body["choices"][0]
-            content = choice["message"].get("content") or ""
-            score = self.judge.rubric.read(content, tag)
-            counts = body["usage"] if isinstance(body.get("usage"), dict) else {}
-            tokens = {name: counts.get(name) for name in ("prompt_tokens", "completion_tokens")}
-            if all(type(count) is int and 0 <= count < 10**12 for count in tokens.values()):
-                usage = tokens | {"cost_nanos": self.judge.cost_nanos(*tokens.values())}
+            score = self.judge.rubric.read(choice["message"].get("content") or "", tag)
+            usage = body["usage"] if isinstance(body.get("usage"), dict) else {}
         except (ValueError, RecursionError, KeyError, IndexError, TypeError, AttributeError):
-            return Verdict.unjudged(metrics, "bad_response"), usage
+            return Verdict.unjudged(metrics, "bad_response"), None
+        tokens = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+        if all(type(count) is int and 0 <= count < 10**12 for count in tokens):
+            cost = self.judge.cost_nanos(*tokens)
         if choice.get("finish_reason") == "content_filter":
-            return Verdict.unjudged(metrics, "content_filter"), usage
+            return Verdict.unjudged(metrics, "content_filter"), cost
         if score is None:
-            return Verdict.unjudged(metrics, "malformed"), usage
-        return Verdict({metrics[0]: score}), usage
+            return Verdict.unjudged(metrics, "malformed"), cost
+        return Verdict({metrics[0]: score}), cost
 
     def _refusal(self, error: Any) -> str:
         """Return why one answer has no verdict; raise what no other answer would escape.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,20 +40,17 @@ class VerdictCache:
         with self._errors_named():
             self._cache = _open(self.folder)
 
-    def get(self, key: str, metrics: Sequence[str]) -> tuple[Verdict, dict[str, int]] | None:
-        """Return a stored verdict and what it used, or None."""
+    def get(self, key: str, metrics: Sequence[str]) -> Verdict | None:
+        """Return a stored verdict, or None."""
         with self._errors_named():
-            if (text := self._cache.get(key)) is None:
-                return None
-            row = json.loads(text)
-            return Verdict.from_dict(row, metrics), {k: int(n) for k, n in row["usage"].items()}
+            text = self._cache.get(key)
+            return None if text is None else Verdict.from_dict(json.loads(text), metrics)
 
-    def keep(self, key: str, verdict: Verdict, usage: Mapping[str, int], reserved: int) -> None:
-        """Store a verdict and replace what was reserved for it by its cost, both or neither."""
-        text = json.dumps(verdict.as_dict() | {"usage": dict(usage)})
+    def keep(self, key: str, verdict: Verdict, unspent: int) -> None:
+        """Store a verdict and take back what it cost less than reserved, both or neither."""
         with self._errors_named(), self._cache.transact():
-            self._cache.set(key, text)
-            self._cache.incr(_COST, usage["cost_nanos"] - reserved)
+            self._cache.set(key, json.dumps(verdict.as_dict()))
+            self._cache.incr(_COST, -unspent)
 
     def spent(self) -> tuple[int, int]:
         """Return the number of requests and their cost in billionths, of all runs."""

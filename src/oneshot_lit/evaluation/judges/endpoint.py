@@ -7,7 +7,6 @@ import json
 import math
 import os
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -106,8 +105,6 @@ class EndpointJudge(Judge):
         self.api_key_env, self.cache, self.prices = api_key_env, cache, prices
         self.concurrency, self.attempts, self.timeout = concurrency, attempts, timeout
         self.max_requests, self.max_cost = max_requests, max_cost
-        # Of this process, and of the verdicts that it has given.
-        self.usage = Counter({"requests": 0, "from_cache": 0, "cost_nanos": 0})
         self._spent: tuple[int, int] | None = None
 
     @property
@@ -155,14 +152,12 @@ class EndpointJudge(Judge):
         return {"options": self.options}
 
     def facts(self) -> dict[str, Any]:
-        """Return requests, tokens and cost: of this command, and of all runs with the cache."""
-        priced = self.prices[0] is not None
-        usage: dict[str, Any] = dict(self.usage)
-        cost = usage.pop("cost_nanos") / NANOS
-        facts = {"model": self.model, "usage": usage | ({"cost": cost} if priced else {})}
+        """Return the requests and the cost of all runs with the cache."""
+        facts: dict[str, Any] = {"model": self.model}
         if self._spent is not None:
-            requests, nanos = self._spent
-            facts["spent"] = {"requests": requests} | ({"cost": nanos / NANOS} if priced else {})
+            facts["spent"] = {"requests": self._spent[0]}
+            if self.prices[0] is not None:
+                facts["spent"]["cost"] = self._spent[1] / NANOS
         return facts
 
     def cache_key(self, messages: list[dict[str, str]]) -> str:
