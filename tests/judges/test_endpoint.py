@@ -383,8 +383,8 @@ def test_a_lasting_refusal_ends_the_run(
     assert raised.value.code == 2
     assert "SECRET" not in str(raised.value)
     assert "nobody-may-see" not in str(raised.value)
-    # The client tries a 429 again.
-    assert len(server.requests) <= (8 if status == 429 else 2)
+    # The client tries a 429 again; a bad request may be the fault of its answer.
+    assert len(server.requests) <= {429: 8, 400: 7}.get(status, 2)
 
 
 def test_an_endpoint_that_refuses_everything_ends_the_run(tmp_path: Path) -> None:
@@ -453,7 +453,7 @@ def test_a_bound_is_one(tmp_path: Path) -> None:
         ({"max_requests": -1}, "must not be negative"),
         ({"max_cost": math.nan, **PRICES}, "must not be negative"),
         ({"concurrency": 0}, "at least 1"),
-        ({"timeout": math.nan}, "above 0 and finite"),
+        ({"timeout": math.nan}, "timeout above 0 and finite"),
         ({"options": {"stream": True}}, "'stream' is not for options"),
         ({"base_url": "http://user:pass@host/v1"}, "without a user"),
         ({"base_url": "ftp://host"}, "give an address"),

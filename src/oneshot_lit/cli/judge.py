@@ -36,7 +36,7 @@ def run_judge_command(arguments: Sequence[str]) -> int:
     """Run the command and return its exit code.
 
     Raises:
-        OneShotError: for every mistake that the user can mend.
+        OneShotError: for every mistake that the user can correct.
     """
     options = parse_command(_parser(), arguments)
     if options is None:

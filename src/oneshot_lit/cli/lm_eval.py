@@ -52,6 +52,7 @@ _OPTIONS: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("trust_remote_code", {"action": "store_true"}, "allow code of a hub repository to run"),
     ("confirm_run_unsafe_code", {"action": "store_true"}, "allow tasks that run generated code"),
 )
+_NO_SETTINGS = ("run", "tasks", "model")
 # These decide no score.
 _UNRECORDED = ("log_samples", "confirm_run_unsafe_code", "use_cache")
 
@@ -61,7 +62,8 @@ def run_lm_eval_command(arguments: Sequence[str]) -> int:
     parser = CommandParser("lm-eval", _DESCRIPTION, "--run runs/patched --tasks mmlu gsm8k")
     for name, how, text in _OPTIONS:
         spellings = dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}"])
-        parser.add_argument(*spellings, help=text, **how)
+        shown: dict[str, Any] = {} if {"action", "choices"} & how.keys() else {"metavar": "VALUE"}
+        parser.add_argument(*spellings, help=text, **how, **shown)
     options = parser.parse(arguments)
     if options is None:
         return 0
@@ -88,7 +90,7 @@ def run_lm_eval_command(arguments: Sequence[str]) -> int:
 
 def _settings(options: dict[str, Any]) -> dict[str, Any]:
     """Return the options as `evaluate` takes them."""
-    settings = {name: options[name] for name, _, _ in _OPTIONS[3:]}
+    settings = {name: options[name] for name, _, _ in _OPTIONS if name not in _NO_SETTINGS}
     if (settings["num_fewshot"] or 0) < 0:
         raise OneShotError(f"--num_fewshot {settings['num_fewshot']}: must not be negative.")
     if (limit := settings["limit"]) is not None and not 0 < limit < float("inf"):

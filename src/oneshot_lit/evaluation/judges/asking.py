@@ -24,7 +24,6 @@ _OF_ONE_ANSWER = {"content_filter": "content_filter", "context_length_exceeded":
 _OF_THE_KEY = {401, 402, 403, 407, "insufficient_quota", "invalid_api_key"}
 # A bad request may be the fault of its answer; so many before anything was served are not.
 _BAD_REQUEST, _REFUSED_AT_FIRST = (400, 413, 422), 5
-_OF_EVERY_REQUEST = ("model_not_found", "unsupported_parameter", "unsupported_value")
 
 
 class SpendingCapError(OneShotError):
@@ -235,7 +234,7 @@ class Asker:
         of_the_key = bool({status, code} & _OF_THE_KEY)
         if not of_the_key and (status in (408, 409, 429) or status >= 500):
             return "rate_limited" if status == 429 else "server_error"
-        if status in _BAD_REQUEST and not of_the_key and code not in _OF_EVERY_REQUEST:
+        if status in _BAD_REQUEST and not of_the_key:
             self._refused += 1
             if self._served or self._refused < _REFUSED_AT_FIRST:
                 return "bad_request"

@@ -65,7 +65,9 @@ class ClassifierJudge(Judge):
         fitting = [n for n, tokens in enumerate(ids) if len(tokens) <= self._longest(model)]
         ask: Callable[[list[list[int]]], list[Reading | str]]
         ask = self._by_head if self.format.head else self._by_reply
-        for part in _batches(sorted(fitting, key=lambda n: len(ids[n])), self.batch_size):
+        fitting.sort(key=lambda n: len(ids[n]))
+        for start in range(0, len(fitting), self.batch_size):
+            part = fitting[start : start + self.batch_size]
             readings |= dict(zip(part, ask([ids[n] for n in part]), strict=True))
         return [self._verdict(readings.get(n, "too_long")) for n in range(len(answers))]
 
@@ -232,7 +234,3 @@ def _encode(tokenizer: Any, text: str, complete: bool) -> list[int]:
     started = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
     ids: list[int] = tokenizer(text, add_special_tokens=not complete and not started)["input_ids"]
     return ids
-
-
-def _batches(items: list[int], size: int) -> list[list[int]]:
-    return [items[start : start + size] for start in range(0, len(items), size)]

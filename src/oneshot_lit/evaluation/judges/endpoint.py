@@ -71,17 +71,13 @@ class EndpointJudge(Judge):
         name: str = "endpoint",
     ) -> None:
         super().__init__(name, f"{rubric.version}:{model}", (metric or rubric.metric,))
-        for key, value in (("concurrency", concurrency), ("attempts", attempts)):
-            if value < 1:
-                raise OneShotError(f"judge.{key} must be at least 1, not {value}.")
-        if not 0 < timeout < math.inf:
-            raise OneShotError(f"judge.timeout must be above 0 and finite, not {timeout}.")
         prices = (price_per_million_input, price_per_million_output)
-        for key, cap in (("max_requests", max_requests), ("max_cost", max_cost)):
-            if cap is not None and not 0 <= cap < math.inf:
-                raise OneShotError(f"judge.{key} must not be negative, not {cap}.")
-        if not all(price is None or 0 <= price < math.inf for price in prices):
-            raise OneShotError("judge: a price must not be negative.")
+        if min(concurrency, attempts) < 1 or not 0 < timeout < math.inf:
+            raise OneShotError(
+                "judge: concurrency and attempts must be at least 1, timeout above 0 and finite."
+            )
+        if not all(n is None or 0 <= n < math.inf for n in (max_requests, max_cost, *prices)):
+            raise OneShotError("judge: a cap or a price must not be negative.")
         if (prices[0] is None) != (prices[1] is None):
             raise OneShotError("judge: give both prices per million tokens, or none.")
         if base_url is not None and not _ADDRESS.fullmatch(base_url):
