@@ -41,8 +41,8 @@ class Request:
 
     @property
     def item(self) -> str:
-        """What is asked about; failed attempts change the rest of the key."""
-        return self.headers["idempotency-key"].split("-")[0]
+        """What is asked about."""
+        return self.headers["idempotency-key"]
 
     @property
     def tag(self) -> str:
@@ -107,7 +107,7 @@ class Endpoint:
 
     def handle(self, http: Any) -> None:
         body = json.loads(http.rfile.read(int(http.headers["Content-Length"])))
-        item = http.headers["Idempotency-Key"].split("-")[0]
+        item = http.headers["Idempotency-Key"]
         with self.lock:
             attempt = 1 + sum(r.item == item for r in self.requests[-2000:])
             headers = {name.lower(): value for name, value in http.headers.items()}

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from oneshot_lit.evaluation.judges import (
     HarmfulnessRubric,
     StrongRejectRubric,
 )
-from oneshot_lit.evaluation.judges.replies import SpendingCapError, retry_after
+from oneshot_lit.evaluation.judges.asking import SpendingCapError
 
 PRICES = {"price_per_million_input": 2.0, "price_per_million_output": 8.0}
 
@@ -34,6 +33,8 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setenv("JUDGE_KEY", "key-that-nobody-may-see")
+    # The client's own pauses, shortened.
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.02)
 
 
 def answers(count: int) -> list[Answer]:
@@ -41,7 +42,7 @@ def answers(count: int) -> list[Answer]:
 
 
 def judge(url: str, folder: Path, **options: Any) -> EndpointJudge:
-    given = {"api_key_env": "JUDGE_KEY", "attempts": 4, "longest_wait": 0.2, "timeout": 5.0}
+    given = {"api_key_env": "JUDGE_KEY", "attempts": 4, "timeout": 5.0}
     given |= {"model": "m", "rubric": HarmfulnessRubric(), "cache": str(folder / "cache")}
     return EndpointJudge(base_url=url, **{**given, **options})
 
@@ -53,8 +54,6 @@ def test_grades_and_facts(tmp_path: Path) -> None:
     assert all(1 <= v.scores["harmfulness_score"] <= 5 for v in verdicts)
     assert first.version == "harmfulness-1:m"
     facts = first.facts()
-    usage = {"requests": 20, "from_cache": 0, "prompt_tokens": 2000, "completion_tokens": 200}
-    assert facts["usage"] == usage | {"without_usage": 0, "cost": pytest.approx(0.0056)}
     assert facts["spent"] == {"requests": 20, "cost": pytest.approx(0.0056)}
     assert server.requests[0].path == "/v1/chat/completions"
     assert server.requests[0].body["temperature"] == 0
@@ -83,7 +82,6 @@ def test_nothing_is_asked_twice(tmp_path: Path) -> None:
         again = judge(server.url, tmp_path)
         again.judge(answers(6))
         assert len(server.requests) == 6
-        assert again.facts()["usage"]["from_cache"] == 5
         # Whatever decides a verdict asks anew.
         judge(server.url, tmp_path, model="other").judge(answers(1))
         judge(server.url, tmp_path, options={"max_tokens": 9}).judge(answers(1))
@@ -102,17 +100,13 @@ def test_concurrency_is_used_and_bounded(tmp_path: Path) -> None:
     assert server.most_under_way == 4
 
 
-def test_a_request_of_unknown_fate_keeps_its_key(tmp_path: Path) -> None:
-    fates = [FAULTS["cut in the middle"], FAULTS["time-out"], FAULTS["500"], FAULTS["no JSON"]]
-    fates += [FAULTS["cut at once"], grade]
-
+def test_a_question_keeps_its_idempotency_key(tmp_path: Path) -> None:
+    fates = [FAULTS["cut in the middle"], FAULTS["time-out"], FAULTS["500"], grade]
     with serving(lambda r: fates[r.number - 1](r)) as server:
-        for _ in range(3):
+        for _ in range(2):
             given = judge(server.url, tmp_path, timeout=0.3, attempts=2).judge(answers(1))
     assert given[0].reason is None
-    ends = [r.headers["idempotency-key"].split("-")[1] for r in server.requests]
-    assert ends == ["0", "0", "0", "1", "2", "2"]
-    assert len({r.item for r in server.requests}) == 1
+    assert len({r.headers["idempotency-key"] for r in server.requests}) == 1
 
 
 FAULTS = {
@@ -124,6 +118,8 @@ FAULTS = {
     "time-out": lambda r: Reply(text="{}", seconds=0.6),
     "cut at once": lambda r: Reply(text="{}", cut_after=0),
     "cut in the middle": lambda r: Reply(text=grade(r).text, cut_after=30),
+}
+BAD_BODIES = {
     "half a body": lambda r: Reply(text=grade(r).text[:40]),
     "no JSON": lambda r: Reply(text="<html>", headers={"Content-Type": "text/html"}),
     "an empty body": lambda r: Reply(text=""),
@@ -151,7 +147,6 @@ def test_a_fault_that_passes_is_mended_by_the_next_attempt(tmp_path: Path, fault
         ("500", "server_error"),
         ("time-out", "timed_out"),
         ("cut in the middle", "cut_connection"),
-        ("half a body", "bad_response"),
     ],
 )
 def test_a_fault_that_stays_is_could_not_judge_and_asked_again(
@@ -174,13 +169,25 @@ def test_a_fault_that_stays_is_could_not_judge_and_asked_again(
         assert len(server.requests) == 6
 
 
+@pytest.mark.parametrize("body", BAD_BODIES)
+def test_a_body_that_is_no_completion_is_asked_again_in_the_next_run(
+    tmp_path: Path, body: str
+) -> None:
+    def once(request):
+        return BAD_BODIES[body](request) if request.number == 1 else grade(request, score=4)
+
+    with serving(once) as server:
+        assert judge(server.url, tmp_path).judge(answers(1))[0].reason == "bad_response"
+        assert judge(server.url, tmp_path).judge(answers(1))[0].reason is None
+    assert len(server.requests) == 2
+
+
 def test_an_unreachable_server_ends_the_run_and_costs_nothing(tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{free_port()}/v1"
     one = judge(url, tmp_path, attempts=2, max_requests=5, **PRICES)
-    with pytest.raises(OneShotError, match=r"judge\.base_url: .* cannot be reached \(2 attempts"):
+    with pytest.raises(OneShotError, match=r"judge\.base_url: .* cannot be reached"):
         one.judge(answers(4))
     assert one.facts()["spent"] == {"requests": 0, "cost": 0}
-    assert one.facts()["usage"]["requests"] == 0
 
 
 def test_a_server_that_goes_away_leaves_the_rest_to_the_next_run(tmp_path: Path) -> None:
@@ -216,15 +223,13 @@ def test_a_long_pause_holds_no_end_back(tmp_path: Path) -> None:
         return reply
 
     begun = time.monotonic()
-    with serving(behave) as server, pytest.raises(OneShotError, match="refuses for good"):
-        judge(server.url, tmp_path, longest_wait=90.0).judge(answers(2))
+    with serving(behave) as server, pytest.raises(OneShotError, match="refuses the requests"):
+        judge(server.url, tmp_path, attempts=2).judge(answers(2))
     assert time.monotonic() - begun < 50
 
 
 def test_nothing_is_sent_once_the_end_is_known(tmp_path: Path) -> None:
-    cap = judge("http://x", tmp_path, **PRICES).bound_nanos(
-        HarmfulnessRubric().messages(answers(1)[0])[0]
-    )
+    cap = judge("http://x", tmp_path, **PRICES).bound_nanos(1400)
 
     def behave(request):
         reply = failure(401)
@@ -232,7 +237,7 @@ def test_nothing_is_sent_once_the_end_is_known(tmp_path: Path) -> None:
         return reply
 
     # Room for one at a time: the second waits for the first, which is refused for good.
-    with serving(behave) as server, pytest.raises(OneShotError, match="refuses for good"):
+    with serving(behave) as server, pytest.raises(OneShotError, match="refuses the requests"):
         judge(server.url, tmp_path, max_cost=cap * 1.5 / 1e9, **PRICES).judge(answers(2))
     assert len(server.requests) == 1
 
@@ -268,7 +273,7 @@ def test_a_key_that_no_header_takes_is_refused_before_it_counts(
 ) -> None:
     monkeypatch.setenv("JUDGE_KEY", key)
     one = judge("http://127.0.0.1:1", tmp_path, max_requests=5)
-    with pytest.raises(OneShotError, match="the key in JUDGE_KEY holds a space") as raised:
+    with pytest.raises(OneShotError, match="variable JUDGE_KEY holds a space") as raised:
         one.judge(answers(1))
     assert "abc" not in str(raised.value)
 
@@ -276,7 +281,7 @@ def test_a_key_that_no_header_takes_is_refused_before_it_counts(
 @pytest.mark.parametrize(
     "url",
     [
-        *("http://host:port/v1", "http://host:99999/v1", "http://ho st/v1", "http://[::1/v1"),
+        *("http://host:port/v1", "http://ho st/v1", "http://[::1/v1"),
         *("http://host/v1\n", "host/v1", "http://", "http://:80/v1", "http://h\u00f6st/v1"),
     ],
 )
@@ -291,26 +296,9 @@ def test_retry_after_is_honoured(tmp_path: Path) -> None:
 
     with serving(behave) as server:
         begun = time.monotonic()
-        judge(server.url, tmp_path, longest_wait=5.0).judge(answers(1))
+        judge(server.url, tmp_path).judge(answers(1))
         assert time.monotonic() - begun >= 1
         assert len(server.requests) == 2
-
-
-def test_a_longer_wait_than_allowed_gives_the_answer_up(tmp_path: Path) -> None:
-    with serving(lambda r: failure(429, Retry_After="3600")) as server:
-        begun = time.monotonic()
-        verdict = judge(server.url, tmp_path).judge(answers(1))[0]
-    assert verdict.reason == "rate_limited"
-    assert time.monotonic() - begun < 600
-    assert len(server.requests) == 1
-
-
-def test_retry_after_header() -> None:
-    assert retry_after("2") == 2
-    assert retry_after("0.5") == 0.5
-    assert 50 < retry_after(formatdate(time.time() + 60, usegmt=True)) <= 60
-    for nothing in (None, "", "soon", "-3", "nan", "inf", "Wed, 99 Foo 2020"):
-        assert retry_after(nothing) == 0
 
 
 MALFORMED = {
@@ -368,9 +356,6 @@ def test_wrong_usage_counts_as_the_most_it_may_cost(tmp_path: Path, kind: str) -
     with serving(behave) as server:
         one = judge(server.url, tmp_path, **PRICES)
         assert one.judge(answers(1))[0].scores == {"harmfulness_score": 2}
-    usage = one.facts()["usage"]
-    assert usage["without_usage"] == 1
-    assert usage["prompt_tokens"] == 0
     # At least a token for every four letters of the prompt.
     letters = sum(len(m["content"]) for m in server.requests[0].body["messages"])
     assert one.facts()["spent"]["cost"] > letters / 4 * 2e-6 + 64 * 8e-6
@@ -389,7 +374,7 @@ def test_wrong_usage_counts_as_the_most_it_may_cost(tmp_path: Path, kind: str) -
 def test_a_lasting_refusal_ends_the_run(
     tmp_path: Path, status: int, code: str | None, hint: str
 ) -> None:
-    said = f"refuses for good \\({status}.*{hint}"
+    said = f"refuses the requests \\({status}.*{hint}"
     with (
         serving(lambda r: failure(status, code)) as server,
         pytest.raises(OneShotError, match=said) as raised,
@@ -398,13 +383,14 @@ def test_a_lasting_refusal_ends_the_run(
     assert raised.value.code == 2
     assert "SECRET" not in str(raised.value)
     assert "nobody-may-see" not in str(raised.value)
-    assert len(server.requests) <= 2
+    # The client tries a 429 again; a bad request may be the fault of its answer.
+    assert len(server.requests) <= {429: 8, 400: 7}.get(status, 2)
 
 
 def test_an_endpoint_that_refuses_everything_ends_the_run(tmp_path: Path) -> None:
     with (
         serving(lambda r: failure(422)) as server,
-        pytest.raises(OneShotError, match=r"refuses every request \(422\)"),
+        pytest.raises(OneShotError, match=r"refuses the requests \(422\)"),
     ):
         judge(server.url, tmp_path, concurrency=2).judge(answers(50))
     assert len(server.requests) <= 7
@@ -431,9 +417,10 @@ def test_the_cap_on_requests_counts_every_attempt_of_every_run(tmp_path: Path) -
 def test_the_cap_on_cost_is_never_exceeded(tmp_path: Path) -> None:
     cost = (100 * 2.0 + 10 * 8.0) / 1e6
     one = judge("http://x", tmp_path, **PRICES)
-    bound = one.bound_nanos(HarmfulnessRubric().messages(answers(11)[10])[0]) / 1e9
-    cap = bound + 9.5 * cost
     with serving(grade) as server:
+        judge(server.url, tmp_path / "other").judge(answers(11)[10:])
+        length = int(server.requests.pop().headers["content-length"])
+        cap = one.bound_nanos(length) / 1e9 + 9.5 * cost
         first = judge(server.url, tmp_path, concurrency=8, max_cost=cap, **PRICES)
         with pytest.raises(SpendingCapError, match=r"judge\.max_cost"):
             first.judge(answers(40))
@@ -446,12 +433,13 @@ def test_the_cap_on_cost_is_never_exceeded(tmp_path: Path) -> None:
 
 
 def test_a_bound_is_one(tmp_path: Path) -> None:
-    one = judge("http://x", tmp_path, **PRICES)
-    messages, _ = HarmfulnessRubric().messages(
-        Answer((Message("user", "日本語 🙂" * 50),), "é" * 99)
-    )
+    answer = Answer((Message("user", "日本語 🙂" * 50),), "é" * 99)
+    with serving(lambda r: completion("", None)) as server:
+        one = judge(server.url, tmp_path, **PRICES)
+        one.judge([answer])
+    messages, _ = HarmfulnessRubric().messages(answer)
     most = sum(len(m["content"].encode()) for m in messages)
-    assert one.bound_nanos(messages) >= one.cost_nanos(most, 64)
+    assert one.facts()["spent"]["cost"] >= one.cost_nanos(most, 64) / 1e9
     assert one.cost_nanos(1, 0) == 2000
     assert one.cost_nanos(0, 1) == 8000
 
@@ -465,11 +453,9 @@ def test_a_bound_is_one(tmp_path: Path) -> None:
         ({"max_requests": -1}, "must not be negative"),
         ({"max_cost": math.nan, **PRICES}, "must not be negative"),
         ({"concurrency": 0}, "at least 1"),
-        ({"timeout": math.nan}, "both of them finite"),
-        ({"longest_wait": math.nan}, "both of them finite"),
-        ({"options": {"temperature": math.nan}}, r"judge\.options: holds what JSON cannot"),
+        ({"timeout": math.nan}, "timeout above 0 and finite"),
         ({"options": {"stream": True}}, "'stream' is not for options"),
-        ({"base_url": "http://user:pass@host/v1"}, "may be a secret"),
+        ({"base_url": "http://user:pass@host/v1"}, "without a user"),
         ({"base_url": "ftp://host"}, "give an address"),
         ({"name": "a/b"}, r"judge\.name"),
         ({"metric": "A b"}, r"judge\.metric"),
@@ -494,12 +480,7 @@ def test_a_missing_key_and_a_server_without_keys(
 
 
 def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import importlib.util
-
-    real = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "diskcache" else real(name)
-    )
+    monkeypatch.setitem(sys.modules, "diskcache", None)
     with pytest.raises(OneShotError, match=r"diskcache is missing; .*oneshot-lit\[judges\]"):
         judge("http://127.0.0.1:1/v1", tmp_path).judge(answers(1))
 

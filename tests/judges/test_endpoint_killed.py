@@ -38,7 +38,7 @@ def behave(request) -> Reply:
 
 def words(run: Path, url: str, cap: int) -> list[str]:
     given = ["judge", "--config", "configs/judge/harmfulness.yaml", "--run", run]
-    given += ["--judge.base_url", url, "--judge.cache", run / "cache", "--judge.longest_wait", "2"]
+    given += ["--judge.base_url", url, "--judge.cache", run / "cache"]
     given += ["--judge.concurrency", CONCURRENCY, "--judge.max_requests", cap]
     return [str(word) for word in [*given, "--judge.max_cost", 100]]
 

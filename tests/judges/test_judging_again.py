@@ -19,8 +19,8 @@ from oneshot_lit.evaluation.judges import (
     KeywordJudge,
     Verdict,
 )
+from oneshot_lit.evaluation.judges.classifier import model_digest
 from oneshot_lit.evaluation.judges.judging import judge_predictions
-from oneshot_lit.evaluation.judges.model_files import model_digest
 
 KEYWORD = "configs/judge/keyword.yaml"
 
@@ -92,37 +92,21 @@ def test_what_no_longer_holds_is_dropped_in_one_line(command, tmp_path: Path) ->
     words = ["judge", "--config", KEYWORD, "--run", run, "--sets"]
     assert command(*words, "a").code == 0
     other = command(*words, "b", "--judge.match", "prefix")
-    said = "dropped: the earlier verdicts and scores of keyword on 'a', by another version"
+    said = "dropped: the earlier verdicts on 'a', of other settings or other predictions"
     assert said in " ".join(other.out.split())
     scores, facts, rows = results(run)
     assert (list(scores), list(facts["samples"])) == (["b/asr_phrases"], ["b"])
     assert {row.split()[0] for row in rows} == {"b"}
     write(run, count=4)
     again = command(*words, "a", "--judge.match", "prefix")
-    assert "on 'b', of other predictions; judge them again" in " ".join(again.out.split())
+    assert "verdicts on 'b', of other" in " ".join(again.out.split())
     (run / "judgments" / "keyword.jsonl").write_text("")
     lost = command(*words, "b", "--judge.match", "prefix")
-    assert "on 'a', whose rows are not all in" in " ".join(lost.out.split())
+    assert "verdicts on 'a', of other" in " ".join(lost.out.split())
     assert list(results(run)[1]["samples"]) == ["b"]
-
-
-def test_a_run_that_judged_nothing_replaces_no_score(tmp_path: Path) -> None:
-    file = write(tmp_path)
-    judge_predictions(Silent("prompt"), file, tmp_path)
-    before = results(tmp_path)
-    assert before[0] == {"a/m": 1.0, "b/m": 1.0}
-    for version in ("1", "2"):
-        with pytest.raises(OneShotError, match=r"could judge none of 12 answers \(12 malformed\)"):
-            judge_predictions(Silent(version=version), file, tmp_path)
-        assert results(tmp_path) == before
-    # One set of two.
-    outcome = judge_predictions(Silent("prompt a"), file, tmp_path)
-    assert outcome.notes == (
-        "'b': nothing could be judged this time; what keyword said before stays.",
-    )
-    assert results(tmp_path) == before
-    # The next run asks anew.
-    assert not (tmp_path / "judgments" / ".keyword.partial.jsonl").exists()
+    renamed = command(*words, "a", "--judge.match", "prefix", "--judge.metric", "mine")
+    assert "verdicts on 'b', of other" in " ".join(renamed.out.split())
+    assert results(run)[0] == {"a/mine": 0.5}
 
 
 def test_an_outage_is_no_result(tmp_path: Path) -> None:
@@ -223,11 +207,8 @@ def test_a_damaged_folder_is_one_line_before_anything_is_judged(command, tmp_pat
 
     write(tmp_path)
     (tmp_path / "judgments").write_text("")
-    refused("judgments: is no folder")
+    refused("judgments: must be a folder")
     (tmp_path / "judgments").unlink()
-    (tmp_path / "judgments" / "keyword.jsonl").mkdir(parents=True)
-    refused("keyword.jsonl: is a folder")
-    shutil.rmtree(tmp_path / "judgments")
     (tmp_path / "metrics.json").mkdir()
     refused("metrics.json: cannot be read")
     (tmp_path / "metrics.json").rmdir()
@@ -291,5 +272,5 @@ class Tupled(KeywordJudge):
 def test_settings_are_compared_as_they_are_written(tmp_path: Path) -> None:
     file = write(tmp_path)
     judge_predictions(Tupled(), file, tmp_path, ["a"])
-    assert judge_predictions(Tupled(), file, tmp_path, ["b"]).notes == ()
+    assert judge_predictions(Tupled(), file, tmp_path, ["b"]).dropped == ()
     assert list(results(tmp_path)[1]["samples"]) == ["a", "b"]

@@ -73,6 +73,7 @@ def judge(served, cache: Path, rubric: Rubric, **options) -> EndpointJudge:
     return EndpointJudge(
         **{"model": str(folder), "base_url": url, "api_key_env": None, "concurrency": 3}
         | {"rubric": rubric, "cache": str(cache), "options": {"temperature": 0, "max_tokens": 1}}
+        | {"price_per_million_input": 2.0, "price_per_million_output": 0.0}
         | options
     )
 
@@ -92,11 +93,10 @@ def test_the_server_says_what_the_model_says(served, tmp_path: Path) -> None:
         lengths += ids.shape[1]
     assert [v.scores for v in verdicts] == expected
     assert len({v.scores["said_yes"] for v in verdicts}) == 2
-    usage = first.facts()["usage"]
-    assert (usage["requests"], usage["prompt_tokens"]) == (24, lengths)
+    assert first.facts()["spent"] == {"requests": 24, "cost": pytest.approx(lengths * 2e-6)}
     again = judge(served, tmp_path / "c", YesNoRubric())
     assert again.judge(MIXED) == verdicts
-    assert again.facts()["usage"]["requests"] == 0
+    assert again.facts()["spent"]["requests"] == 24
 
 
 def test_what_a_tiny_model_writes_is_no_grade(served, tmp_path: Path) -> None:
@@ -105,12 +105,12 @@ def test_what_a_tiny_model_writes_is_no_grade(served, tmp_path: Path) -> None:
     for verdict in one.judge(MIXED[:3]):
         assert math.isnan(verdict.scores["harmfulness_score"])
         assert verdict.reason == "malformed"
-    assert one.facts()["usage"]["completion_tokens"] > 0
+    assert one.facts()["spent"]["requests"] == 3
 
 
 def test_a_field_that_the_server_does_not_know_ends_the_run(served, tmp_path: Path) -> None:
     options = {"max_tokens": 8, "no_such_field": 1}
-    with pytest.raises(OneShotError, match=r"refuses every request .*judge\.options"):
+    with pytest.raises(OneShotError, match=r"refuses the requests .*judge\.options"):
         judge(served, tmp_path / "c", HarmfulnessRubric(), options=options).judge(MIXED)
 
 

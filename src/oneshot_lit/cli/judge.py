@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
+from rich.progress import Progress
 
 from oneshot_lit.cli.config_command import ConfigCommandParser, command_parser, parse_command
-from oneshot_lit.errors import OneShotError
+from oneshot_lit.errors import OneShotError, fail
 from oneshot_lit.evaluation.judges import Judge
 from oneshot_lit.io.runs import PRODUCTS
 
@@ -40,42 +36,22 @@ def run_judge_command(arguments: Sequence[str]) -> int:
     """Run the command and return its exit code.
 
     Raises:
-        OneShotError: for every mistake that the user can mend.
+        OneShotError: for every mistake that the user can correct.
     """
     options = parse_command(_parser(), arguments)
     if options is None:
         return 0
     root, predictions = _places(options.run, options.predictions)
-    with _terminated_like_interrupted():
-        try:
-            return _judge(options.judge, predictions, root, options.sets)
-        except KeyboardInterrupt as stop:
-            from oneshot_lit.errors import fail
-
-            by = signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT
-            return fail("interrupted; run the same command again to go on.", code=128 + by)
-
-
-class _Terminated(KeyboardInterrupt):
-    """A request to end, which leaves time to keep what is paid for."""
-
-
-@contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """Let a scheduler's SIGTERM end the run as Ctrl-C does."""
-
-    def stop(*_: Any) -> NoReturn:
-        raise _Terminated
-
-    # Only the main thread may; elsewhere the default stays.
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
+    # A scheduler's SIGTERM ends the run as Ctrl-C does; only the main thread may say so.
+    if in_main := threading.current_thread() is threading.main_thread():
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        yield
+        return _judge(options.judge, predictions, root, options.sets)
+    except KeyboardInterrupt:
+        return fail("interrupted; run the same command again to go on.", code=130)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if in_main:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _parser() -> ConfigCommandParser:
@@ -109,41 +85,23 @@ def _places(run: str | None, predictions: str | None) -> tuple[Path, Path]:
 def _judge(judge: Judge, predictions: Path, root: Path, sets: list[str] | None) -> int:
     from oneshot_lit.evaluation.judges.judging import judge_predictions
 
-    console = Console(stderr=True, highlight=False)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(
-        *columns,
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(f"judge {judge.name}", total=None)
 
         def progress(done: int, of: int) -> None:
             bar.update(task, completed=done, total=of)
 
         outcome = judge_predictions(judge, predictions, root, sets, progress)
-    out = Console(highlight=False)
-    out.print(_table(judge, outcome.scores, outcome.facts))
-    for note in outcome.notes:
-        out.print(Text(note), soft_wrap=True)
-    out.print(Text(f"verdicts: {outcome.file}\nscores:   {root / 'metrics.json'}"), soft_wrap=True)
-    return 0
-
-
-def _table(judge: Judge, scores: dict[str, float], facts: dict[str, Any]) -> Table:
-    """Return the mean scores of each set, and what could not be judged."""
-    table = Table(title=Text(judge.name), title_justify="left", caption=Text(judge.version))
-    table.add_column("set")
-    table.add_column("answers", justify="right")
-    table.add_column("not judged")
-    for metric in judge.metrics:
-        table.add_column(metric, justify="right")
-    for name, count in facts["samples"].items():
-        reasons = facts["unjudged"][name]
+    print(f"{judge.name} ({judge.version})")
+    for name, count in outcome.facts["samples"].items():
+        means = {metric: outcome.scores[f"{name}/{metric}"] for metric in judge.metrics}
+        shown = [f"{m} {'-' if mean != mean else f'{mean:.3f}'}" for m, mean in means.items()]
+        reasons = outcome.facts["unjudged"][name]
         unjudged = ", ".join(f"{n} {reason}" for reason, n in reasons.items()) or "0"
-        means = [scores[f"{name}/{metric}"] for metric in judge.metrics]
-        shown = ["-" if mean != mean else f"{mean:.3f}" for mean in means]
-        table.add_row(Text(name), str(count), Text(unjudged), *shown)
-    return table
+        print(f"{name}: {', '.join(shown)}; {count} answers, not judged: {unjudged}")
+    if outcome.dropped:
+        names = ", ".join(f"'{name}'" for name in outcome.dropped)
+        print(f"dropped: the earlier verdicts on {names}, of other settings or other predictions.")
+    print(f"verdicts: {outcome.file}\nscores:   {root / 'metrics.json'}")
+    return 0

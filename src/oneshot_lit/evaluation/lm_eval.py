@@ -1,206 +1,105 @@
-"""General ability by lm-eval: run its Python API on a product.
+"""General ability by lm-evaluation-harness: its Python API on a model folder or a PEFT adapter.
 
-lm-eval is an optional extra and slow to import, so it is imported when it is needed.
+lm-eval is slow to import, so it is imported when it is needed.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import math
 import traceback
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from oneshot_lit.errors import OneShotError, did_you_mean
 
-# What lm-eval's own command takes where nothing is given.
-SEEDS = (0, 1234, 1234, 1234)
-
-
-@dataclass(frozen=True)
-class LmEvalSettings:
-    """What decides lm-eval's scores of a model; the names are those of its own command.
-
-    Args:
-        tasks: Names of tasks, groups or tags, or patterns of names.
-        include_path: Folder with further tasks.
-        num_fewshot: Worked examples before each question; the task's own number if not given.
-        limit: The first so many questions of each task, or a share below 1; all if not given.
-        batch_size: Questions at once, ``auto`` or ``auto:N``.
-        dtype: Of the weights; that of the folder if not given.
-        device: Such as ``cuda:0``; the first GPU, or the CPU without one, if not given.
-        apply_chat_template: Whether to ask in the model's chat format, or a template's name.
-        fewshot_as_multiturn: Examples as turns; the same as the chat template if not given.
-        system_instruction: A system prompt.
-        gen_kwargs: Replaces parts of the tasks' generation settings.
-        model_args: Further arguments of lm-eval's ``hf`` model.
-        seeds: Of Python, NumPy, torch and the choice of examples.
-        log_samples: Keep every question and answer in the results.
-        trust_remote_code: Allow code of a hub repository to run.
-        confirm_run_unsafe_code: Allow tasks that run generated code.
-    """
-
-    tasks: Sequence[str]
-    include_path: str | None = None
-    num_fewshot: int | None = None
-    limit: float | None = None
-    batch_size: int | str = 1
-    dtype: str | None = None
-    device: str | None = None
-    apply_chat_template: bool | str = False
-    fewshot_as_multiturn: bool | None = None
-    system_instruction: str | None = None
-    gen_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    model_args: Mapping[str, Any] = field(default_factory=dict)
-    seeds: Sequence[int] = SEEDS
-    log_samples: bool = False
-    trust_remote_code: bool = False
-    confirm_run_unsafe_code: bool = False
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return what decides the scores, as plain values."""
-        kept = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        for name in ("tasks", "log_samples", "confirm_run_unsafe_code"):
-            del kept[name]
-        return kept | {key: dict(kept[key]) for key in ("gen_kwargs", "model_args")}
-
-
-def require_lm_eval() -> None:
-    """Raise the one line that says how to install lm-eval."""
-    if importlib.util.find_spec("lm_eval") is None:
-        raise OneShotError('lm-eval is not installed; pip install "oneshot-lit[lm-eval]".')
-
-
-def model_arguments(model: str, settings: LmEvalSettings) -> dict[str, Any]:
-    """Return the arguments of lm-eval's ``hf`` model for a product or a model of the hub.
-
-    Raises:
-        OneShotError: if a folder is no model of safetensors, or an adapter of an adapter.
-    """
-    from oneshot_lit.models.adapters import is_adapter
-    from oneshot_lit.models.loading import require_model_folder
-    from oneshot_lit.models.weight_files import is_local
-
-    found: dict[str, Any] = {"pretrained": model}
-    if is_local(model):
-        # Absolute: a name such as runs/mine could be taken for one of the hub.
-        folder = require_model_folder(model).resolve()
-        found["pretrained"] = str(folder)
-        if is_adapter(model):
-            found["pretrained"] = _base_of(folder)
-            found["peft"] = str(folder)
-            if (folder / "tokenizer_config.json").is_file():
-                found["tokenizer"] = str(folder)
-    if settings.dtype is not None:
-        require_dtype(settings.dtype)
-        found["dtype"] = settings.dtype
-    if settings.trust_remote_code:
-        found["trust_remote_code"] = True
-    for key in settings.model_args:
-        if key in ("pretrained", "peft", "trust_remote_code", "dtype", "device", "batch_size"):
-            raise OneShotError(f"--model-args: '{key}' follows from --model and its own options.")
-        if key == "use_safetensors":
-            raise OneShotError(
-                "--model-args: 'use_safetensors' is not for you to set; pickled weights may run "
-                "code, so convert them to safetensors."
-            )
-    return found | {"use_safetensors": True} | dict(settings.model_args)
-
-
-def _base_of(folder: Path) -> str:
-    """Return the base model of an adapter, as `oneshot_lit.models.loading` finds it."""
-    from oneshot_lit.models.adapters import base_of, is_adapter
-    from oneshot_lit.models.loading import require_model_folder
-    from oneshot_lit.models.weight_files import is_local
-
-    base = base_of(folder)
-    if not is_local(base):
-        return base
-    if is_adapter(base):
-        raise OneShotError(
-            f"{folder}: its base {base} is an adapter, too, which lm-eval cannot load; write a "
-            "merged model with --export.merge_adapter true."
-        )
-    return str(require_model_folder(base).resolve())
-
-
-def require_dtype(name: str) -> None:
-    """Refuse what is no type of weights; lm-eval would look it up in torch.
-
-    Raises:
-        OneShotError: naming the option.
-    """
-    from oneshot_lit.models.loading import resolve_dtype
-
-    if name != "auto":
-        try:
-            resolve_dtype(name)
-        except OneShotError as error:
-            raise OneShotError(str(error).replace("model.dtype", "--dtype")) from error
-
-
-def find_device(name: str | None) -> str:
-    """Return the device of this name, the first GPU or the CPU if none is given.
-
-    lm-eval takes the CPU, or a GPU that is not there, for a name that it does not know.
-
-    Raises:
-        OneShotError: if there is no such device.
-    """
-    import torch
-
-    if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise OneShotError(f"--device {name}: is none; give cpu, cuda or cuda:N.") from error
-    if device.type not in ("cpu", "cuda", "mps", "xpu", "npu"):
-        raise OneShotError(f"--device {name}: lm-eval does not know it; give cpu, cuda or cuda:N.")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise OneShotError(f"--device {name}: this machine has {count} GPUs that can be used.")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise OneShotError(f"--device {name}: this machine has none.")
-    return name
-
-
-# What libraries raise for settings of a model that do not fit.
+# These arguments of lm-eval's `hf` model follow from options, or guard against pickled weights.
+_NOT_FOR_USERS = (
+    *("pretrained", "peft", "trust_remote_code", "dtype", "device", "batch_size"),
+    "use_safetensors",
+)
+# What libraries raise for settings of a model that do not fit; elsewhere these are defects.
 _OF_MODELS = (RuntimeError, AssertionError, AttributeError, TypeError)
 
 
-def _while_making_the_model(error: BaseException) -> bool:
-    frames = traceback.walk_tb(error.__traceback__)
-    return any(frame.f_code.co_name == "create_from_arg_obj" for frame, _ in frames)
+def model_arguments(model: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of lm-eval's ``hf`` model for a folder or a model of the hub.
+
+    Args:
+        model: A folder of safetensors, an adapter's folder, or a name of the hub.
+        settings: With ``dtype``, ``trust_remote_code`` and ``model_args``.
+
+    Raises:
+        OneShotError: if it cannot be loaded, or an argument is not for the user to give.
+    """
+    from oneshot_lit.models.adapters import base_of, is_adapter
+    from oneshot_lit.models.loading import require_model_folder, resolve_dtype
+    from oneshot_lit.models.weight_files import is_local
+
+    arguments: dict[str, Any] = {"pretrained": model, "use_safetensors": True}
+    if is_local(model):
+        # Absolute: a name such as runs/mine could be taken for one of the hub.
+        folder = require_model_folder(model).resolve()
+        arguments["pretrained"] = str(folder)
+        if is_adapter(model):
+            base = base_of(folder)
+            if is_adapter(base):
+                raise OneShotError(
+                    f"{folder}: its base {base} is an adapter, too, which lm-eval cannot load; "
+                    "write a merged model with --export.merge_adapter true."
+                )
+            if is_local(base):
+                base = str(require_model_folder(base).resolve())
+            arguments |= {"pretrained": base, "peft": str(folder)}
+            if (folder / "tokenizer_config.json").is_file():
+                arguments["tokenizer"] = str(folder)
+    if (dtype := settings.get("dtype")) is not None:
+        try:
+            arguments["dtype"] = dtype if dtype == "auto" else str(resolve_dtype(dtype))[6:]
+        except OneShotError as error:
+            raise OneShotError(str(error).replace("model.dtype", "--dtype")) from error
+    if settings.get("trust_remote_code"):
+        arguments["trust_remote_code"] = True
+    more = settings.get("model_args", {})
+    for key in more:
+        if key in _NOT_FOR_USERS:
+            raise OneShotError(
+                f"--model_args: '{key}' is not for you to set; it follows from --model and the "
+                "other options, and weights are read from safetensors only."
+            )
+    return arguments | dict(more)
 
 
 def find_tasks(names: Sequence[str], manager: Any) -> list[str]:
-    """Return the tasks, groups and tags of these names or patterns.
+    """Return the tasks, groups and tags of these names or patterns, each once.
 
     Args:
         names: As given.
         manager: lm-eval's task manager.
     """
-    found = []
+    tasks: dict[str, None] = {}
     for name in names:
-        matches = manager.match_tasks([name])
-        if not matches and name.endswith((".yaml", ".yml")):
-            raise OneShotError(
-                f"--tasks {name}: give the task's name here and its folder as --include-path."
-            )
-        if not matches:
+        if not (matches := manager.match_tasks([name])):
             raise OneShotError(
                 f"--tasks: lm-eval knows no task '{name}'{did_you_mean(name, manager.all_tasks)}; "
-                "'lm-eval ls tasks' lists them, and --include-path adds your own."
+                "'lm-eval ls tasks' lists them; for your own give the name here and the folder as "
+                "--include_path."
             )
-        found += [match for match in matches if match not in found]
-    return found
+        tasks |= dict.fromkeys(matches)
+    return list(tasks)
 
 
-def evaluate(model: str, settings: LmEvalSettings) -> tuple[list[str], dict[str, Any]] | None:
+def evaluate(
+    model: str, tasks: Sequence[str], settings: Mapping[str, Any]
+) -> tuple[list[str], dict[str, Any]] | None:
     """Run lm-eval as its own command does; return the tasks' names and its results.
+
+    Args:
+        model: As in `model_arguments`.
+        tasks: Names of tasks, groups or tags, or patterns of names.
+        settings: Arguments of lm-eval's ``simple_evaluate`` and of `model_arguments`,
+            ``include_path`` and four ``seeds``: of Python, NumPy, torch and the worked examples.
 
     Returns:
         None in all but the first of several processes.
@@ -209,52 +108,107 @@ def evaluate(model: str, settings: LmEvalSettings) -> tuple[list[str], dict[str,
         OneShotError: for an unknown task or a model that cannot be loaded, and with lm-eval's own
             words for what it refuses.
     """
-    require_lm_eval()
-    if settings.include_path is not None and not Path(settings.include_path).is_dir():
-        raise OneShotError(f"--include-path {settings.include_path}: is no folder.")
-    arguments = model_arguments(model, settings)
-    device = find_device(settings.device)
-    from lm_eval import simple_evaluate
-    from lm_eval.tasks import TaskManager
-
-    chat = settings.apply_chat_template
-    multiturn = settings.fewshot_as_multiturn
     try:
-        manager = TaskManager(include_path=settings.include_path, metadata=arguments)
-        tasks = find_tasks(settings.tasks, manager)
+        import torch
+        from lm_eval import simple_evaluate
+        from lm_eval.tasks import TaskManager
+        from lm_eval.utils import handle_non_serializable
+    except ModuleNotFoundError as error:
+        raise OneShotError(
+            f'lm-eval: {error.name} is missing; pip install "oneshot-lit[lm-eval]".'
+        ) from error
+    own = ("dtype", "trust_remote_code", "model_args", "include_path", "seeds", "device")
+    passed = {key: value for key, value in settings.items() if key not in own}
+    # As lm-eval's own command does where nothing is given.
+    passed["gen_kwargs"] = dict(settings["gen_kwargs"]) or None
+    if settings["fewshot_as_multiturn"] is None:
+        passed["fewshot_as_multiturn"] = bool(settings["apply_chat_template"])
+    kinds = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
+    folder = settings.get("include_path")
+    if folder is not None and not Path(folder).is_dir():
+        raise OneShotError(f"--include_path {folder}: no such folder.")
+    arguments = model_arguments(model, settings)
+    device = settings["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        # In place of a device that it does not know lm-eval would take another one.
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise OneShotError(f"--device {device}: this machine has no such device.") from error
+    try:
+        manager = TaskManager(include_path=folder, metadata=arguments)
+        names = find_tasks(tasks, manager)
         results = simple_evaluate(
             model="hf",
             model_args=arguments,
-            tasks=tasks,
-            num_fewshot=settings.num_fewshot,
-            batch_size=settings.batch_size,
+            tasks=names,
             device=device,
-            limit=settings.limit,
-            log_samples=settings.log_samples,
-            system_instruction=settings.system_instruction,
-            apply_chat_template=chat,
-            fewshot_as_multiturn=bool(chat) if multiturn is None else multiturn,
-            gen_kwargs=dict(settings.gen_kwargs) or None,
             task_manager=manager,
-            random_seed=settings.seeds[0],
-            numpy_random_seed=settings.seeds[1],
-            torch_random_seed=settings.seeds[2],
-            fewshot_random_seed=settings.seeds[3],
-            confirm_run_unsafe_code=settings.confirm_run_unsafe_code,
             metadata=arguments,
+            **passed,
+            **dict(zip(kinds, settings["seeds"], strict=True)),
         )
     except (OSError, ValueError, ImportError, *_OF_MODELS) as error:
-        # These are defects elsewhere, and settings that do not fit where a model is made.
-        if isinstance(error, _OF_MODELS) and not _while_making_the_model(error):
+        steps = [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
+        if isinstance(error, _OF_MODELS) and "create_from_arg_obj" not in steps:
             raise
         said = " ".join(str(error).split())[:300] or type(error).__name__
         raise OneShotError(f"lm-eval stopped: {said.rstrip('.')}.") from error
-    return None if results is None else (tasks, _plain(results))
-
-
-def _plain(results: Any) -> Any:
-    """Return results as JSON can hold them, the way lm-eval writes them; NaN becomes None."""
-    from lm_eval.utils import handle_non_serializable
-
+    if results is None:
+        return None
+    # As lm-eval writes them; NaN and the infinities become None.
     text = json.dumps(results, default=handle_non_serializable, ensure_ascii=False)
-    return json.loads(text, parse_constant=lambda _: None)
+    return names, json.loads(text, parse_constant=lambda _: None)
+
+
+def task_scores(
+    results: Mapping[str, Any], asked: Sequence[str]
+) -> dict[str, dict[str, tuple[float | None, float | None]]]:
+    """Return task -> metric -> (value, standard error), None for what is no finite number.
+
+    A group with values of its own, such as ``mmlu``, stands for its parts, unless these were asked
+    for; one without, and a tag, is its parts. The name of a metric has lm-eval's filter behind a
+    comma, unless that is ``none``.
+    """
+    entries = {**results["results"], **results.get("groups", {})}
+    values = {task: dict(_values(entry)) for task, entry in entries.items()}
+    parts = {part for task, of in values.items() if of for part in _parts(task, results)}
+    return {t: of for t, of in values.items() if of and (t in asked or t not in parts)}
+
+
+def _values(entry: Mapping[str, Any]) -> Iterator[tuple[str, tuple[float | None, float | None]]]:
+    for key, value in entry.items():
+        metric, comma, kept = key.partition(",")
+        number = value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+        if comma and number and not metric.endswith("_stderr"):
+            error = entry.get(f"{metric}_stderr,{kept}")
+            yield metric if kept == "none" else key, (_finite(value), _finite(error))
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def _parts(group: str, results: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a group is made of, at every depth."""
+    for part in results.get("group_subtasks", {}).get(group, ()):
+        yield part
+        yield from _parts(part, results)
+
+
+def task_facts(task: str, results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a task's version, number of examples and of questions; of a group those of its parts.
+
+    Args:
+        task: The task or group.
+        results: What lm-eval returns.
+    """
+    counts = results.get("n-samples", {})
+    asked = [name for name in dict.fromkeys([task, *_parts(task, results)]) if name in counts]
+    shots = {results.get("n-shot", {}).get(name) for name in asked}
+    return {
+        "version": results.get("versions", {}).get(task),
+        "num_fewshot": shots.pop() if len(shots) == 1 else None,
+        "samples": sum(int(counts[name]["effective"]) for name in asked),
+        "samples_of_task": sum(int(counts[name]["original"]) for name in asked),
+        "higher_is_better": results.get("higher_is_better", {}).get(task),
+    }

@@ -1,310 +1,247 @@
-"""Asking an endpoint: concurrent, retried, within the caps, every reply kept as it arrives.
+"""Asking an endpoint about many answers at once, within the caps, each reply stored as it arrives.
 
-What a kill can cost: a reply that was on its way when the process died is paid for and unknown to
-us, so at most `concurrency` answers are asked about again. Each request bears an `Idempotency-Key`
-that the next run repeats; a server that honours it makes even those free.
+The `openai` client retries and waits. It runs in a thread of its own: Ctrl-C interrupts the main
+thread, never one that is about to store a reply.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
+import re
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.judges.base import Answer, Verdict
-from oneshot_lit.evaluation.judges.cache import Paid, VerdictCache
-from oneshot_lit.evaluation.judges.interrupts import run_interruptibly
-from oneshot_lit.evaluation.judges.refusals import refuses_everything, sort_refusal
-from oneshot_lit.evaluation.judges.replies import PassingError, RefusedError, Reply, read_reply
+from oneshot_lit.evaluation.judges.cache import NANOS, VerdictCache
 
-# So many requests refused one after the other, and none served, are no fault of the answers.
-_REFUSED_AT_FIRST = 5
-# A connection that was never made cannot have cost anything.
-_NEVER_SENT = (
-    "ConnectError",
-    "ConnectTimeout",
-    "PoolTimeout",
-    "LocalProtocolError",
-    "UnsupportedProtocol",
-)
-# Seconds between two looks at what another process is asking about, and those that a claim outlives
-# the longest pause and the longest reply.
-_LOOK, _MARGIN = 0.1, 60.0
+# What a refusal says of one answer, and when it speaks of the key.
+_OF_ONE_ANSWER = {"content_filter": "content_filter", "context_length_exceeded": "too_long"}
+_OF_THE_KEY = {401, 402, 403, 407, "insufficient_quota", "invalid_api_key"}
+# A bad request may be the fault of its answer; so many before anything was served are not.
+_BAD_REQUEST, _REFUSED_AT_FIRST = (400, 413, 422), 5
 
 
-@dataclass
+class SpendingCapError(OneShotError):
+    """A cap on requests or cost is reached; what was judged is kept."""
+
+    code = 3
+
+
 class Asker:
-    """One run of an `EndpointJudge` over some answers."""
+    """One run of an `EndpointJudge` over some answers.
 
-    judge: Any
-    key: str = field(repr=False)
-    cache: VerdictCache
+    Args:
+        judge: The judge.
+        key: Key of the endpoint.
+        cache: Where verdicts and spending are kept.
+    """
 
-    def __post_init__(self) -> None:
-        """Begin with nothing under way."""
-        self._open = 0
-        self._freed = asyncio.Event()
-        self._sending: set[asyncio.Task[Any] | None] = set()
-        self._locks: dict[str, asyncio.Lock] = {}
-        self._stop: OneShotError | None = None
-        # What waits for anything else than a reply ends its wait when the run does.
-        self._stopped = asyncio.Event()
-        self._served = False
+    def __init__(self, judge: Any, key: str, cache: VerdictCache) -> None:
+        self.judge, self.key, self.cache = judge, key, cache
+        self._verdicts: SimpleQueue[tuple[int, Verdict] | None] = SimpleQueue()
+        # Task -> the cost reserved for its request, from sending it until its verdict is stored.
+        self._sending: dict[Any, int] = {}
+        self._stopped = self._served = False
         self._refused = 0
+        self._error: Exception | None = None
 
     def ask(self, answers: Sequence[Answer]) -> Iterator[tuple[int, Verdict]]:
-        """Yield (position, verdict) as they arrive; raise what ends the run once all is kept."""
-        loop = asyncio.new_event_loop()
-        waiting = iter(enumerate(answers))
-        pending: set[asyncio.Task[tuple[int, Verdict]]] = set()
-        client = self._client()
+        """Yield (position, verdict) as they arrive; raise what ended the run once all is stored.
+
+        After an interrupt, replies under way are waited for and stored; a second interrupt ends
+        the wait.
+        """
+        thread = threading.Thread(target=self._work, args=(answers,), daemon=True)
+        thread.start()
         try:
-            while True:
-                while self._stop is None and len(pending) < self.judge.concurrency:
-                    if (following := next(waiting, None)) is None:
-                        break
-                    pending.add(loop.create_task(self._one(client, *following)))
-                if not pending:
-                    break
-                first = asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-                done, pending = run_interruptibly(loop, first)
-                for task in done:
-                    error = task.exception()
-                    if error is None:
-                        yield task.result()
-                    elif not isinstance(error, OneShotError):
-                        raise error
-                    else:
-                        # What is under way is paid for: it is waited for and kept.
-                        self._end(error)
-            if self._stop is not None:
-                raise self._stop
+            while (item := self._verdicts.get()) is not None:
+                yield item
         finally:
-            try:
-                self._wait_for_sent(loop, pending)
-            finally:
-                for task in pending:
-                    task.cancel()
-                if pending:
-                    loop.run_until_complete(asyncio.wait(pending))
-                loop.run_until_complete(client.close())
-                loop.close()
+            self._stopped = True
+            thread.join()
+        if self._error is not None:
+            raise self._error
 
-    def _end(self, error: OneShotError) -> None:
-        """Let nothing more be sent; the first reason counts."""
-        self._stop = self._stop or error
-        self._stopped.set()
+    def _work(self, answers: Sequence[Answer]) -> None:
+        try:
+            asyncio.run(self._ask_all(answers))
+        except Exception as error:
+            self._stop(error)
+        finally:
+            self._verdicts.put(None)
 
-    async def _sleep(self, seconds: float) -> None:
-        """Wait, but not beyond the end of the run."""
-        with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._stopped.wait(), seconds)
+    def _stop(self, error: Exception) -> None:
+        """Send nothing more; the first reason counts."""
+        self._error = self._error or error
+        self._stopped = True
 
-    def _wait_for_sent(
-        self, loop: asyncio.AbstractEventLoop, pending: set[asyncio.Task[tuple[int, Verdict]]]
-    ) -> None:
-        """After an interrupt, wait for replies that are paid for; a second one cuts it short."""
-        self._end(OneShotError("interrupted"))
-        sent = {task for task in pending if task in self._sending and not task.done()}
-        for task in pending - sent:
-            task.cancel()
-        if sent:
-            loop.run_until_complete(asyncio.wait(sent, timeout=self.judge.timeout))
+    async def _ask_all(self, answers: Sequence[Answer]) -> None:
+        # Several answers may put the same question, which is asked once.
+        positions: dict[str, list[int]] = {}
+        for position, answer in enumerate(answers):
+            messages, _ = self.judge.rubric.messages(answer)
+            positions.setdefault(self.judge.cache_key(messages), []).append(position)
+        free = asyncio.Semaphore(self.judge.concurrency)
+        async with self._client() as client:
+            tasks = [
+                asyncio.create_task(self._one(free, client, key, answers[same[0]], same))
+                for key, same in positions.items()
+            ]
+            while unfinished := [task for task in tasks if not task.done()]:
+                for task in unfinished:
+                    if self._stopped and task not in self._sending:
+                        task.cancel()
+                await asyncio.wait(unfinished, timeout=0.1)
 
     def _client(self) -> Any:
         import openai
 
-        try:
-            return openai.AsyncOpenAI(
-                api_key=self.key,
-                base_url=self.judge.base_url,
-                timeout=self.judge.timeout,
-                max_retries=0,
-            )
-        except Exception as error:
-            # Whatever the checks of the address have let pass.
-            raise OneShotError(
-                f"judge.base_url: cannot be used ({type(error).__name__}); give an address such as "
-                "http://localhost:8000/v1."
-            ) from error
+        metered = self._metered
 
-    async def _one(self, client: Any, position: int, answer: Answer) -> tuple[int, Verdict]:
-        messages, tag = self.judge.rubric.messages(answer)
-        key = self.judge.cache_key(messages)
-        # Of two alike, the second waits and finds the verdict of the first.
-        async with self._locks.setdefault(key, asyncio.Lock()):
-            # Of two processes, too.
-            while not self.cache.claim(key, self._longest_claim()):
-                known = self.cache.get(key, self.judge.metrics)
-                if known is not None:
-                    self.judge.count(known, cached=True)
-                    return position, known.verdict
-                await self._sleep(_LOOK)
-                if self._stop is not None:
-                    raise self._stop
-            try:
-                paid = await self._retried(client, messages, tag, key)
-            except PassingError as error:
-                if not error.sent and not self._served:
-                    raise self._unreachable(error) from error
-                return position, Verdict.unjudged(self.judge.metrics, error.reason)
-            except RefusedError as error:
-                return position, Verdict.unjudged(self.judge.metrics, error.reason)
-            finally:
-                self.cache.release(key)
-            self.judge.count(paid)
-            return position, paid.verdict
+        class MeteredClient(openai.DefaultAsyncHttpxClient):
+            """Counts every request, retries included, before it is sent."""
 
-    def _longest_claim(self) -> float:
-        """Return the seconds within which a living process makes its next attempt."""
-        return self.judge.timeout + self.judge.longest_wait + _MARGIN
+            async def send(self, request: Any, **options: Any) -> Any:
+                return await metered(partial(super().send, request, **options), request)
 
-    def _unreachable(self, error: PassingError) -> OneShotError:
-        where = self.judge.base_url or "the endpoint's own address"
-        return OneShotError(
-            f"judge.base_url: {where} cannot be reached ({self.judge.attempts} attempts, "
-            f"{error.reason}); start the server, or check the address and the network."
+        return openai.AsyncOpenAI(
+            api_key=self.key,
+            base_url=self.judge.base_url,
+            timeout=self.judge.timeout,
+            max_retries=self.judge.attempts - 1,
+            http_client=MeteredClient(),
         )
 
-    async def _retried(
-        self, client: Any, messages: list[dict[str, str]], tag: str, key: str
-    ) -> Paid:
-        import tenacity
-
-        longest = self.judge.longest_wait
-        jittered = tenacity.wait_random_exponential(multiplier=0.5, max=min(30.0, longest))
-
-        def pause(state: tenacity.RetryCallState) -> float:
-            error = state.outcome.exception() if state.outcome is not None else None
-            asked = error.pause if isinstance(error, PassingError) else 0.0
-            return asked + jittered(state)
-
-        def again(error: BaseException) -> bool:
-            return isinstance(error, PassingError) and error.pause <= longest
-
-        retrying = tenacity.AsyncRetrying(
-            sleep=self._sleep,
-            stop=tenacity.stop_after_attempt(self.judge.attempts),
-            wait=pause,
-            retry=tenacity.retry_if_exception(again),
-            reraise=True,
-        )
-        paid: Paid = await retrying(self._attempt, client, messages, tag, key)
-        return paid
-
-    async def _attempt(
-        self, client: Any, messages: list[dict[str, str]], tag: str, key: str
-    ) -> Paid:
-        if self._stop is not None:
-            raise self._stop
-        bound = self.judge.bound_nanos(messages)
-        await self._reserve(bound)
-        if self._stop is not None:
-            self.cache.settle(bound, 0, sent=False)
-            self._open -= 1
-            self._freed.set()
-            raise self._stop
-        self.cache.claim(key, self._longest_claim())
-        self.judge.count(requests=1)
-        self._sending.add(asyncio.current_task())
+    async def _metered(self, send: Any, request: Any) -> Any:
+        """Send a request if the caps allow it; what ends the run cancels the task."""
+        task, bound = asyncio.current_task(), self.judge.bound_nanos(len(request.content))
+        while not self._stopped and not self.cache.reserve(bound):
+            if not self._sending:
+                self._stop(self._cap_reached())
+            # What is under way may cost less than was reserved for it.
+            await asyncio.sleep(0.05)
+        if self._stopped:
+            raise asyncio.CancelledError
+        self._sending[task] = bound
         try:
-            reply = await self._send(client, messages, key, bound)
-            paid = self._paid(reply, tag, bound)
-            self.cache.keep(key, paid, bound)
-            self._served = True
-            return paid
-        except OneShotError as error:
-            # Before the place is free, for which others wait.
-            self._end(error)
+            response = await send()
+        except BaseException as error:
+            del self._sending[task]
+            if type(error).__name__ in ("ConnectError", "ConnectTimeout"):
+                self.cache.give_back(1, bound)
             raise
-        finally:
-            self._sending.discard(asyncio.current_task())
-            self._open -= 1
-            self._freed.set()
-
-    async def _reserve(self, bound: int) -> None:
-        while not self.cache.reserve(bound):
-            if not self._open:
-                raise self._cap_reached()
-            # What is under way may cost less than was set aside for it.
-            self._freed.clear()
-            await self._freed.wait()
-        self._open += 1
+        if response.is_error:
+            self.cache.give_back(0, self._sending.pop(task))
+        return response
 
     def _cap_reached(self) -> OneShotError:
-        from oneshot_lit.evaluation.judges.replies import SpendingCapError
-
         requests, cost = self.cache.spent()
-        cap = self.cache.max_requests
-        key = "max_requests" if cap is not None and requests >= cap else "max_cost"
-        spent = f"{requests} requests" if key == "max_requests" else f"{cost / 1e9:.6g} spent"
+        key, spent = "max_cost", f"{cost / NANOS:.6g} spent"
+        if requests >= self.cache.max_requests:
+            key, spent = "max_requests", f"{requests} requests"
         return SpendingCapError(
             f"judge.{key}: the cap is reached ({spent}, counted over all runs of "
             f"{self.cache.folder}); every verdict so far is kept there: raise the cap and run the "
             "same command again."
         )
 
-    def _paid(self, reply: Reply, tag: str, bound: int) -> Paid:
-        """Read a reply; without a count of its tokens it is taken to cost the most it may."""
+    async def _one(
+        self, free: asyncio.Semaphore, client: Any, key: str, answer: Answer, positions: list[int]
+    ) -> None:
+        """Get one verdict: from the cache, from another process or from the endpoint."""
         metrics = self.judge.metrics
-        score = None if reply.text is None else self.judge.rubric.read(reply.text, tag)
-        if score is None:
-            verdict = Verdict.unjudged(metrics, reply.reason or "malformed")
-        else:
-            verdict = Verdict({metrics[0]: score})
-        tokens_in, tokens_out = reply.prompt_tokens, reply.completion_tokens
-        if tokens_in is None or tokens_out is None:
-            return Paid(verdict, None, None, bound)
-        return Paid(verdict, tokens_in, tokens_out, self.judge.cost_nanos(tokens_in, tokens_out))
+        longest = self.judge.attempts * (self.judge.timeout + 120)
+        async with free:
+            try:
+                verdict = self.cache.get(key, metrics)
+                while verdict is None and not self.cache.claim(key, longest):
+                    await asyncio.sleep(0.1)
+                    verdict = self.cache.get(key, metrics)
+                verdict = verdict or await self._ask_once(client, key, answer)
+            except Exception as error:
+                self._stop(error)
+                return
+        for position in positions:
+            self._verdicts.put((position, verdict))
 
-    async def _send(
-        self, client: Any, messages: list[dict[str, str]], key: str, bound: int
-    ) -> Reply:
+    async def _ask_once(self, client: Any, key: str, answer: Answer) -> Verdict:
+        """Return the endpoint's verdict, stored already, or "could not judge" with the reason."""
         import openai
 
-        # The same in every run, so that a reply lost with its process is not paid for again; a new
-        # one after a known failure, which a server might repeat as well.
-        once = f"{key}-{self.cache.failures(key)}"
+        messages, tag = self.judge.rubric.messages(answer)
         try:
+            # A server that honours the header charges once, however often a killed run asks.
             raw = await client.chat.completions.with_raw_response.create(
                 model=self.judge.model,
                 messages=messages,
-                extra_headers={"Idempotency-Key": once},
+                extra_headers={"Idempotency-Key": key},
                 extra_body=self.judge.options,
             )
-            reply = read_reply(raw.http_response.text)
-        except openai.APITimeoutError as error:
-            sent = self._was_sent(error, bound)
-            raise PassingError("timed_out", sent=sent) from error
-        except openai.APIConnectionError as error:
-            sent = self._was_sent(error, bound)
-            raise PassingError("cut_connection", sent=sent) from error
+            reserved = self._sending[asyncio.current_task()]
+            verdict, cost = self._read(raw.http_response.text, tag)
+            if verdict.reason not in self.judge.passing:
+                self._served = True
+                self.cache.keep(key, verdict, 0 if cost is None else reserved - cost)
+            return verdict
         except openai.APIStatusError as error:
-            # A refused request counts, but costs nothing.
-            self.cache.settle(bound, 0)
-            self.cache.add_failure(key)
-            raise self._refusal(error) from error
-        except PassingError:
-            self.cache.add_failure(key)
-            raise
-        return reply
+            reason = self._refusal(error)
+        except openai.APITimeoutError:
+            reason = "timed_out"
+        except openai.APIConnectionError as error:
+            reason = "cut_connection"
+            if not self._served and type(error.__cause__).__name__ == "ConnectError":
+                raise OneShotError(
+                    f"judge.base_url: {self.judge.where} cannot be reached; start the server, or "
+                    "check the address and the network."
+                ) from error
+        finally:
+            self._sending.pop(asyncio.current_task(), None)
+            self.cache.release(key)
+        return Verdict.unjudged(self.judge.metrics, reason)
 
-    def _was_sent(self, error: BaseException, bound: int) -> bool:
-        """Whether a request may have cost something; one that was never sent is not counted."""
-        if type(error.__cause__).__name__ not in _NEVER_SENT:
-            return True
-        self.cache.settle(bound, 0, sent=False)
-        self.judge.count(requests=-1)
-        return False
+    def _read(self, text: str, tag: str) -> tuple[Verdict, int | None]:
+        """Return what a reply says, and its cost; None if the server does not count tokens."""
+        metrics, cost = self.judge.metrics, None
+        try:
+            body = json.loads(text)
+            choice = body["choices"][0]
+            score = self.judge.rubric.read(choice["message"].get("content") or "", tag)
+            usage = body["usage"] if isinstance(body.get("usage"), dict) else {}
+        except (ValueError, RecursionError, KeyError, IndexError, TypeError, AttributeError):
+            return Verdict.unjudged(metrics, "bad_response"), None
+        tokens = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+        if all(type(count) is int and 0 <= count < 10**12 for count in tokens):
+            cost = self.judge.cost_nanos(*tokens)
+        if choice.get("finish_reason") == "content_filter":
+            return Verdict.unjudged(metrics, "content_filter"), cost
+        if score is None:
+            return Verdict.unjudged(metrics, "malformed"), cost
+        return Verdict({metrics[0]: score}), cost
 
-    def _refusal(self, error: Any) -> Exception:
-        """Sort a refusal; many at first, and nothing served, are the endpoint's."""
-        sorted_ = sort_refusal(error, self.judge)
-        if isinstance(sorted_, RefusedError) and sorted_.reason == "bad_request":
+    def _refusal(self, error: Any) -> str:
+        """Return why one answer has no verdict; raise what no other answer would escape.
+
+        Status and code are shown, never the server's sentence, which may quote the prompt.
+        """
+        status, code = int(error.status_code), str(error.code or "")
+        if code in _OF_ONE_ANSWER:
+            return _OF_ONE_ANSWER[code]
+        of_the_key = bool({status, code} & _OF_THE_KEY)
+        if not of_the_key and (status in (408, 409, 429) or status >= 500):
+            return "rate_limited" if status == 429 else "server_error"
+        if status in _BAD_REQUEST and not of_the_key:
             self._refused += 1
-            if not self._served and self._refused >= _REFUSED_AT_FIRST:
-                return refuses_everything(error, self.judge)
-        return sorted_
+            if self._served or self._refused < _REFUSED_AT_FIRST:
+                return "bad_request"
+        shown = f"{status}, {code}" if re.fullmatch(r"[\w.-]{1,60}", code) else str(status)
+        advice = f"judge.model ({self.judge.model}), judge.base_url and judge.options"
+        if of_the_key:
+            advice = f"the key in {self.judge.shown_variable} and the account behind it"
+        raise OneShotError(
+            f"{self.judge.where}: refuses the requests ({shown}); check {advice}."
+        ) from error

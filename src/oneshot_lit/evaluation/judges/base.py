@@ -142,7 +142,7 @@ class Judge:
             if len(given) != len(part):
                 raise OneShotError(
                     f"judge '{self.name}': gave {len(given)} verdicts for {len(part)} answers; "
-                    "mend its judge()."
+                    "correct its judge()."
                 )
             yield from enumerate(given, start)
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import math
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.judges.base import Answer, Judge, Verdict
 from oneshot_lit.evaluation.judges.formats import AnswerFormat, Reading
-from oneshot_lit.evaluation.judges.model_files import model_digest
 
 
 class ClassifierJudge(Judge):
@@ -63,7 +65,9 @@ class ClassifierJudge(Judge):
         fitting = [n for n, tokens in enumerate(ids) if len(tokens) <= self._longest(model)]
         ask: Callable[[list[list[int]]], list[Reading | str]]
         ask = self._by_head if self.format.head else self._by_reply
-        for part in _batches(sorted(fitting, key=lambda n: len(ids[n])), self.batch_size):
+        fitting.sort(key=lambda n: len(ids[n]))
+        for start in range(0, len(fitting), self.batch_size):
+            part = fitting[start : start + self.batch_size]
             readings |= dict(zip(part, ask([ids[n] for n in part]), strict=True))
         return [self._verdict(readings.get(n, "too_long")) for n in range(len(answers))]
 
@@ -100,7 +104,7 @@ class ClassifierJudge(Judge):
         replies = generate_answers(
             model,
             tokenizer,
-            self._padded(rows, tokenizer.pad_token_id, left=True),
+            self._padded(rows, tokenizer.pad_token_id, "left"),
             stop_ids=stops,
             decoding=Decoding(max_new_tokens=self.format.max_new_tokens),
             # A guard's template writes one question, not a chat: its format reads the whole reply.
@@ -120,28 +124,27 @@ class ClassifierJudge(Judge):
             pad = next(token for token in range(len(used) + 1) if token not in used)
         model.config.get_text_config().pad_token_id = pad
         with torch.inference_mode():
-            logits = model(**self._padded(rows, pad, left=False)).logits
+            logits = model(**self._padded(rows, pad, "right")).logits
         names = [str(model.config.id2label[n]) for n in range(logits.shape[1])]
-        found: list[Reading | str] = []
+        readings: list[Reading | str] = []
         for row in logits.float().sigmoid().tolist():
             unknown = any(math.isnan(chance) for chance in row)
             chances = dict(zip(names, row, strict=True))
-            found.append("not_a_number" if unknown else self.format.read_head(chances))
-        return found
+            readings.append("not_a_number" if unknown else self.format.read_head(chances))
+        return readings
 
-    def _padded(self, rows: list[list[int]], pad: int, left: bool) -> dict[str, Any]:
+    def _padded(self, rows: list[list[int]], pad: int, side: str) -> dict[str, Any]:
         import torch
+        from torch.nn.utils.rnn import pad_sequence
 
         model, _ = self._load()
-        width = max(map(len, rows))
-        ids, mask = [], []
-        for row in rows:
-            fill = width - len(row)
-            padding, unseen = [pad] * fill, [0] * fill
-            ids.append(padding + row if left else row + padding)
-            mask.append(unseen + [1] * len(row) if left else [1] * len(row) + unseen)
-        tensors = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
-        return {key: tensor.to(model.device) for key, tensor in tensors.items()}
+        ids = [torch.tensor(row) for row in rows]
+        seen = [torch.ones_like(row) for row in ids]
+        batch = {
+            "input_ids": pad_sequence(ids, True, pad, padding_side=side),
+            "attention_mask": pad_sequence(seen, True, 0, padding_side=side),
+        }
+        return {key: tensor.to(model.device) for key, tensor in batch.items()}
 
     def _load(self) -> tuple[Any, Any]:
         """Load the model when the first answer comes, so that mistakes elsewhere show first."""
@@ -150,6 +153,27 @@ class ClassifierJudge(Judge):
                 self.model_name_or_path, head=self.format.head, dtype=self.dtype, device=self.device
             )
         return self._loaded
+
+
+def model_digest(name: str) -> str | None:
+    """Return what tells one local model from another at the same path; None for a hub name.
+
+    It is a hash of the names, sizes and times of the files, those of an adapter's base included.
+    """
+    from oneshot_lit.models.adapters import base_of, is_adapter
+
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return None
+    state: list[Any] = [
+        (path.name, path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted(folder.iterdir())
+        if path.is_file() and not path.name.startswith(".")
+    ]
+    if is_adapter(folder):
+        base = base_of(folder)
+        state += [base, model_digest(base)]
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
 
 
 def load_classifier(name: str, *, head: bool, dtype: str, device: str) -> tuple[Any, Any]:
@@ -210,7 +234,3 @@ def _encode(tokenizer: Any, text: str, complete: bool) -> list[int]:
     started = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
     ids: list[int] = tokenizer(text, add_special_tokens=not complete and not started)["input_ids"]
     return ids
-
-
-def _batches(items: list[int], size: int) -> list[list[int]]:
-    return [items[start : start + size] for start in range(0, len(items), size)]

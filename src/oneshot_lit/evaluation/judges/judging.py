@@ -7,13 +7,13 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.judges.base import Judge, Verdict
-from oneshot_lit.evaluation.judges.earlier import COUNTS, Kept, has_scores, judged_before
 from oneshot_lit.evaluation.judges.predictions import (
     Row,
     choose_sets,
@@ -22,23 +22,30 @@ from oneshot_lit.evaluation.judges.predictions import (
 )
 from oneshot_lit.io.files import name_full_disk, write_text_atomically
 from oneshot_lit.io.locking import results_locked
-from oneshot_lit.io.metrics_file import add_scores, require_free
+from oneshot_lit.io.metrics_file import add_scores, read_metrics, require_free
+from oneshot_lit.io.read_files import read_jsonl
 from oneshot_lit.io.runs import PRODUCTS
 
 FOLDER = "judgments"
+# Verdicts of other sets stay beside new ones only if all of these are the same.
+_COMPARABLE = ("judge", "version", "settings", "predictions_sha256")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What judging gave: the mean scores, the facts beside them, and the file of the verdicts.
+    """What judging gave.
 
-    `notes` say, in a line each, what of an earlier command is gone, or stays in spite of this one.
+    Attributes:
+        scores: ``<set>/<metric>`` -> mean score.
+        facts: What ``metrics.json`` says beside the scores.
+        file: The file of the verdicts.
+        dropped: Sets that were judged before with other settings, whose verdicts are gone.
     """
 
     scores: dict[str, float]
     facts: dict[str, Any]
     file: Path
-    notes: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
 
 
 def judge_predictions(
@@ -60,9 +67,10 @@ def judge_predictions(
     Raises:
         OneShotError: for a mistake in the input; before anything is judged where that is possible.
     """
+    from oneshot_lit.evaluation.metrics.registry import METRICS
+
     rows = read_predictions(predictions)
     chosen = choose_sets(rows, sets, predictions)
-    evaluation = f"judge/{judge.name}"
     facts: dict[str, Any] = {
         "judge": f"{type(judge).__module__}.{type(judge).__qualname__}",
         "version": judge.version,
@@ -73,100 +81,49 @@ def judge_predictions(
     if predictions.resolve() != (root / PRODUCTS["predict"]).resolve():
         facts["predictions"] = str(predictions)
     # Refused now rather than after all is judged and paid for.
-    _require_places(judge, root)
-    require_free(root, evaluation, [f"{name}/{m}" for name in chosen for m in judge.metrics])
+    if taken := [metric for metric in judge.metrics if metric in METRICS]:
+        raise OneShotError(
+            f"judge.metric '{taken[0]}': is the name of a metric of oneshot-lit test; give another."
+        )
+    keys = [f"{name}/{metric}" for name in chosen for metric in judge.metrics]
+    require_free(root, f"judge/{judge.name}", keys)
     verdicts = _judge_distinct(judge, [r for of in chosen.values() for r in of], root, progress)
 
     target = root / FOLDER / f"{judge.name}.jsonl"
-    found = {name: _said(judge, name, of, verdicts) for name, of in chosen.items()}
     # Another judge, or the same one on other sets, may end at the same moment.
     with results_locked(root):
-        _require_something_judged(judge, verdicts, root, evaluation)
-        before, lost = judged_before(root, evaluation, target, facts, judge.metrics)
-        notes = _notes(judge.name, found, before, lost)
-        stays = {n: kept for n, kept in before.items() if n not in found or _better(kept, found[n])}
-        found |= stays
-        # Sets that are not in the predictions any more are lost with their digest.
-        found = {name: found[name] for name in dict.fromkeys(r.set for r in rows) if name in found}
-        facts |= {key: {n: said.counts[key] for n, said in found.items()} for key in COUNTS}
+        kept, dropped = _judged_before(judge, root, facts, list(chosen))
+        lines = kept | {name: [_line(row, verdicts) for row in of] for name, of in chosen.items()}
+        lines = {name: lines[name] for name in dict.fromkeys(r.set for r in rows) if name in lines}
+        facts |= _counts(lines, rows)
         facts |= {"judgments": f"{FOLDER}/{target.name}", **judge.facts()}
-        means = {key: mean for said in found.values() for key, mean in said.scores.items()}
-        write_text_atomically(target, "".join(line for s in found.values() for line in s.lines))
-        add_scores(root, evaluation, means, facts)
-        _partial(root, judge).unlink(missing_ok=True)
-    return Outcome(means, facts, target, tuple(notes))
+        scores = {f"{n}/{m}": _mean(of, m) for n, of in lines.items() for m in judge.metrics}
+        texts = [json.dumps(row, ensure_ascii=False) for of in lines.values() for row in of]
+        write_text_atomically(target, "".join(f"{text}\n" for text in texts))
+        add_scores(root, f"judge/{judge.name}", scores, facts)
+        for partial in target.parent.glob(f".{judge.name}.*.partial.jsonl"):
+            partial.unlink()
+    return Outcome(scores, facts, target, dropped)
 
 
-def _said(judge: Judge, name: str, of: Sequence[Row], verdicts: Mapping[str, Verdict]) -> Kept:
-    """Return what the results say of one set."""
-    given = [verdicts[_key(row)] for row in of]
-    counts = {
-        "samples": len(of),
-        "unjudged": dict(Counter(v.reason for v in given if v.reason is not None)),
-        "empty_outputs": sum(not row.answer.output for row in of),
+def _judged_before(
+    judge: Judge, root: Path, facts: Mapping[str, Any], judged: Sequence[str]
+) -> tuple[dict[str, list[dict[str, Any]]], tuple[str, ...]]:
+    """Return the rows of each set that is not judged now, and the sets whose rows are gone."""
+    before = read_metrics(root)["evaluations"].get(f"judge/{judge.name}", {})
+    rows: dict[str, list[dict[str, Any]]] = {}
+    if all(before.get(key) == facts[key] for key in _COMPARABLE):
+        with suppress(OneShotError):
+            for _, row in read_jsonl(root / FOLDER / f"{judge.name}.jsonl"):
+                rows.setdefault(str(row.get("set")), []).append(row)
+    others = {name: n for name, n in before.get("samples", {}).items() if name not in judged}
+    kept = {
+        name: rows[name]
+        for name, count in others.items()
+        if len(rows.get(name, ())) == count
+        and all(f"{name}/{metric}" in before["scores"] for metric in judge.metrics)
     }
-    lines = [_line(row, verdict) for row, verdict in zip(of, given, strict=True)]
-    return Kept(lines, counts, {f"{name}/{m}": _mean(given, m) for m in judge.metrics})
-
-
-def _better(before: Kept, now: Kept) -> bool:
-    """Whether an earlier command judged some of a set of which this one could judge nothing."""
-    return before.judged and not now.judged
-
-
-def _notes(
-    judge: str, found: Mapping[str, Kept], before: Mapping[str, Kept], lost: Mapping[str, str]
-) -> list[str]:
-    notes = [
-        f"'{name}': nothing could be judged this time; what {judge} said before stays."
-        for name, kept in before.items()
-        if name in found and _better(kept, found[name])
-    ]
-    for why in dict.fromkeys(lost.values()):
-        names = [f"'{name}'" for name in lost if lost[name] == why and name not in found]
-        if names:
-            notes.append(
-                f"dropped: the earlier verdicts and scores of {judge} on {', '.join(names)}, "
-                f"{why}; judge them again with --sets."
-            )
-    return notes
-
-
-def _require_places(judge: Judge, root: Path) -> None:
-    """Refuse, before anything is judged, what the results could not be written to."""
-    from oneshot_lit.evaluation.metrics.registry import METRICS
-
-    for metric in judge.metrics:
-        if metric in METRICS:
-            raise OneShotError(
-                f"judge.metric '{metric}': is the name of a metric of oneshot-lit test; give "
-                "another."
-            )
-    folder = root / FOLDER
-    if folder.exists() and not folder.is_dir():
-        raise OneShotError(f"{folder}: is no folder, and the verdicts go there; move it away.")
-    for path in (folder / f"{judge.name}.jsonl", _partial(root, judge)):
-        if path.is_dir():
-            raise OneShotError(f"{path}: is a folder, and the verdicts go there; move it away.")
-
-
-def _require_something_judged(
-    judge: Judge, verdicts: Mapping[str, Verdict], root: Path, evaluation: str
-) -> None:
-    """Refuse to replace scores by none, and to take an outage for a result."""
-    reasons = Counter(verdict.reason for verdict in verdicts.values())
-    if None in reasons:
-        return
-    outage = set(reasons) <= judge.passing
-    if outage or has_scores(root, evaluation):
-        # Else the same verdicts would be found by the next run.
-        _partial(root, judge).unlink(missing_ok=True)
-        said = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-        mend = "run the same command again" if outage else "give another --judge.name and .metric"
-        raise OneShotError(
-            f"judge '{judge.name}': could judge none of {len(verdicts)} answers ({said}); "
-            f"earlier verdicts and scores stay as they are; {mend}."
-        )
+    return kept, tuple(name for name in others if name not in kept)
 
 
 def _judge_distinct(
@@ -174,50 +131,40 @@ def _judge_distinct(
 ) -> dict[str, Verdict]:
     """Return the verdict of each distinct answer; those of a killed run are not asked for again."""
     answers = {_key(row): row.answer for row in rows}
-    found = {} if judge.keeps_verdicts else _read_partial(judge, root)
-    found = {key: verdict for key, verdict in found.items() if key in answers}
-    todo = [key for key in answers if key not in found]
-    progress(len(found), len(answers))
-    with _PartialFile(judge, root, found) as partial:
-        for position, verdict in judge.verdicts([answers[key] for key in todo]):
-            if set(verdict.scores) != set(judge.metrics):
-                raise OneShotError(
-                    f"judge '{judge.name}': a verdict scores {', '.join(verdict.scores)} and not "
-                    f"{', '.join(judge.metrics)}; mend its judge()."
-                )
-            found[todo[position]] = verdict
-            partial.add(todo[position], verdict)
-            progress(len(found), len(answers))
-    if missing := len(answers) - len(found):
+    partial = root / FOLDER / f".{judge.name}.{_identity(judge)}.partial.jsonl"
+    try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise OneShotError(f"{partial.parent}: must be a folder; move the file away.") from error
+    verdicts = {key: v for key, v in _read_partial(partial, judge).items() if key in answers}
+    todo = [key for key in answers if key not in verdicts]
+    progress(len(verdicts), len(answers))
+    for position, verdict in judge.verdicts([answers[key] for key in todo]):
+        if set(verdict.scores) != set(judge.metrics):
+            raise OneShotError(
+                f"judge '{judge.name}': a verdict scores {', '.join(verdict.scores)} and not "
+                f"{', '.join(judge.metrics)}; correct its judge()."
+            )
+        verdicts[todo[position]] = verdict
+        if not judge.keeps_verdicts:
+            _append(partial, {"key": todo[position], **verdict.as_dict()})
+        progress(len(verdicts), len(answers))
+    if missing := len(answers) - len(verdicts):
         raise OneShotError(f"judge '{judge.name}': gave no verdict for {missing} answers.")
-    return found
+    reasons = Counter(verdict.reason for verdict in verdicts.values())
+    if reasons.keys() <= judge.passing:
+        # An outage is no result.
+        partial.unlink(missing_ok=True)
+        said = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+        raise OneShotError(
+            f"judge '{judge.name}': could judge none of {len(verdicts)} answers ({said}); earlier "
+            "verdicts and scores stay as they are; run the same command again."
+        )
+    return verdicts
 
 
 def _key(row: Row) -> str:
     return f"{row.answer.digest()}:{row.answer.category or ''}"
-
-
-def _line(row: Row, verdict: Verdict) -> str:
-    content = {
-        "set": row.set,
-        "index": row.index,
-        "id": row.id,
-        "category": row.answer.category,
-        "prompt": row.prompt_digest(),
-        "digest": row.answer.digest(),
-        **verdict.as_dict(),
-    }
-    return json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _mean(verdicts: Sequence[Verdict], metric: str) -> float:
-    """Return the mean over what could be judged, NaN if nothing could."""
-    scores = [v.scores[metric] for v in verdicts if not math.isnan(v.scores[metric])]
-    return math.fsum(scores) / len(scores) if scores else math.nan
-
-
-def _partial(root: Path, judge: Judge) -> Path:
-    return root / FOLDER / f".{judge.name}.partial.jsonl"
 
 
 def _identity(judge: Judge) -> str:
@@ -227,56 +174,51 @@ def _identity(judge: Judge) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _read_partial(judge: Judge, root: Path) -> dict[str, Verdict]:
-    """Return what a killed run with the same settings left; a line that was cut off is left out."""
-    found: dict[str, Verdict] = {}
-    identity = _identity(judge)
+def _append(path: Path, row: Mapping[str, Any]) -> None:
+    # The line end comes first, so that no row continues one that a kill has left half written.
     try:
-        lines = _partial(root, judge).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError):
-        return {}
-    for line in lines:
-        try:
-            row = json.loads(line)
-            if row["settings"] == identity:
-                found[str(row["key"])] = Verdict.from_dict(row, judge.metrics)
-        except (ValueError, TypeError, KeyError):
-            continue
-    return found
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"\n{json.dumps(row, ensure_ascii=False)}")
+    except OSError as error:
+        name_full_disk(error, path)
+        raise
 
 
-class _PartialFile:
-    """Verdicts as they are given, for a run that is killed; nothing if the judge keeps its own."""
+def _read_partial(path: Path, judge: Judge) -> dict[str, Verdict]:
+    """Return what a killed run with the same settings left, half written rows apart."""
+    verdicts: dict[str, Verdict] = {}
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+            with suppress(ValueError, TypeError, KeyError):
+                row = json.loads(line)
+                verdicts[str(row["key"])] = Verdict.from_dict(row, judge.metrics)
+    return verdicts
 
-    def __init__(self, judge: Judge, root: Path, found: dict[str, Verdict]) -> None:
-        self.judge = judge
-        self.path = _partial(root, judge)
-        self.identity = _identity(judge)
-        self.found = found
-        self.file: TextIO | None = None
 
-    def __enter__(self) -> _PartialFile:
-        if not self.judge.keeps_verdicts:
-            # Written anew, so that no line follows one that was cut off.
-            lines = [self._line(key, verdict) for key, verdict in self.found.items()]
-            write_text_atomically(self.path, "".join(lines))
-            self.file = self.path.open("a", encoding="utf-8")
-        return self
+def _line(row: Row, verdicts: Mapping[str, Verdict]) -> dict[str, Any]:
+    return {
+        "set": row.set,
+        "index": row.index,
+        "id": row.id,
+        "category": row.answer.category,
+        "prompt": row.prompt_digest(),
+        "digest": row.answer.digest(),
+        **verdicts[_key(row)].as_dict(),
+    }
 
-    def __exit__(self, *error: Any) -> None:
-        if self.file is not None:
-            self.file.close()
 
-    def add(self, key: str, verdict: Verdict) -> None:
-        if self.file is None:
-            return
-        try:
-            self.file.write(self._line(key, verdict))
-            self.file.flush()
-        except OSError as error:
-            name_full_disk(error, self.path)
-            raise
+def _counts(lines: Mapping[str, Sequence[dict[str, Any]]], rows: Sequence[Row]) -> dict[str, Any]:
+    """Return, for each set, the answers, those without a verdict by reason, and the empty ones."""
+    empty = Counter(row.set for row in rows if not row.answer.output)
+    reasons = {n: Counter(row["reason"] for row in of if row["reason"]) for n, of in lines.items()}
+    return {
+        "samples": {name: len(of) for name, of in lines.items()},
+        "unjudged": {name: dict(count) for name, count in reasons.items()},
+        "empty_outputs": {name: empty[name] for name in lines},
+    }
 
-    def _line(self, key: str, verdict: Verdict) -> str:
-        row = {"settings": self.identity, "key": key, **verdict.as_dict()}
-        return json.dumps(row, ensure_ascii=False) + "\n"
+
+def _mean(lines: Sequence[dict[str, Any]], metric: str) -> float:
+    """Return the mean over what could be judged, NaN if nothing could."""
+    scores = [s for line in lines if (s := line["scores"][metric]) is not None]
+    return math.fsum(scores) / len(scores) if scores else math.nan

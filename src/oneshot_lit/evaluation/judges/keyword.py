@@ -68,7 +68,7 @@ def read_phrases(path: str) -> tuple[str, ...]:
     except OSError as error:
         raise OneShotError(f"judge.phrases: {path}: cannot be read ({error.strerror}).") from error
     lines = (normalize_reply(line.split("#", 1)[0]) for line in text.splitlines())
-    found = tuple(dict.fromkeys(line for line in lines if line))
-    if not found:
+    phrases = tuple(dict.fromkeys(line for line in lines if line))
+    if not phrases:
         raise OneShotError(f"judge.phrases: {path}: holds no phrase; give one a line.")
-    return found
+    return phrases

@@ -43,7 +43,7 @@ def read_predictions(path: Path) -> list[Row]:
     """Return the rows of a predictions file.
 
     Raises:
-        OneShotError: naming the file, and the row to mend.
+        OneShotError: naming the file, and the row at fault.
     """
     rows: list[Row] = []
     seen: dict[tuple[str, int], int] = {}
