@@ -10,25 +10,28 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib import import_module
 
 from oneshot_lit import __version__
-from oneshot_lit.cli.configs import run_configs_command
 from oneshot_lit.errors import OneShotError, did_you_mean, fail, watch_of_processes
 from oneshot_lit.io.shipped import with_shipped_configs
 
-FITTING = ("fit", "validate", "test", "predict")
-VERBS = (
-    *FITTING,
-    "export",
-    "api-file",
-    "judge",
-    "lm-eval",
-    "report",
-    "study",
-    "microworld",
-    "memory",
-    "configs",
-)
+# Each verb and the function that runs it, imported only when it is asked for.
+VERBS = {
+    "fit": "fit:run_lightning_command",
+    "validate": "fit:run_lightning_command",
+    "test": "fit:run_lightning_command",
+    "predict": "fit:run_lightning_command",
+    "export": "export:run_export_command",
+    "api-file": "api_file:run_api_file_command",
+    "judge": "judge:run_judge_command",
+    "lm-eval": "lm_eval:run_lm_eval_command",
+    "report": "report:run_report_command",
+    "study": "study:run_study_command",
+    "microworld": "microworld:run_microworld_command",
+    "memory": "memory:run_memory_command",
+    "configs": "configs:run_configs_command",
+}
 
 HELP = f"""\
 oneshot-lit {__version__}: break and repair the safety of fine-tuned language models.
@@ -103,44 +106,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given[0] not in VERBS and not given[0].startswith("-"):
         return fail(f"unknown command '{given[0]}'{did_you_mean(given[0], VERBS)}; see --help.")
     given = list(with_shipped_configs(given))
+    module, _, function = VERBS.get(given[0], VERBS["fit"]).partition(":")
     try:
-        if given[0] == "configs":
-            return run_configs_command(given[1:])
-        if given[0] == "export":
-            from oneshot_lit.cli.export import run_export_command
-
-            return run_export_command(given[1:])
-        if given[0] == "judge":
-            from oneshot_lit.cli.judge import run_judge_command
-
-            return run_judge_command(given[1:])
-        if given[0] == "api-file":
-            from oneshot_lit.cli.api_file import run_api_file_command
-
-            return run_api_file_command(given[1:])
-        if given[0] == "report":
-            from oneshot_lit.cli.report import run_report_command
-
-            return run_report_command(given[1:])
-        if given[0] == "study":
-            from oneshot_lit.cli.study import run_study_command
-
-            return run_study_command(given[1:], run_command)
-        if given[0] == "microworld":
-            from oneshot_lit.cli.microworld import run_microworld_command
-
-            return run_microworld_command(given[1:])
-        if given[0] == "memory":
-            from oneshot_lit.cli.memory import run_memory_command
-
-            return run_memory_command(given[1:])
-        if given[0] == "lm-eval":
-            from oneshot_lit.cli.lm_eval import run_lm_eval_command
-
-            return run_lm_eval_command(given[1:])
-        from oneshot_lit.cli.fit import run_lightning_command
-
-        return run_lightning_command(given)
+        run_verb = getattr(import_module(f"oneshot_lit.cli.{module}"), function)
+        if module == "fit":
+            return int(run_verb(given))
+        # A study runs the commands of its stages, each in a process of its own.
+        return int(run_verb(given[1:], run_command) if module == "study" else run_verb(given[1:]))
     except OneShotError as error:
         return fail(str(error), error.code)
     except KeyboardInterrupt:
