@@ -124,7 +124,7 @@ def _module(config: dict[str, Any], checkpoint: Path) -> Any:
     """Build the module of a run from its resolved configuration, as the command line does."""
     from jsonargparse import ArgumentError, ArgumentParser
 
-    from oneshot_lit.io.users_code import users_error, with_errors_carried_out
+    from oneshot_lit.io.users_code import users_error
     from oneshot_lit.methods import LanguageModelModule
 
     parser = ArgumentParser(exit_on_error=False)
@@ -133,11 +133,10 @@ def _module(config: dict[str, Any], checkpoint: Path) -> Any:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
-        parsed = parser.parse_object({"model": config})
-        return with_errors_carried_out(lambda: parser.instantiate_classes(parsed)).model
+        return parser.instantiate_classes(parser.parse_object({"model": config})).model
     except (ArgumentError, TypeError, ValueError, KeyError) as error:
-        if users_error(error) is not None:
-            raise
+        if (fault := users_error(error)) is not None:
+            raise fault from None
         reason = " ".join(str(error).split())[-200:]
         name = config.get("class_path") if isinstance(config, dict) else None
         raise OneShotError(
@@ -175,7 +174,6 @@ def _deepspeed_weights(folder: Path, only_trained: bool) -> dict[str, Tensor]:
     from oneshot_lit.strategies.deepspeed import plain_loads, require_deepspeed
 
     require_deepspeed()
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     with (
         plain_loads(),
         open(os.devnull, "w", encoding="utf-8") as quiet,
