@@ -67,7 +67,7 @@ def test_the_instance_of_a_run_is_taken(command: Any, tmp_path: Path) -> None:
         (["--run", "nowhere", "--out", "x.jsonl"], "nowhere/fit.yaml: not found"),
         (["--instance", "InlineInstanc", "--out", "x"], "did you mean 'InlineInstance'"),
         (["--check", "nowhere.jsonl"], "nowhere.jsonl: file not found"),
-        (["--runn", "x"], "--runn"),
+        (["--runn", "x"], "runn"),
     ],
 )
 def test_mistakes_are_one_line(command: Any, tmp_path: Path, words: list[str], said: str) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from oneshot_lit.cli.errors import one_line_errors
-from oneshot_lit.cli.parsing import begin_parsing, built, parsed
+from oneshot_lit.cli.options import built, parsed
+from oneshot_lit.cli.parsing import begin_parsing
 
 
 class ConfigCommandParser(ArgumentParser):

@@ -52,11 +52,15 @@ def find_mistake(parser: ArgumentParser, words: Sequence[str]) -> str | None:
         OneShotError: for a file named in a config that cannot be read.
         Exception: what a user's module raises while it is imported.
     """
+    given = given_in(words)
     try:
-        _check_keys(given_in(words), _keys_of(parser), ())
+        _check_keys(given, _keys_of(parser), ())
     except _MistakeError as mistake:
         return str(mistake)
-    return None
+    missing = [key for key in iter_required_keys(parser) if key not in given.keys]
+    return (
+        f"{', '.join(missing)} missing; give --KEY VALUE, or a --config FILE." if missing else None
+    )
 
 
 def _keys_of(parser: ArgumentParser) -> dict[str, Any]:

@@ -37,7 +37,8 @@ from oneshot_lit.callbacks import (
 from oneshot_lit.callbacks.run_checkpoint import CHECKPOINTS, LAST
 from oneshot_lit.cli import watch
 from oneshot_lit.cli.errors import one_line_errors
-from oneshot_lit.cli.parsing import Builder, begin_parsing, parsed
+from oneshot_lit.cli.options import Builder, parsed
+from oneshot_lit.cli.parsing import begin_parsing
 from oneshot_lit.data import SafetyDataModule
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.io.files import recover, write_text_atomically

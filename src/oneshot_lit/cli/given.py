@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +13,7 @@ import yaml
 from oneshot_lit.io.config_files import split_configs
 from oneshot_lit.io.files import read_text
 
-_CONFIGS = (".yaml", ".yml", ".json")
+_CONFIGS = (".yaml", ".yml")
 
 
 @dataclass
@@ -69,7 +70,7 @@ def given_in(words: Sequence[str]) -> Given:
 
 def _typed(text: str) -> Given:
     if not text.startswith(("{", "[")):
-        return Given(text=text)
+        return _of_text(text, Path(), "")
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError:
@@ -88,12 +89,7 @@ def _of_node(node: yaml.Node, file: Path | None) -> Given:
     if isinstance(node, yaml.SequenceNode):
         return Given(where, items=[_of_node(each, file) for each in node.value])
     if isinstance(node, yaml.ScalarNode):
-        # The parser looks for a file that a config names beside that config.
-        for folder in (file.parent,) if file is not None else ():
-            inner = folder / node.value
-            if node.value.endswith(_CONFIGS) and inner.is_file():
-                return next(_in_file(inner), Given(where))
-        return Given(where, text=node.value)
+        return _of_text(node.value, Path() if file is None else file.parent, where)
     given = Given(where)
     entries = {}
     for key, value in node.value:
@@ -108,3 +104,12 @@ def _of_node(node: yaml.Node, file: Path | None) -> Given:
     arguments = entries.pop("init_args", Given())
     given.keys = {**arguments.keys, **entries}
     return given
+
+
+def _of_text(text: str, folder: Path, where: str) -> Given:
+    """Return a scalar, or the content of the config that it names, beside the one it stands in."""
+    inner = folder / text
+    if text.endswith(_CONFIGS) and inner.is_file():
+        with suppress(yaml.YAMLError):
+            return next(_in_file(inner), Given(where))
+    return Given(where, text=text)

@@ -6,21 +6,16 @@ import inspect
 import os
 import pydoc
 import sys
-from argparse import ArgumentError
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace, _typehints, get_loader, set_loader
+from jsonargparse import Namespace, _typehints, get_loader, set_loader
 from jsonargparse.typing import class_from_function
 
-from oneshot_lit.errors import OneShotError
 from oneshot_lit.io.config_files import check_config_files, split_configs
-from oneshot_lit.io.machine_errors import causes
-from oneshot_lit.io.users_code import raised_in, users_error
 
-_LONGEST = 300
 _load_yaml: Any = get_loader("yaml")
 _import_object: Any = vars(_typehints)["import_object"]
 _discard: Any = vars(_typehints)["discard_init_args_on_class_path_change"]
@@ -138,75 +133,3 @@ def _class_of(function: Any) -> type:
     made.__name__, made.__module__ = function.__name__, function.__module__
     made.__qualname__ = function.__qualname__
     return made
-
-
-def parsed(parse: Callable[[], Any], parser: ArgumentParser, words: Sequence[str]) -> Any:
-    """Return what `parse` returns; a mistake comes as one line with its file and the nearest key.
-
-    Args:
-        parse: Reads the command line; its parser must not exit on errors.
-        parser: Knows the keys of the command.
-        words: The command line, as `begin_parsing` returns it.
-
-    Raises:
-        OneShotError: for a wrong key or value.
-        Exception: what a user's module raises while it is imported.
-    """
-    from oneshot_lit.cli.diagnosis import find_mistake
-
-    try:
-        return parse()
-    except (ArgumentError, TypeError, ValueError, OneShotError) as error:
-        raise told(error, find_mistake(parser, words)) from error
-
-
-def told(error: Exception, mistake: str | None = None) -> Exception:
-    """Return a user's own error, or a defect, as it is, and any other one as one line."""
-    chain = list(causes(error))
-    if (own := next((e for e in chain if isinstance(e, OneShotError)), None)) is not None:
-        return own
-    if (users := users_error(error)) is not None:
-        return users
-    if raised_in(chain[-1]).startswith("oneshot_lit."):
-        return error
-    said = mistake or " ".join(str(chain[-1]).split())
-    return OneShotError(said if len(said) <= _LONGEST else said[:_LONGEST] + " ...")
-
-
-class Builder:
-    """Builds the classes of a config, and keeps what a constructor raised last.
-
-    The parser tries other readings of a value after an error, and may keep none of it.
-    """
-
-    error: Exception | None = None
-    failed = ""
-
-    def __call__(self, class_type: type, *args: Any, **kwargs: Any) -> Any:
-        """Return an instance of a class."""
-        try:
-            return class_type(*args, **kwargs)
-        except Exception as error:
-            self.error, self.failed = error, class_type.__qualname__
-            raise
-
-    def told(self) -> Exception | None:
-        """Return what `told` makes of the error, with the name of the class; None without one."""
-        if self.error is None:
-            return None
-        return told(self.error, f"{self.failed}: {' '.join(str(self.error).split())}")
-
-
-def built(parser: ArgumentParser, options: Any) -> Any:
-    """Return the options with their classes instantiated.
-
-    Raises:
-        OneShotError: if a class refuses its arguments.
-        Exception: what a user's own class raises.
-    """
-    builder = Builder()
-    parser.add_instantiator(builder, object, subclasses=True)
-    try:
-        return parser.instantiate_classes(options)
-    except (TypeError, ValueError, ArgumentError) as error:
-        raise builder.told() or told(error) from error
