@@ -409,7 +409,8 @@ def test_a_package_in_the_working_folder_is_found(
     ("old", "new"),
     [
         ("modules.HarmfulFineTuningModule", "methods.HarmfulFineTuningModule"),
-        ("selection.BilevelSelectionModule", "methods.select.BilevelSelectionModule"),
+        ("selection.PenaltySettings", "methods.select.PenaltySettings"),
+        ("judges.KeywordJudge", "evaluation.judges.KeywordJudge"),
     ],
 )
 def test_the_former_address_of_a_class_names_the_present_one(command, old: str, new: str) -> None:

@@ -150,20 +150,23 @@ def _imported(given: Given, bases: Iterable[Any], key: str) -> Any:
             raise _MistakeError(f"{given.where}{key}: unknown class '{path}'{near}.")
         module, _, name = named[0].rpartition(".")
     try:
-        holder = import_module(module)
+        holder: Any = import_module(module)
     except ModuleNotFoundError as error:
         if not f"{module}.".startswith(f"{error.name}."):
             raise
-        if module.startswith("oneshot_lit.") and (now := _moved(name)) is not None:
-            raise _MistakeError(f"{given.where}{key}: {path} is now {now}.") from None
+        holder = None
+    if hasattr(holder, name):
+        return scheduler_class(getattr(holder, name))
+    start = f"{given.where}{key}: "
+    if module.startswith("oneshot_lit.") and (now := _moved(name)) is not None:
+        raise _MistakeError(f"{start}{path} is now {now}.")
+    if holder is None:
         raise _MistakeError(
-            f"{given.where}{key}: cannot import {path}; check its spelling, and that its package "
-            "is installed or in the working folder."
-        ) from None
-    if not hasattr(holder, name):
-        near = did_you_mean(path, [f"{module}.{each}" for each in dir(holder)])
-        raise _MistakeError(f"{given.where}{key}: unknown class '{path}'{near}.")
-    return scheduler_class(getattr(holder, name))
+            f"{start}cannot import {path}; check its spelling, and that its package is installed "
+            "or in the working folder."
+        )
+    near = did_you_mean(path, [f"{module}.{each}" for each in dir(holder)])
+    raise _MistakeError(f"{start}unknown class '{path}'{near}.")
 
 
 def _moved(name: str) -> str | None:
