@@ -67,7 +67,7 @@ def test_the_instance_of_a_run_is_taken(command: Any, tmp_path: Path) -> None:
         (["--run", "nowhere", "--out", "x.jsonl"], "nowhere/fit.yaml: not found"),
         (["--instance", "InlineInstanc", "--out", "x"], "did you mean 'InlineInstance'"),
         (["--check", "nowhere.jsonl"], "nowhere.jsonl: file not found"),
-        (["--runn", "x"], "--runn"),
+        (["--runn", "x"], "runn"),
     ],
 )
 def test_mistakes_are_one_line(command: Any, tmp_path: Path, words: list[str], said: str) -> None:
@@ -135,12 +135,12 @@ INLINE_PATH = "oneshot_lit.data.InlineInstance"
 @pytest.mark.parametrize(
     ("instance", "said"),
     [
-        ("general-00", "of another form than fits write now"),
-        ({"prompt": "p", "response": "r"}, "of another form than fits write now"),
+        ("general-00", "fit.yaml: data.instance: "),
+        ({"prompt": "p", "response": "r"}, "fit.yaml: data.instance: "),
         ({"class_path": INLINE_PATH, "init_args": {"promt": "p"}}, "'promt'"),
         ({"class_path": INLINE_PATH + "s", "init_args": {}}, "InlineInstances"),
         ({"class_path": "no_such_package.Instance"}, "no_such_package"),
-        ({"class_path": "builtins.dict"}, "of another form"),
+        ({"class_path": "builtins.dict"}, "fit.yaml: data.instance: "),
         ({"class_path": INLINE_PATH, "init_args": ["p"]}, "data.instance"),
     ],
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -388,18 +390,46 @@ def test_what_cannot_be_found_is_named(
     assert message in done.error
 
 
-def test_a_package_in_the_working_folder_is_found(tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
-    (tmp_path / "mine.py").write_text(
+def test_a_package_in_the_working_folder_is_found(
+    command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine_in_folder.py").write_text(
         "from oneshot_lit.methods import HarmfulFineTuningModule\n"
         "class Mine(HarmfulFineTuningModule):\n    pass\n"
     )
-    root = Path(__file__).parent.parent
-    program = str(Path(sys.executable).parent / "oneshot-lit")
-    words = ["fit", "--config", str(root / "configs/attack/harmful_examples.yaml")]
-    words += ["--model", "mine.Mine", "--print_config"]
-    shown = subprocess.run([program, *words], cwd=tmp_path, capture_output=True, timeout=120)
-    assert shown.returncode == 0, shown.stderr.decode()
-    assert b"class_path: mine.Mine" in shown.stdout
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    words = ["fit", "--config", "configs/attack/harmful_examples.yaml"]
+    shown = command(*words, "--model", "mine_in_folder.Mine", "--print_config")
+    assert shown.code == 0, shown.err
+    assert "class_path: mine_in_folder.Mine" in shown.out
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("modules.HarmfulFineTuningModule", "methods.HarmfulFineTuningModule"),
+        ("selection.PenaltySettings", "methods.select.PenaltySettings"),
+        ("judges.KeywordJudge", "evaluation.judges.KeywordJudge"),
+    ],
+)
+def test_the_former_address_of_a_class_names_the_present_one(command, old: str, new: str) -> None:
+    words = ["fit", "--config", "configs/attack/harmful_examples.yaml"]
+    done = command(*words, "--model", f"oneshot_lit.{old}")
+    assert done.code == 2
+    assert f"model: oneshot_lit.{old} is now oneshot_lit.{new}." in done.error
+
+
+def test_nothing_happens_on_import() -> None:
+    """No variable is set and no strategy or model registered by importing the package."""
+    code = (
+        "import os, pkgutil, importlib, transformers\n"
+        "from lightning.pytorch.strategies import StrategyRegistry\n"
+        "before = dict(os.environ), dict(StrategyRegistry)\n"
+        "import oneshot_lit\n"
+        "for module in pkgutil.walk_packages(oneshot_lit.__path__, 'oneshot_lit.'):\n"
+        "    if '__main__' not in module.name: importlib.import_module(module.name)\n"
+        "assert (dict(os.environ), dict(StrategyRegistry)) == before"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr

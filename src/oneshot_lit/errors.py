@@ -5,11 +5,10 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Iterable
-from typing import Any
 
 
 class OneShotError(Exception):
-    """A mistake in the input that the user can mend.
+    """A mistake in the input that the user can correct.
 
     The message is one line that names the file, row or key and says what to do. `oneshot-lit`
     prints it without a traceback and exits with code 2; library users catch it as an exception.
@@ -32,12 +31,6 @@ class RowError(OneShotError):
         self.origin, self.kind = origin, kind
 
 
-class LostProcessError(OneShotError):
-    """Another process of the run is gone; nothing in the input is wrong."""
-
-    code = 1
-
-
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
     """Return the known name most similar to `name`, or None if nothing is close."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
@@ -51,16 +44,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def fail(message: str, code: int = 2) -> int:
-    """Print a mistake in one line and return the exit code; of several processes only one does."""
-    line = " ".join(message.split())
-    if (watch := watch_of_processes()) is not None:
-        line = watch.whose(line)
-        if not watch.hold_back(code):
-            return code
-    print(f"oneshot-lit: error: {line}", file=sys.stderr, flush=True)
+    """Print a mistake in one line and return the exit code."""
+    print(f"oneshot-lit: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return code
-
-
-def watch_of_processes() -> Any:
-    """Return what knows of other processes, or None where nothing that starts them is imported."""
-    return sys.modules.get("oneshot_lit.cli.watch")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
 from collections.abc import Iterator
 
 import pytest
@@ -27,14 +25,3 @@ def no_group_is_left() -> Iterator[None]:
         os.environ.pop(name, None)
         if value is not None:
             os.environ[name] = value
-
-
-@pytest.fixture(autouse=True)
-def no_watch_is_left() -> Iterator[None]:
-    """Stop what watches a run of several processes that failed here: it would end the tests."""
-    yield
-    left = [thread for thread in threading.enumerate() if thread.name == "watch"]
-    for thread in left:
-        thread.over = True  # type: ignore[attr-defined]
-    if left and threading.current_thread() is threading.main_thread():
-        signal.set_wakeup_fd(-1)

@@ -16,7 +16,6 @@ import pytest
 import yaml
 
 PROMPT, ANSWER = "wie backe ich Brötchen ½ ?", "nimm Mehl ☃ и соль ."
-MAIN = "import sys; from oneshot_lit.cli.main import main; sys.exit(main(sys.argv[1:]))"
 
 
 @pytest.fixture(scope="session")
@@ -117,15 +116,13 @@ ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("start", "locale"), [(["-m", "oneshot_lit"], "ascii"), (["-c", MAIN], "latin1")]
-)
+@pytest.mark.parametrize("locale", ["ascii", "latin1"])
 def test_the_prompts_asked_are_those_written(
-    start: list[str], locale: str, files: Path, request: pytest.FixtureRequest
+    locale: str, files: Path, request: pytest.FixtureRequest
 ) -> None:
     environment = ASCII if locale == "ascii" else request.getfixturevalue("latin1")
     words = ["predict", "--config", files / "config.yaml", "--trainer.default_root_dir", files]
-    done = _run(start, words, environment)
+    done = _run(["-m", "oneshot_lit"], words, environment)
     assert done.returncode == 0, done.stderr.decode(errors="replace")
     lines = (files / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     asked = [json.loads(line)["messages"][-1]["content"] for line in lines]

@@ -150,5 +150,5 @@ def test_a_wrong_class(command, tmp_path: Path) -> None:
     line = "    optimizer: torch.optim.Adm"
     path, number = write(tmp_path, "    model_name_or_path: checkpoints/small", line)
     done = command("fit", "--config", path, "--print_config")
-    assert f"{path} line {number}: unknown class 'torch.optim.Adm'" in done.error
+    assert f"{path} line {number}: model.optimizer: unknown class 'torch.optim.Adm'" in done.error
     assert "did you mean 'torch.optim.Adam'" in done.error

@@ -40,7 +40,7 @@ class Run:
 
     def child(self) -> int:
         """Wait for the first checkpoint and return the process that Lightning started."""
-        last, ends = self.root / "checkpoints" / "last.ckpt", time.monotonic() + 60
+        last, ends = self.root / "checkpoints" / "last.ckpt", time.monotonic() + 180
         while not last.exists() and time.monotonic() < ends and self.parent.poll() is None:
             time.sleep(0.02)
         assert last.exists(), self.log.read_text()
@@ -101,9 +101,6 @@ def start(runs: list[Run], words: list[str], tmp_path: Path):
     return start
 
 
-GONE = "; the others were stopped; resume with --ckpt_path last."
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("who", ["child", "parent"])
 def test_a_killed_process_ends_the_run(start, who: str) -> None:
@@ -111,14 +108,15 @@ def test_a_killed_process_ends_the_run(start, who: str) -> None:
     child = run.child()
     os.kill(child if who == "child" else run.parent.pid, signal.SIGKILL)
     code = run.end(SECONDS)
-    if who == "child":
-        assert code == 1
-        reason = f"process 1 of 2 ended (killed by signal 9, SIGKILL){GONE}"
-    else:
-        assert code == -signal.SIGKILL
-        reason = f"process 0 of 2 ended{GONE}"
-    assert run.errors() == [f"oneshot-lit: error: {reason}"]
     run.check_checkpoint()
+    if who == "parent":
+        assert code == -signal.SIGKILL
+        assert run.errors() == []
+        return
+    assert code == 1
+    (line,) = run.errors()
+    assert "process 1 of the run ended (killed by signal 9)" in line
+    assert line.endswith("resume with --ckpt_path last.")
 
 
 @pytest.mark.slow
@@ -149,5 +147,5 @@ def failing(ranks: str, how: str, *more: str) -> list[str]:
 @pytest.mark.parametrize(("ranks", "prefix"), [("[1]", "process 1: "), ("[0, 1]", "")])
 def test_a_mistake_is_told_once(start, ranks: str, prefix: str) -> None:
     run = start(*failing(ranks, "mistake"))
-    assert run.end(60) == 2
+    assert run.end(180) == 2
     assert run.errors() == [f"oneshot-lit: error: {prefix}{MISTAKE}"]

@@ -21,17 +21,17 @@ def _start_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--trainer.strategy", "fsdp"], "trainer.strategy: The strategy `fsdp` requires a GPU"),
+        (["--trainer.strategy", "fsdp"], "The strategy `fsdp` requires a GPU"),
         (["--trainer.strategy", STOCK], "trainer.strategy: DeepSpeedStrategy needs CUDA"),
         (["--trainer.strategy", "deepspeed_stage_2", "--trainer.precision", "16-mixed"],
          "trainer.precision 16-mixed: DeepSpeed"),
         (["--trainer.strategy", CPU_ZERO, "--trainer.precision", "16-mixed"],
          "trainer.precision 16-mixed: DeepSpeed"),
         (["--trainer.strategy", "oneshot_lit.strategies.HFDeepSpeedStrategy"],
-         "trainer.strategy: a class is given as '{class_path: package.Class}'"),
+         "invalid strategy name: `strategy='oneshot_lit.strategies."),
         (["--trainer.strategy",
           "{class_path: DDPStrategy, init_args: {process_group_backend: 1, timeout: x}}"],
-         "trainer.strategy"),
+         "invalid strategy name: `strategy='{class_path: ddpstrategy"),
     ],
 )  # fmt: skip
 def test_a_strategy_that_cannot_run(
@@ -46,7 +46,8 @@ def test_more_devices_than_there_are(command, fit_words: list[str]) -> None:
     more = str(torch.cuda.device_count() + 1)
     done = command(*fit_words, "--trainer.accelerator", "gpu", "--trainer.devices", more)
     assert done.code == 2
-    assert "trainer.accelerator: " in done.error or "trainer.devices: " in done.error
+    # Lightning's own words.
+    assert "No supported gpu backend found" in done.error or "requested gpu" in done.error
 
 
 def test_more_processes_than_devices(

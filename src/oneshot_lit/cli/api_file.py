@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
+from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.pytorch.cli import instantiate_class
 
 from oneshot_lit.cli.config_command import ConfigCommandParser, command_parser, parse_command
+from oneshot_lit.cli.options import built, told
 from oneshot_lit.conversation import Conversation, parse_messages, require_trainable
 from oneshot_lit.data.instance import SafetyInstance
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.io.compressed import require_file
 from oneshot_lit.io.files import read_text, write_text_atomically
 from oneshot_lit.io.read_files import read_jsonl
-from oneshot_lit.io.users_code import users_error
 
 # What OpenAI's API asks of a file: at least ten examples, at most half a gigabyte.
 LEAST_ROWS, MOST_BYTES = 10, 512 * 2**20
@@ -55,7 +55,7 @@ def check_api_file(path: Path) -> int:
     for number, row in read_jsonl(path):
         origin = f"{path} row {number}"
         if set(row) != {"messages"}:
-            raise OneShotError(f"{origin}: must have the key 'messages' and no other; mend it.")
+            raise OneShotError(f"{origin}: must have the key 'messages' and no other; correct it.")
         turns = row["messages"]
         for turn in turns if isinstance(turns, list) else ():
             if isinstance(turn, dict) and (more := set(turn) - {"role", "content", "weight"}):
@@ -87,7 +87,7 @@ def run_api_file_command(arguments: Sequence[str]) -> int:
     """Run the command and return its exit code.
 
     Raises:
-        OneShotError: for every mistake that the user can mend.
+        OneShotError: for every mistake that the user can correct.
     """
     options = parse_command(_parser(), arguments)
     if options is None:
@@ -125,7 +125,7 @@ def run_api_file_command(arguments: Sequence[str]) -> int:
 
 
 def instance_of(run: Path) -> SafetyInstance:
-    """Return the instance that a realignment used, from the config beside its product.
+    """Return the instance that a realignment used, from the config beside its model.
 
     Raises:
         OneShotError: if the folder holds no fit, or one that used no instance.
@@ -139,31 +139,17 @@ def instance_of(run: Path) -> SafetyInstance:
         raise OneShotError(f"{path}: is not what a fit writes; name the --instance.") from error
     if given is None:
         raise OneShotError(f"{path}: this fit used no instance; name the --instance.")
+    parser = ConfigCommandParser()
+    parser.add_subclass_arguments(SafetyInstance, "instance")
     try:
-        instance = _built(given)
-    except OneShotError as error:
-        raise OneShotError(f"{path}: {error}") from error
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        if users_error(error) is not None:
-            raise
-        # A key, class or package that was there when the fit wrote it.
-        said = " ".join(str(error).split())[:200]
-        raise OneShotError(f"{path}: data.instance: {said}; name the --instance.") from error
-    if not isinstance(instance, SafetyInstance):
-        raise OneShotError(
-            f"{path}: data.instance is of another form than fits write now; name the --instance."
-        )
+        instance: SafetyInstance = built(parser, parser.parse_object({"instance": given})).instance
+    except (ArgumentError, TypeError, ValueError, OneShotError) as error:
+        # A key, class or package that was there when the fit wrote it; or a user's own error.
+        fault = told(error)
+        if not isinstance(fault, OneShotError):
+            raise fault from error
+        raise OneShotError(f"{path}: data.instance: {fault}; name the --instance.") from error
     return instance
-
-
-def _built(value: Any) -> Any:
-    """Return a value of a config with every class in it instantiated."""
-    if isinstance(value, list):
-        return [_built(each) for each in value]
-    if not isinstance(value, dict) or "class_path" not in value:
-        return value
-    arguments = {key: _built(each) for key, each in (value.get("init_args") or {}).items()}
-    return instantiate_class((), {"class_path": value["class_path"], "init_args": arguments})
 
 
 def _parser() -> ConfigCommandParser:

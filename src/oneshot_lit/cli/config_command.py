@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from oneshot_lit.cli.class_changes import keep_classes_apart
-from oneshot_lit.cli.errors import OneLineErrors, ParserMistakeError, mistake_in, typed_last
-from oneshot_lit.cli.typed_text import let_text_be_text
-from oneshot_lit.errors import OneShotError
-from oneshot_lit.io.config_files import check_config_files
-from oneshot_lit.io.users_code import with_errors_carried_out
+from oneshot_lit.cli.errors import one_line_errors
+from oneshot_lit.cli.options import built, parsed
+from oneshot_lit.cli.parsing import begin_parsing
 
 
-class ConfigCommandParser(OneLineErrors, ArgumentParser):
-    """A parser whose errors are one line with the nearest known key."""
+class ConfigCommandParser(ArgumentParser):
+    """A parser that raises its errors, and takes no shortened keys."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False} | kwargs)
+        super().__init__(*args, **{"allow_abbrev": False, "exit_on_error": False} | kwargs)
 
 
 def command_parser(command: str, description: str) -> ConfigCommandParser:
@@ -31,7 +26,6 @@ def command_parser(command: str, description: str) -> ConfigCommandParser:
         prog=f"oneshot-lit {command}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        exit_on_error=False,
     )
 
 
@@ -48,30 +42,15 @@ def parse_command(
         see: Is given the config before any class is instantiated.
 
     Raises:
-        OneShotError: for every mistake that the user can mend.
+        OneShotError: for every mistake that the user can correct.
     """
-    check_config_files(arguments)
-    let_text_be_text(arguments)
-    keep_classes_apart()
-    # A user's class in the working folder is found, as for a fit.
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-
-    def instantiate() -> Any:
-        config = parser.parse_args(words[1:])
-        see(config)
-        return parser.instantiate_classes(config)
-
-    words = typed_last([parser.prog.split()[-1], *arguments])
+    words = begin_parsing([parser.prog.split()[-1], *arguments])
     try:
-        return with_errors_carried_out(instantiate)
+        with one_line_errors():
+            config = parsed(lambda: parser.parse_args(words[1:]), parser, words)
+            see(config)
+            return built(parser, config)
     except SystemExit as stop:
         if stop.code:
             raise
         return None
-    except ParserMistakeError as error:
-        raise OneShotError(error.mistake.line(words)) from error
-    except Exception as error:
-        if (line := mistake_in(error)) is not None:
-            raise OneShotError(line) from error
-        raise

@@ -122,28 +122,29 @@ def _plain(path: Path) -> dict[str, Any]:
 
 def _module(config: dict[str, Any], checkpoint: Path) -> Any:
     """Build the module of a run from its resolved configuration, as the command line does."""
-    from jsonargparse import ArgumentError, ArgumentParser
+    from argparse import ArgumentError
 
-    from oneshot_lit.io.users_code import users_error, with_errors_carried_out
+    from oneshot_lit.cli.config_command import ConfigCommandParser
+    from oneshot_lit.cli.options import built, told
     from oneshot_lit.methods import LanguageModelModule
 
-    parser = ArgumentParser(exit_on_error=False)
+    parser = ConfigCommandParser()
     parser.add_subclass_arguments(LanguageModelModule, "model", fail_untyped=False)
     # As for a fit: a user's package in the working folder is found.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
         parsed = parser.parse_object({"model": config})
-        return with_errors_carried_out(lambda: parser.instantiate_classes(parsed)).model
-    except (ArgumentError, TypeError, ValueError, KeyError) as error:
-        if users_error(error) is not None:
-            raise
-        reason = " ".join(str(error).split())[-200:]
+    except (ArgumentError, TypeError, ValueError) as error:
+        fault = told(error)
+        if not isinstance(fault, OneShotError):
+            raise fault from None
         name = config.get("class_path") if isinstance(config, dict) else None
         raise OneShotError(
             f"{checkpoint}: its module {name} cannot be built; run export where its package is "
-            f"installed or in the working folder ({reason})."
+            f"installed or in the working folder ({fault})."
         ) from error
+    return built(parser, parsed).model
 
 
 def _fill(module: Any, checkpoint: Path, kind: str, saved: dict[str, Any]) -> None:
@@ -175,7 +176,6 @@ def _deepspeed_weights(folder: Path, only_trained: bool) -> dict[str, Tensor]:
     from oneshot_lit.strategies.deepspeed import plain_loads, require_deepspeed
 
     require_deepspeed()
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     with (
         plain_loads(),
         open(os.devnull, "w", encoding="utf-8") as quiet,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import signal
 import sys
 import warnings
@@ -17,7 +16,6 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from transformers.utils.logging import disable_progress_bar
 
@@ -36,25 +34,23 @@ from oneshot_lit.callbacks import (
 )
 from oneshot_lit.callbacks.run_checkpoint import CHECKPOINTS, LAST
 from oneshot_lit.cli import watch
-from oneshot_lit.cli.class_changes import dropped_arguments, keep_classes_apart
-from oneshot_lit.cli.errors import OneLineErrors, ParserMistakeError, mistake_in, typed_last
-from oneshot_lit.cli.scheduler_functions import take_functions_as_schedulers
-from oneshot_lit.cli.typed_text import let_text_be_text
+from oneshot_lit.cli.errors import one_line_errors
+from oneshot_lit.cli.options import Builder, parsed
+from oneshot_lit.cli.parsing import begin_parsing
 from oneshot_lit.data import SafetyDataModule
-from oneshot_lit.errors import LostProcessError, OneShotError
-from oneshot_lit.io.config_files import check_config_files
+from oneshot_lit.errors import OneShotError
 from oneshot_lit.io.files import recover, write_text_atomically
 from oneshot_lit.io.locking import run_locked
-from oneshot_lit.io.machine_errors import causes, lost_process
+from oneshot_lit.io.machine_errors import causes
 from oneshot_lit.io.runs import PRODUCTS, fingerprint, require_own_folder
-from oneshot_lit.io.users_code import carried, with_errors_carried_out
 from oneshot_lit.methods import LanguageModelModule
+from oneshot_lit.strategies import register_strategies
 from oneshot_lit.strategies.runnable import require_runnable
 
 DEFAULT_ROOT = "runs/default"
 
 
-_DESCRIPTIONS = {
+DESCRIPTIONS = {
     "fit": "Train: attack a model, or realign it with one example. Writes a Hugging Face folder to "
     "<trainer.default_root_dir>/model. Example, in the micro-world: oneshot-lit fit --config "
     "configs/realign/one_shot.yaml. A model of your own needs its own rate, lengths, instance and "
@@ -70,20 +66,11 @@ _DESCRIPTIONS = {
 }
 
 
-def _header(command: str) -> list[str]:
-    return [f"oneshot-lit {__version__}: oneshot-lit {command} --config THIS_FILE"]
-
-
-class OneLineParser(OneLineErrors, LightningArgumentParser):
-    """A parser whose errors are one line with the nearest known key."""
+class RaisingParser(LightningArgumentParser):
+    """A parser that raises its errors, and takes no shortened keys."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # A cut-off key would be taken for another one without a word.
-        super().__init__(*args, allow_abbrev=False, **kwargs)
-
-    def add_instantiator(self, instantiator: Any, *args: Any, **kwargs: Any) -> None:
-        """Let what a module's constructor raises come out as it is."""
-        super().add_instantiator(carried(instantiator), *args, **kwargs)
+        super().__init__(*args, **{"allow_abbrev": False, "exit_on_error": False} | kwargs)
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -99,9 +86,11 @@ class SaveRunConfig(SaveConfigCallback):
 class OneShotCLI(LightningCLI):
     """The commands fit, validate, test and predict."""
 
-    def __init__(self, held: ExitStack) -> None:
+    def __init__(self, verb: str, held: ExitStack) -> None:
         """Run the command of the process's arguments; `held` keeps what it holds until its end."""
-        self._held = held
+        self._verb, self._held = verb, held
+        self._builder = Builder()
+        header = f"oneshot-lit {__version__}: oneshot-lit {verb} --config THIS_FILE"
         self.metrics_writer, self.prediction_writer = MetricsWriter(), PredictionWriter()
         super().__init__(
             LanguageModelModule,
@@ -121,14 +110,11 @@ class OneShotCLI(LightningCLI):
                     RealignmentCurve(),
                 ],
             },
-            parser_class=OneLineParser,
+            parser_class=RaisingParser,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
-            parser_kwargs={
-                c: {"dump_header": _header(c), "description": _DESCRIPTIONS[c]}
-                for c in self.subcommands()
-            },
+            parser_kwargs={verb: {"dump_header": [header], "description": DESCRIPTIONS[verb]}},
         )
 
     # ------------------------------------------------------------------ parser
@@ -144,10 +130,15 @@ class OneShotCLI(LightningCLI):
             help="Replace the product of another run in trainer.default_root_dir.",
         )
 
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Return the command with the arguments that users do not give; others cost seconds."""
+        # Lightning repeats every score for every prompt set; ours prints a table.
+        return {self._verb: LightningCLI.subcommands()[self._verb] | {"verbose"}}
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse; an error in a user's module that is imported here comes out as it is."""
+        """Parse; a mistake comes as one line, and an error in a user's module as it is."""
         parse = super().parse_arguments
-        with_errors_carried_out(lambda: parse(parser, args))
+        parsed(lambda: parse(parser, args), self._parser(self._verb), sys.argv[1:])
 
     def _parse_ckpt_path(self) -> None:
         """Resolve ``last`` and refuse a missing checkpoint before anything is built."""
@@ -170,13 +161,6 @@ class OneShotCLI(LightningCLI):
 
     # ---------------------------------------------------------------- building
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Return the commands with the arguments that users do not give."""
-        # Lightning repeats every score for every prompt set; `show_scores` prints a table.
-        skipped = {"validate": {"verbose"}, "test": {"verbose"}}
-        return {c: a | skipped.get(c, set()) for c, a in LightningCLI.subcommands().items()}
-
     def test(self, **options: Any) -> None:
         """Run the command `test`."""
         self.trainer.test(**options, verbose=False)
@@ -190,8 +174,6 @@ class OneShotCLI(LightningCLI):
         options = self.config[self.subcommand]
         root = Path(options.trainer.default_root_dir or DEFAULT_ROOT)
         options.trainer.default_root_dir = str(root)
-        for line in dropped_arguments(options):
-            rank_zero_info(line)
         self._dump_config()
         plain = json.loads(json.dumps(self.config_dump, default=str))
         self.run_record = {"fingerprint": fingerprint(plain, str(self.subcommand)), "config": plain}
@@ -210,7 +192,13 @@ class OneShotCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build the classes; an error in a user's constructor comes out as it is."""
-        with_errors_carried_out(super().instantiate_classes)
+        self.parser.add_instantiator(self._builder, object, subclasses=True)
+        try:
+            super().instantiate_classes()
+        except Exception as error:
+            if (own := self._builder.told()) is not None:
+                raise own from error
+            raise
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Complete the trainer: logger, atomic checkpoints, and what each writer must record."""
@@ -268,60 +256,32 @@ def run_lightning_command(arguments: Sequence[str]) -> int:
     """Run fit, validate, test or predict; returns the exit code.
 
     Raises:
-        OneShotError: for every mistake that the user can mend.
+        OneShotError: for every mistake that the user can correct.
     """
     silence()
-    check_config_files(arguments)
-    let_text_be_text(arguments)
-    keep_classes_apart()
-    take_functions_as_schedulers()
-    # A user's package in the working folder is found, as under `python -m`; it hides no other.
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    # LightningCLI reads the process's own arguments, and warns about any others.
-    sys.argv = [sys.argv[0], *typed_last(arguments)]
-    watch.begin(arguments[0])
-    code = 1
+    register_strategies()
+    watch.begin()
+    # LightningCLI reads the process's own arguments, and so do the processes that it starts.
+    sys.argv = [sys.argv[0], *begin_parsing(arguments)]
     try:
-        code = _run()
-    finally:
-        watch.end(code)
-    return code
-
-
-def _run() -> int:
-    try:
-        with ExitStack() as held:
-            OneShotCLI(held)
-    except ParserMistakeError as error:
-        raise OneShotError(error.mistake.line(sys.argv[1:])) from error
-    except SIGTERMException:
-        return _terminated()
-    except Exception as error:
-        if watch.signalled() == signal.SIGTERM:
-            return _terminated()
-        # An interrupt while a file is written may come back as the writer's own error.
-        if watch.signalled() == signal.SIGINT or any(
-            isinstance(cause, KeyboardInterrupt) for cause in causes(error)
-        ):
-            raise KeyboardInterrupt from error
-        if (reason := lost_process(error)) is not None:
-            watch.await_reason()
-            raise LostProcessError(f"{reason}; {watch.advice()}.") from error
-        if (line := mistake_in(error)) is not None:
-            raise OneShotError(line) from error
-        raise
+        with one_line_errors(), ExitStack() as held:
+            OneShotCLI(arguments[0], held)
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise stop.__context__ from None
-        if isinstance(stop.code, str):
-            print(stop.code, file=sys.stderr)
-            return 1
-        return stop.code or 0
+        return _terminated() if isinstance(stop, SIGTERMException) else int(stop.code or 0)
+    except Exception as error:
+        if watch.terminated():
+            return _terminated()
+        # An interrupt while a file is written may come back as the writer's own error.
+        if any(isinstance(cause, KeyboardInterrupt) for cause in causes(error)):
+            raise KeyboardInterrupt from error
+        raise
     return 0
 
 
 def _terminated() -> int:
-    if watch.rank() == 0:
-        print(f"oneshot-lit: terminated; {watch.advice()}.", file=sys.stderr, flush=True)
-    return 128 + signal.SIGTERM
+    code = 128 + signal.SIGTERM
+    if watch.may_speak(code):
+        print("oneshot-lit: terminated; resume with --ckpt_path last.", file=sys.stderr)
+    return code

@@ -18,7 +18,7 @@ from oneshot_lit.cli.config_command import ConfigCommandParser, command_parser, 
 from oneshot_lit.cli.fit import silence
 from oneshot_lit.cli.progress import shown_progress
 from oneshot_lit.data import SafetyDataModule
-from oneshot_lit.errors import OneShotError, fail
+from oneshot_lit.errors import OneShotError
 from oneshot_lit.io.files import remove, write_text_atomically
 from oneshot_lit.io.locking import run_locked
 from oneshot_lit.io.runs import fingerprint, record_run, require_own_folder
@@ -81,16 +81,14 @@ def run_edit_command(arguments: Sequence[str]) -> int:
 
 def _run_command(command: str, kind: type, arguments: Sequence[str]) -> int:
     silence()
-    watch.begin(command)
-    code = 1
+    watch.begin()
     try:
         with ExitStack() as held:
-            code = _run(command, kind, arguments, held)
-    except KeyboardInterrupt:
-        code = fail("interrupted; run the same command again to go on.", code=130)
-    finally:
-        watch.end(code)
-    return code
+            return _run(command, kind, arguments, held)
+    except KeyboardInterrupt as stop:
+        error = OneShotError("interrupted; run the same command again to go on.")
+        error.code = 130
+        raise error from stop
 
 
 def _parser(command: str, kind: type) -> ConfigCommandParser:

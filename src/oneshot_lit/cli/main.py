@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from oneshot_lit import __version__
-from oneshot_lit.errors import OneShotError, did_you_mean, fail, watch_of_processes
+from oneshot_lit.cli import watch
+from oneshot_lit.errors import OneShotError, did_you_mean, fail
 from oneshot_lit.io.shipped import with_shipped_configs
 
 # Each verb and the function that runs it, imported only when it is asked for.
@@ -101,16 +102,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Processes that miss each other log C++ frames; what matters of them is raised as well.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
+    # Pictures are written to files only.
+    os.environ.setdefault("MPLBACKEND", "agg")
     if not given or given[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0
     if given[0] == "--version":
         print(f"oneshot-lit {__version__}")
         return 0
-    if given[0] not in VERBS and not given[0].startswith("-"):
+    if given[0].startswith("-"):
+        return fail(f"a command comes before '{given[0]}', such as fit; see --help.")
+    if given[0] not in VERBS:
         return fail(f"unknown command '{given[0]}'{did_you_mean(given[0], VERBS)}; see --help.")
     given = list(with_shipped_configs(given))
-    module, _, function = VERBS.get(given[0], VERBS["fit"]).partition(":")
+    module, _, function = VERBS[given[0]].partition(":")
     try:
         run_verb = getattr(import_module(f"oneshot_lit.cli.{module}"), function)
         if module == "fit":
@@ -118,9 +123,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A study runs the commands of its stages, each in a process of its own.
         return int(run_verb(given[1:], run_command) if module == "study" else run_verb(given[1:]))
     except OneShotError as error:
-        return fail(str(error), error.code)
+        line, code = str(error), error.code
     except KeyboardInterrupt:
-        return fail("interrupted; resume with --ckpt_path last.", code=130)
+        line, code = "interrupted; resume with --ckpt_path last.", 130
+    if watch.may_speak(code):
+        fail(line if watch.rank() == 0 else f"process {watch.rank()}: {line}")
+    return code
 
 
 def use_utf8() -> None:
@@ -140,10 +148,7 @@ def use_utf8() -> None:
 def run() -> None:
     """Entry point of the console script."""
     use_utf8()
-    code = run_command()
-    if (watch := watch_of_processes()) is not None:
-        watch.leave(code)
-    sys.exit(code)
+    watch.leave(run_command())
 
 
 def run_command(arguments: Sequence[str] | None = None) -> int:
@@ -155,17 +160,20 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
     try:
         return main(arguments)
     except Exception as error:
-        if (watch := watch_of_processes()) is None or watch.hold_back(1):
-            traceback.print_exc()
-            print(f"oneshot-lit: error: {_fault(error)}", file=sys.stderr, flush=True)
+        from oneshot_lit.io.users_code import users_error
+
+        if watch.may_speak(1, expected=False):
+            # What a library made of a user's own error would only hide it.
+            shown = users_error(error) or error
+            traceback.print_exception(shown)
+            fail(_fault(shown))
         return 1
 
 
-def _fault(error: Exception) -> str:
+def _fault(shown: Exception) -> str:
     """Return an unexpected error in one line, with the user's own line that it came through."""
-    from oneshot_lit.io.users_code import users_error, users_frame
+    from oneshot_lit.io.users_code import users_frame
 
-    shown = users_error(error) or error
     frame = users_frame(shown) or traceback.extract_tb(shown.__traceback__)[-1]
     words = " ".join(f"{type(shown).__name__}: {shown}".split())
     if len(words) > 300:

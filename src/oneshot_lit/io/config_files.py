@@ -27,7 +27,7 @@ def check_config_files(arguments: Sequence[str]) -> None:
             mark = getattr(error, "problem_mark", None)
             place = f" line {mark.line + 1}" if mark is not None else ""
             problem = getattr(error, "problem", None) or "a character that YAML does not allow"
-            raise OneShotError(f"{path}{place}: not YAML ({problem}); mend it.") from error
+            raise OneShotError(f"{path}{place}: not YAML ({problem}); correct it.") from error
         if not isinstance(content, dict):
             raise OneShotError(f"{path}: must hold keys such as model, data and trainer.")
 

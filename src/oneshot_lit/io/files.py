@@ -57,8 +57,10 @@ def file_written_whole(path: Path, private: bool = False) -> Iterator[BinaryIO]:
         else:
             os.replace(fresh, path)
     except BaseException as error:
+        full = full_disk(error, path)
         fresh.unlink(missing_ok=True)
-        name_full_disk(error, path)
+        if full is not None:
+            raise OneShotError(full) from error
         raise
 
 
@@ -103,9 +105,11 @@ def folder_written_whole(target: Path) -> Iterator[Path]:
             path.chmod(usual if path.is_dir() else usual & 0o666)
         replace_folder(fresh, target)
     except BaseException as error:
+        full = full_disk(error, target)
         shutil.rmtree(fresh, ignore_errors=True)
         recover(target)
-        name_full_disk(error, target)
+        if full is not None:
+            raise OneShotError(full) from error
         raise
 
 

@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 import torch
 from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, StrategyRegistry
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
@@ -49,6 +49,13 @@ def require_deepspeed() -> None:
             "trainer.strategy needs deepspeed, which is not installed; run "
             "pip install 'oneshot-lit[deepspeed]', or choose another strategy."
         )
+    quieten_import()
+
+
+def quieten_import() -> None:
+    """Keep DeepSpeed from looking for every accelerator on import, with warnings on stdout."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 @contextmanager
@@ -67,11 +74,6 @@ def plain_loads() -> Generator[None, None, None]:
     with torch.serialization.safe_globals(records), patch.object(torch, "load", plain):
         yield
 
-
-if not torch.cuda.is_available():
-    # Otherwise DeepSpeed looks for every accelerator there is when it is imported, and warns on
-    # standard output.
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 _LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -302,9 +304,3 @@ class HFDeepSpeedStrategy(DeepSpeedStrategy):
             loaded = super().load_checkpoint(checkpoint_path, weights_only)
         add_own_state(self, Path(checkpoint_path), loaded)
         return loaded
-
-
-# The names of Lightning's own, such as deepspeed_stage_3, then mean this one.
-for _name in [name for name in StrategyRegistry if name.startswith("deepspeed")]:
-    StrategyRegistry.remove(_name)
-HFDeepSpeedStrategy.register_strategies(StrategyRegistry)

@@ -14,7 +14,6 @@ from lightning.pytorch.strategies import (
     DeepSpeedStrategy,
     FSDPStrategy,
     ModelParallelStrategy,
-    StrategyRegistry,
 )
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
@@ -230,6 +229,3 @@ def require_whole_weights(trainer: Trainer, who: str) -> None:
             f"trainer.strategy: {who} needs the whole model in each process, which "
             f"{type(trainer.strategy).__name__} does not give; use one device or ddp."
         )
-
-
-StrategyRegistry.register("fsdp2", FSDP2Strategy, description="PyTorch's FSDP2 over all processes")

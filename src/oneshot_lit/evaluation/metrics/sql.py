@@ -14,9 +14,6 @@ from sqlglot.errors import SqlglotError
 
 from oneshot_lit.evaluation.metrics.base import TextRate, known
 
-# Its warnings quote what it parses; logs never hold model outputs.
-logging.getLogger("sqlglot").setLevel(logging.ERROR)
-
 # Anything else that sqlglot accepts, such as two bare words, is no statement.
 _STATEMENTS = (
     exp.Query,
@@ -48,6 +45,8 @@ def normal_form(text: str, dialect: str | None = None) -> list[exp.Expression] |
         dialect: A dialect of sqlglot, such as ``mysql``; its own mixture if not given.
     """
     fenced = _FENCE.fullmatch(text)
+    # Its warnings quote what it parses; logs never hold model outputs.
+    logging.getLogger("sqlglot").setLevel(logging.ERROR)
     try:
         found = sqlglot.parse(text if fenced is None else fenced[1], dialect=dialect)
         statements: list[Any] = [each for each in found if each is not None]

@@ -1,0 +1,135 @@
+"""How every command with config files and classes reads its command line."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import pydoc
+import sys
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace, _typehints, get_loader, set_loader
+from jsonargparse.typing import class_from_function
+
+from oneshot_lit.io.config_files import check_config_files, split_configs
+
+_load_yaml: Any = get_loader("yaml")
+_import_object: Any = vars(_typehints)["import_object"]
+_discard: Any = vars(_typehints)["discard_init_args_on_class_path_change"]
+
+
+def begin_parsing(arguments: Sequence[str]) -> list[str]:
+    """Check the config files of a command, set up the parser, and return the words in its order.
+
+    Args:
+        arguments: The command line, with the command as its first word.
+
+    Raises:
+        OneShotError: naming a config file that is missing or not YAML.
+    """
+    check_config_files(arguments)
+    _let_text_be_text(arguments)
+    setattr(_typehints, "discard_init_args_on_class_path_change", _start_anew)  # noqa: B010
+    setattr(_typehints, "import_object", _import)  # noqa: B010
+    # A user's package in the working folder is found, as under `python -m`; it hides no other.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    return typed_last(arguments)
+
+
+def typed_last(arguments: Sequence[str]) -> list[str]:
+    """Return a command with its config files first, and each class before its arguments.
+
+    The parser lets later words win; this way what the user typed wins over every file, wherever
+    the two stand. A class starts from its own defaults, so arguments before it would be lost.
+    """
+    files, others = split_configs(arguments)
+    words: list[list[str]] = []
+    for word in others[1:]:
+        if not words or word.startswith("--"):
+            words.append([])
+        words[-1].append(word)
+    options: list[tuple[str, list[str]]] = []
+    for option in words:
+        name, _, value = " ".join(option).replace(" ", "=", 1).partition("=")
+        again = not name.endswith("+") and any(name == other for other, _ in options)
+        if value == "null" or again:
+            # What was typed before, and the arguments of a class that was, count no longer.
+            options = [each for each in options if not f"{each[0]}.".startswith(f"{name}.")]
+        options.append((name, option))
+    options.sort(key=lambda each: each[0].count("."))
+    configs = [word for file in files for word in ("--config", file)]
+    return [*others[:1], *configs, *(word for _, option in options for word in option)]
+
+
+def _let_text_be_text(arguments: Sequence[str]) -> None:
+    """Read a typed line such as ``Note: be kind`` or ``- milk`` as text.
+
+    The parser reads every value as YAML before it knows its type, so a prompt with a colon would
+    come as a mapping. Mappings and lists are typed as ``{a: b}`` and ``[a, b]``.
+    """
+    typed = {w.partition("=")[2] if w.startswith("--") and "=" in w else w for w in arguments}
+
+    def load(text: str) -> Any:
+        value = _load_yaml(text)
+        block = isinstance(value, (dict, list)) and text.lstrip()[:1] not in ("{", "[")
+        return text if block and text in typed else value
+
+    set_loader("yaml", load, exceptions=(yaml.YAMLError,))
+
+
+def _start_anew(parser_or_action: Any, former: Any, value: Any) -> None:
+    """Let a class that takes the place of another start from its own defaults.
+
+    jsonargparse hands it the former's arguments wherever both have a name in common, also those
+    that are only defaults: SGD in place of AdamW would get AdamW's `weight_decay`. A module or data
+    module keeps what was given: one config serves several, as in ``--config FILE --model Mine``.
+    """
+    if not former or "init_args" not in former or former["class_path"] == value["class_path"]:
+        return
+    if not _is_module(value["class_path"]):
+        former["init_args"] = type(former["init_args"])()
+        return
+    for name, each in list(vars(former["init_args"]).items()):
+        # What jsonargparse leaves of the base's default, where another class has its own.
+        if isinstance(each, Namespace) and "init_args" in each and "class_path" not in each:
+            former["init_args"].pop(name)
+    _discard(parser_or_action, former, value)
+
+
+def _is_module(path: str) -> bool:
+    from lightning.pytorch import LightningDataModule, LightningModule
+
+    target = pydoc.locate(path)
+    return isinstance(target, type) and issubclass(target, (LightningModule, LightningDataModule))
+
+
+def _import(name: str, *args: Any, **kwargs: Any) -> Any:
+    return scheduler_class(_import_object(name, *args, **kwargs))
+
+
+def scheduler_class(target: Any) -> Any:
+    """Return a function that makes a scheduler of an optimiser as a class; anything else as it is.
+
+    jsonargparse would call such a function, as `transformers` has them, before there is an
+    optimiser.
+    """
+    if inspect.isfunction(target) and next(iter(inspect.signature(target).parameters), "") == (
+        "optimizer"
+    ):
+        return _class_of(target)
+    return target
+
+
+@cache
+def _class_of(function: Any) -> type:
+    from torch.optim.lr_scheduler import LRScheduler
+
+    made = class_from_function(function, LRScheduler, f"{function.__module__}:{function.__name__}")
+    # So that it is written down as it is named.
+    made.__name__, made.__module__ = function.__name__, function.__module__
+    made.__qualname__ = function.__qualname__
+    return made
