@@ -18,27 +18,22 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from oneshot_lit.conversation import Conversation
-from oneshot_lit.data.chat import (
-    ChatOptions,
-    SystemTurn,
-    check_tokenizer,
-    end_of_turn_warning,
-    set_chat_options,
-    stop_token_ids,
-)
+from oneshot_lit.data.chat import check_tokenizer
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.metrics.base import TextScore
-from oneshot_lit.io.compressed import require_file
 from oneshot_lit.io.files import read_text
+from oneshot_lit.io.read_files import require_file
 from oneshot_lit.io.shipped import or_shipped
 from oneshot_lit.methods.optimizers import built, schedule
 from oneshot_lit.methods.scoring import PromptScoring
 from oneshot_lit.models import loading
 from oneshot_lit.models.building import ModelBuilding
+from oneshot_lit.models.chat_format import ChatOptions, SystemTurn, set_chat_options
 from oneshot_lit.models.context import embedding_rows, read_config, read_context_length
 from oneshot_lit.models.generation import Decoding
 from oneshot_lit.models.loss import IGNORE_INDEX, next_token_loss
 from oneshot_lit.models.rounding import check_rounding
+from oneshot_lit.models.stop_tokens import end_of_turn_warning, stop_token_ids
 from oneshot_lit.models.weight_files import is_local
 from oneshot_lit.strategies.folders import own_state
 from oneshot_lit.strategies.gradients import is_boundary, total_norm
@@ -362,7 +357,7 @@ class LanguageModelModule(PromptScoring, ModelBuilding, LightningModule):
         if self.decoding.backend == "vllm":
             raise OneShotError(
                 "--ckpt_path: vLLM reads no checkpoint; give the product's folder in "
-                "model.model_name_or_path, or choose model.decoding.backend auto."
+                "model.model_name_or_path, or choose model.decoding.backend transformers."
             )
         self._random_states = checkpoint.get("random_states")
         if self.trainer.state.fn == TrainerFn.FITTING and "loops" in checkpoint:
