@@ -79,8 +79,13 @@ class Edited(ConversationSource):
     ) -> None:
         super().__init__(**kwargs)
         self.source = source
-        self.system, self.prefix, self.suffix = system, prefix, suffix
-        self.answer, self.answer_prefix = answer, answer_prefix
+        self.edits: dict[str, Any] = {
+            "system": system,
+            "prefix": prefix,
+            "suffix": suffix,
+            "answer": answer,
+            "answer_prefix": answer_prefix,
+        }
 
     @property
     def parts(self) -> Sequence[ConversationSource]:
@@ -93,17 +98,7 @@ class Edited(ConversationSource):
 
     def rows(self) -> list[Conversation]:
         """Load the inner source and edit every row."""
-        return [
-            edited(
-                row,
-                system=self.system,
-                prefix=self.prefix,
-                suffix=self.suffix,
-                answer=self.answer,
-                answer_prefix=self.answer_prefix,
-            )
-            for row in self.source.load()
-        ]
+        return [edited(row, **self.edits) for row in self.source.load()]
 
 
 class Backdoor(ConversationSource):
