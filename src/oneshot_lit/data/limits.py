@@ -46,8 +46,9 @@ class Limits:
     def check_prompt(self, origin: str, size: int) -> None:
         """Refuse a prompt that leaves no positions for the longest answer."""
         if self.positions is not None and size > self.prompt:
+            skip = ", or set data.long_prompts to skip" if self.prompt > 0 else ""
             raise OneShotError(
                 f"{origin}: the prompt's {size} tokens and model.decoding.max_new_tokens="
                 f"{self.new_tokens} are more than the model's {self.positions} positions; lower "
-                "it, or set data.long_prompts to skip."
+                f"max_new_tokens{skip}."
             )
