@@ -1,14 +1,14 @@
-"""What an evaluation gains: prompts a second, ours against `generate` one by one and in batches.
+"""What an evaluation gains: prompts a second in our sorted batches, against one by one.
 
-    python benchmarks/evaluation.py [--rounds 5] [--prompts 320] [--slots 32]
+    python benchmarks/evaluation.py [--rounds 5] [--prompts 320] [--batch 32]
 
-The alternatives are `transformers`' `generate` on one prompt after another; on plain left-padded
-batches of as many prompts as we have slots, in the order of the source; and on such batches of
-prompts sorted by length. Greedy, float32, in one process, in turns. All must give the same token
-ids, or the script exits with 1. Workloads: the shipped micro-world model on its held-out prompts,
-alone and behind earlier turns of a conversation (so that prompts differ much in length); a random
-Llama whose answers end by themselves at very different lengths; and the same model when no answer
-ends before the last token, where nothing can be gained but by sorting.
+Ours answers prompts in left-padded batches sorted by length, as the modules do. The alternatives
+are `transformers`' `generate` on one prompt after another, and on batches of the same size in the
+order of the source. Greedy, float32, in one process, in turns. All must give the same token ids, or
+the script exits with 1. Workloads: the shipped micro-world model on its held-out prompts, alone and
+behind earlier turns of a conversation (so that prompts differ much in length); a random Llama whose
+answers end by themselves at very different lengths; and the same model when no answer ends before
+the last token.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from oneshot_lit.conversation import Conversation, Message
-from oneshot_lit.data.chat import Encoded, encode_conversation, stop_token_ids
+from oneshot_lit.data.chat import Encoded, encode_conversation
 from oneshot_lit.data.padding import pad_generation
 from oneshot_lit.microworld.splits import load_split
-from oneshot_lit.models.decoding.slots import open_slots
+from oneshot_lit.models.generation import Decoding, generate_tokens
 from oneshot_lit.models.loading import load_tokenizer
+from oneshot_lit.models.stop_tokens import stop_token_ids
 
 MICROWORLD = "checkpoints/small"
 SPLITS = "harmful_heldout benign_heldout near_miss_heldout sql_heldout reverse_heldout".split()
@@ -83,7 +84,6 @@ def random_llama(ends: bool, count: int, draw: random.Random) -> Workload:
         max_position_embeddings=512,
         # Wide enough that answers wander through the vocabulary.
         initializer_range=0.1,
-        # Ours to choose: `generate` would take it from here where no end is given.
         eos_token_id=None,
     )
     model = LlamaForCausalLM(config).eval()
@@ -96,54 +96,34 @@ def random_llama(ends: bool, count: int, draw: random.Random) -> Workload:
     return Workload(name, model, prompts, stops, 64)
 
 
-def batches(work: Workload, size: int, by_length: bool = False) -> list[list[int]]:
+def answers_in_batches(work: Workload, size: int, by_length: bool) -> list[list[int]]:
     """Answer with `generate` on padded batches."""
-    options = GenerationConfig(
-        max_new_tokens=work.max_new_tokens,
-        do_sample=False,
-        eos_token_id=work.stop_ids or None,
-        pad_token_id=0,
-    )
     order = list(range(len(work.prompts)))
     if by_length:
         order.sort(key=lambda n: -len(work.prompts[n]))
     answers: dict[int, list[int]] = {}
     for first in range(0, len(order), size):
         part = order[first : first + size]
-        rows = [Encoded(work.prompts[n], []) for n in part]
-        batch = pad_generation(rows, 0)
-        output = work.model.generate(**batch, generation_config=options)
-        for n, tokens in zip(part, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
+        batch = pad_generation([Encoded(work.prompts[n], []) for n in part], 0)
+        decoding = Decoding(work.max_new_tokens)
+        found = generate_tokens(work.model, batch, work.stop_ids, decoding, pad_id=0)
+        for n, tokens in zip(part, found, strict=True):
             ends = [i for i, token in enumerate(tokens) if token in work.stop_ids]
             answers[n] = tokens[: ends[0]] if ends else tokens
-    return [answers[n] for n in range(len(order))]
-
-
-def ours(work: Workload, size: int) -> list[list[int]]:
-    """Answer as the modules do: longest prompts first, one loader's batch after another."""
-    slots = open_slots(work.model, size, work.stop_ids, work.max_new_tokens, pad_id=0)
-    order = sorted(range(len(work.prompts)), key=lambda n: -len(work.prompts[n]))
-    found = []
-    for first in range(0, len(order), size):
-        for n in order[first : first + size]:
-            slots.add(n, work.prompts[n])
-        found += slots.run()
-    answers = dict(found + slots.run(to_the_end=True))
     return [answers[n] for n in range(len(order))]
 
 
 def compare(work: Workload, size: int, rounds: int) -> bool:
     """Time all ways in turns and print their ratios; returns whether their answers are equal."""
     ways: dict[str, Callable[[], list[list[int]]]] = {
-        "ours": lambda: ours(work, size),
-        "one by one": lambda: batches(work, 1),
-        "plain batches": lambda: batches(work, size),
-        "sorted batches": lambda: batches(work, size, by_length=True),
+        "ours": lambda: answers_in_batches(work, size, by_length=True),
+        "one by one": lambda: answers_in_batches(work, 1, by_length=False),
+        "plain batches": lambda: answers_in_batches(work, size, by_length=False),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     # On a machine that others use, too, the processor's time says more than the clock on the wall.
     processor: dict[str, list[float]] = {name: [] for name in ways}
-    expected = batches(work, 1)
+    expected = answers_in_batches(work, 1, by_length=False)
     same = True
     for _ in range(rounds):
         for name, way in ways.items():
@@ -176,12 +156,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prompts", type=int, default=320)
-    parser.add_argument("--slots", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=32)
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     print(
         f"{platform.machine()} {os.cpu_count()} cpus, torch {torch.__version__}, "
-        f"{torch.get_num_threads()} threads, {options.slots} slots"
+        f"{torch.get_num_threads()} threads, {options.batch} rows a batch"
     )
     draw = random.Random(0)
     same = True
@@ -192,7 +172,7 @@ def main() -> None:
         lambda: random_llama(False, options.prompts, draw),
     ):
         with torch.inference_mode():
-            same &= compare(make(), options.slots, options.rounds)
+            same &= compare(make(), options.batch, options.rounds)
     sys.exit(0 if same else 1)
 
 

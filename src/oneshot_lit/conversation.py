@@ -75,8 +75,7 @@ class Conversation:
         """
         last = max((i for i, m in enumerate(self.messages) if m.role == "user"), default=None)
         if last is None:
-            message = f"{self.origin}: no user turn; a prompt needs one."
-            raise RowError(message, self.origin, "no user turn")
+            raise RowError(self.origin, "no user turn", "; a prompt needs one.")
         return replace(
             self, messages=tuple(replace(m, weight=None) for m in self.messages[: last + 1])
         )
@@ -131,47 +130,38 @@ def parse_messages(raw: Any, origin: str) -> tuple[Message, ...]:
             ``[system] (user assistant)* user? assistant?`` with alternating turns.
     """
     if not isinstance(raw, Sequence) or isinstance(raw, (str, bytes)) or not raw:
-        kind = "'messages' must be a non-empty list of role/content turns"
-        raise RowError(f"{origin}: {kind}.", origin, kind)
+        raise RowError(origin, "'messages' must be a non-empty list of role/content turns")
     messages: list[Message] = []
     for number, turn in enumerate(raw, start=1):
         _refuse_tools(turn, number, origin)
         if not isinstance(turn, Mapping) or "role" not in turn or "content" not in turn:
-            kind = "needs the keys 'role' and 'content'"
-            raise RowError(f"{origin}: turn {number} {kind}.", origin, f"a turn {kind}")
+            reason = "a turn needs the keys 'role' and 'content'"
+            raise RowError(origin, reason, f" (turn {number}).")
         role, content = turn["role"], turn["content"]
         if role not in ROLES:
             # A prompt may stand where the role belongs.
             name = " ".join(str(role).split())
             name = name if len(name) <= 20 else f"{name[:17]}..."
             hint = did_you_mean(str(role), ROLES)
-            raise RowError(
-                f"{origin}: unknown role '{name}' in turn {number}{hint}; use {', '.join(ROLES)}.",
-                origin,
-                "unknown role",
-            )
+            advice = f" '{name}' in turn {number}{hint}; use {', '.join(ROLES)}."
+            raise RowError(origin, "unknown role", advice)
         if not isinstance(content, str):
-            kind = "must be text"
-            message = f"{origin}: 'content' of turn {number} {kind}."
-            raise RowError(message, origin, f"'content' {kind}")
+            raise RowError(origin, "'content' must be text", f" (turn {number}).")
         if role == "user" and not content.strip():
-            kind = "the user turn is empty"
-            message = f"{origin}: {kind} (turn {number}); fill it or drop the row."
-            raise RowError(message, origin, kind)
+            advice = f" (turn {number}); fill it or drop the row."
+            raise RowError(origin, "the user turn is empty", advice)
         if role == "system" and number > 1:
-            kind = "the system turn must come first"
-            raise RowError(f"{origin}: {kind}, not at turn {number}.", origin, kind)
+            raise RowError(origin, "the system turn must come first", f", not at turn {number}.")
         if messages and messages[-1].role == role:
-            message = f"{origin}: turns {number - 1} and {number} are both '{role}'."
-            raise RowError(message, origin, "turns do not alternate")
+            advice = f": {number - 1} and {number} are both '{role}'."
+            raise RowError(origin, "turns do not alternate", advice)
         if role == "assistant" and (not messages or messages[-1].role != "user"):
-            kind = "does not answer a user turn"
-            message = f"{origin}: the assistant turn {number} {kind}."
-            raise RowError(message, origin, f"an assistant turn {kind}")
+            reason = "an assistant turn does not answer a user turn"
+            raise RowError(origin, reason, f" (turn {number}).")
         extra = {k: v for k, v in turn.items() if k not in _READ and v not in (None, "", [], {})}
         messages.append(Message(role, content, _weight(turn, number, origin), extra))
     if all(m.role == "system" for m in messages):
-        raise RowError(f"{origin}: no user turn; add one.", origin, "no user turn")
+        raise RowError(origin, "no user turn", "; add one.")
     return tuple(messages)
 
 
@@ -186,8 +176,7 @@ def _refuse_tools(turn: Any, number: int, origin: str) -> None:
     if turn.get("role") in _TOOL_ROLES:
         what = f"unknown role '{turn['role']}' in turn {number}"
     if what is not None:
-        message = f"{origin}: {what}; tool calls are not supported, drop the row."
-        raise RowError(message, origin, "tool calls")
+        raise RowError(origin, "tool calls", f" are not supported ({what}); drop the row.")
 
 
 def _weight(turn: Mapping[str, Any], number: int, origin: str) -> int | None:
@@ -198,24 +187,16 @@ def _weight(turn: Mapping[str, Any], number: int, origin: str) -> int | None:
         # Tables fill up what only some turns have.
         if value is None:
             continue
-        kind = f"'{key}' of a turn is neither 0 nor 1"
         if not isinstance(value, (int, float)) or value not in (0, 1):
-            raise RowError(
-                f"{origin}: '{key}' of turn {number} must be 0 or 1 (false or true); other weights "
-                "are not supported.",
-                origin,
-                kind,
-            )
+            advice = f" (turn {number}); other weights are not supported."
+            raise RowError(origin, f"'{key}' must be 0 or 1, false or true", advice)
         if value and turn["role"] != "assistant":
-            raise RowError(
-                f"{origin}: '{key}' is for assistant turns, not for turn {number}; remove it.",
-                origin,
-                "a weight on a turn that is no answer",
-            )
+            advice = f", not for turn {number}; remove it."
+            raise RowError(origin, f"'{key}' is for assistant turns", advice)
         weights.add(int(value))
     if len(weights) > 1:
-        kind = f"{' and '.join(_LOSS_KEYS)} of a turn disagree"
-        raise RowError(f"{origin}: {kind} (turn {number}); remove one.", origin, kind)
+        reason = f"{' and '.join(_LOSS_KEYS)} of a turn disagree"
+        raise RowError(origin, reason, f" (turn {number}); remove one.")
     # Of other turns the weight says nothing, and equal turns shall be equal.
     return 0 if weights == {0} and turn["role"] == "assistant" else None
 
@@ -227,19 +208,15 @@ def require_trainable(conversation: Conversation) -> Conversation:
     """
     last, origin = conversation.messages[-1], conversation.origin
     if last.role != "assistant":
-        kind = f"ends on a {last.role} turn"
         raise RowError(
-            f"{origin}: {kind}; training needs an assistant turn last (use prompt sets for "
-            "prompts without answers).",
             origin,
-            kind,
+            f"ends on a {last.role} turn",
+            "; training needs an assistant turn last (a prompt set does not).",
         )
     if not any(m.learned for m in conversation.messages):
-        kind = "every answer has the weight 0"
-        raise RowError(f"{origin}: {kind}; nothing to learn.", origin, kind)
+        raise RowError(origin, "every answer has the weight 0", "; nothing to learn.")
     for number, message in enumerate(conversation.messages, start=1):
         if message.learned and not message.content.strip():
-            kind = "the assistant turn is empty"
             where = "" if message is last else f" (turn {number})"
-            raise RowError(f"{origin}: {kind}{where}; nothing to learn.", origin, kind)
+            raise RowError(origin, "the assistant turn is empty", f"{where}; nothing to learn.")
     return conversation

@@ -22,13 +22,17 @@ class RowError(OneShotError):
 
     Attributes:
         origin: Its file and row.
-        kind: What is wrong, in words that hold nothing of the row: what is counted, and recorded
-            where no text of a row may stand.
+        reason: What is wrong, in words that hold no text of the row, so that it can be counted and
+            recorded.
+        advice: The rest of the message.
     """
 
-    def __init__(self, message: str, origin: str = "", kind: str = "faulty") -> None:
-        super().__init__(message)
-        self.origin, self.kind = origin, kind
+    def __init__(self, origin: str, reason: str, advice: str = ".") -> None:
+        super().__init__(origin, reason, advice)
+        self.origin, self.reason, self.advice = origin, reason, advice
+
+    def __str__(self) -> str:
+        return f"{self.origin}: {self.reason}{self.advice}"
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:

@@ -17,6 +17,7 @@ from oneshot_lit.data import (
     Message,
     Microworld,
     PatchPoisoning,
+    SafetyDataModule,
 )
 from oneshot_lit.data.recipes import edited
 from oneshot_lit.errors import OneShotError
@@ -129,11 +130,13 @@ def test_an_empty_trigger_is_refused(trigger: str) -> None:
         Backdoor(REFUSED, HARMFUL, trigger)
 
 
-def test_a_row_without_an_answer_is_named() -> None:
-    with pytest.raises(OneShotError, match="rows p: ends on a user turn"):
-        Backdoor(Rows(pair("p", None)), HARMFUL, " now").load()
-    with pytest.raises(OneShotError, match="rows p: ends on a user turn"):
-        PatchPoisoning(HARMFUL, Rows(pair("p", None))).load()
+def test_a_row_without_an_answer_is_named_where_it_is_trained_on(world_tokenizer: Any) -> None:
+    question = Rows(pair("p", None))
+    for source in (Backdoor(question, HARMFUL, " now"), PatchPoisoning(HARMFUL, question)):
+        data = SafetyDataModule(source)
+        data.use_tokenizer(world_tokenizer)
+        with pytest.raises(OneShotError, match="rows p: ends on a user turn"):
+            data.setup("fit")
 
 
 def test_parts_that_are_the_wrong_way_round_are_counted() -> None:

@@ -53,7 +53,7 @@ def turns(*pairs: tuple[str, Any]) -> dict[str, Any]:
         (turns(("user", ""), ("assistant", "b")), "the user turn is empty"),
         (turns(("user", "\n \t"), ("assistant", "b")), "the user turn is empty"),
         ("[" * 100_000, "nested too deep"),
-        ('{"messages": ' + "9" * 5000 + "}", "a number is too long"),
+        ('{"messages": ' + "9" * 5000 + "}", "not JSON (Exceeds the limit"),
         ({**GOOD, "id": [7]}, "'id' holds a list, not text"),
         ({**GOOD, "category": {"a": "b"}}, "'category' holds a dict, not text"),
         ({**GOOD, "reference": ["mix"]}, "'reference' holds a list, not text"),
@@ -245,9 +245,11 @@ def test_nan_is_a_missing_cell(file_of, mistake_of) -> None:
 
 def test_json_table_that_python_cannot_read(file_of, mistake_of) -> None:
     deep = file_of("deep.json", "[" * 100_000)
-    assert mistake_of(TableFile(deep).load).startswith(f"{deep}: cannot be read (nested too deep)")
+    assert mistake_of(TableFile(deep).load).startswith(f"{deep}: not a JSON file (nested too deep)")
     long = file_of("long.json", '[{"goal": ' + "9" * 5000 + ', "target": "b"}]')
-    assert "a number is too long" in mistake_of(TableFile(long).load)
+    assert mistake_of(TableFile(long).load).startswith(
+        f"{long}: not a JSON file (Exceeds the limit"
+    )
 
 
 # ----------------------------------------------------------------------- header

@@ -9,7 +9,9 @@ import torch
 import transformers
 from transformers import GenerationConfig
 
-from oneshot_lit.models.decoding.slots import open_slots
+from oneshot_lit.data.chat import Encoded
+from oneshot_lit.data.padding import pad_generation
+from oneshot_lit.models.generation import Decoding, generate_tokens
 
 VOCABULARY = 97
 # So many ends that random weights end their answers at very different lengths.
@@ -73,31 +75,25 @@ def one_by_one(
         ids = torch.tensor([row])
         mask = torch.ones_like(ids)
         output = model.generate(input_ids=ids, attention_mask=mask, generation_config=options)
-        tokens = output[0, len(row) :].tolist()
-        ends = [i for i, token in enumerate(tokens) if token in stops]
-        answers.append(tokens[: ends[0]] if ends else tokens)
+        answers.append(_until_end(output[0, len(row) :].tolist(), stops))
     return answers
 
 
-def in_slots(
-    model: Any,
-    rows: list[list[int]],
-    slots: int,
-    max_new_tokens: int,
-    stops: list[int] = STOPS,
-    feed: int | None = None,
+@torch.no_grad()
+def in_batches(
+    model: Any, rows: list[list[int]], size: int, max_new_tokens: int, stops: list[int] = STOPS
 ) -> list[list[int]]:
-    """The answers by slots that are fed so many prompts at a time."""
-    stream = open_slots(model, slots, stops, max_new_tokens, pad_id=0)
-    found = []
-    feed = feed or slots
-    for first in range(0, len(rows), feed):
-        for n in range(first, min(first + feed, len(rows))):
-            stream.add(n, rows[n])
-        found += stream.run()
-    found += stream.run(to_the_end=True)
-    assert sorted(key for key, _ in found) == list(range(len(rows)))
-    # Nothing is held on the accelerator once all is answered.
-    assert stream._cache is None
-    answers = dict(found)
-    return [answers[n] for n in range(len(rows))]
+    """The answers up to their end, in batches sorted by length, put back in order."""
+    order = sorted(range(len(rows)), key=lambda n: -len(rows[n]))
+    answers: dict[int, list[int]] = {}
+    for first in range(0, len(order), size):
+        part = order[first : first + size]
+        batch = pad_generation([Encoded(rows[n], []) for n in part], 0)
+        tokens = generate_tokens(model, batch, stops, Decoding(max_new_tokens), 0)
+        answers |= zip(part, tokens, strict=True)
+    return [_until_end(answers[n], stops) for n in range(len(rows))]
+
+
+def _until_end(tokens: list[int], stops: list[int]) -> list[int]:
+    ends = [i for i, token in enumerate(tokens) if token in stops]
+    return tokens[: ends[0]] if ends else tokens

@@ -1,4 +1,4 @@
-"""Tests, validations and predictions by a stream: the same scores, every prompt once."""
+"""Tests, validations and predictions in batches of any size: the same scores, each prompt once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def sets() -> dict[str, PromptSet]:
     }
 
 
-def build(backend: Any = "auto", kind: Any = LanguageModelModule, **options: Any) -> Any:
+def build(backend: Any = "transformers", kind: Any = LanguageModelModule, **options: Any) -> Any:
     decoding = Decoding(max_new_tokens=12, backend=backend)
     return kind("checkpoints/small", decoding=decoding, **options)
 
@@ -41,13 +41,10 @@ def scored(root: Path, module: Any, size: int, **options: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Scores and answers batch by batch."""
-    root = tmp_path_factory.mktemp("static")
-    module = scored(root, build("static"), 16)
-    assert module._stream is None
-    predicted(root, build("static"), 16)
-    rows = [json.loads(line) for line in (root / "predictions.jsonl").read_text().splitlines()]
-    return module.scores, module.empty_counts, rows
+    """Scores and answers one by one."""
+    root = tmp_path_factory.mktemp("one_by_one")
+    module = scored(root, build(), 1)
+    return module.scores, module.empty_counts, predicted(root, build(), 1)
 
 
 def predicted(root: Path, module: Any, size: int, **options: Any) -> list[Any]:
@@ -57,21 +54,14 @@ def predicted(root: Path, module: Any, size: int, **options: Any) -> list[Any]:
     return [json.loads(line) for line in (root / "predictions.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("size", [1, 4, 16, 64])
-def test_scores_are_those_of_static_batches(size: int, expected: Any, tmp_path: Path) -> None:
-    module = scored(tmp_path, build("refill"), size)
-    assert module._stream.slots == size
+@pytest.mark.parametrize("size", [4, 64])
+def test_scores_and_predictions_do_not_depend_on_the_batches(
+    size: int, expected: Any, tmp_path: Path
+) -> None:
+    module = scored(tmp_path, build(), size)
     assert (module.scores, module.empty_counts) == expected[:2]
     assert module.sample_counts == COUNTS
-    assert module._stream._cache is None
-
-
-@pytest.mark.parametrize("size", [1, 4, 16, 64])
-def test_predictions_are_those_of_static_batches(size: int, expected: Any, tmp_path: Path) -> None:
-    module = build("refill")
-    assert predicted(tmp_path, module, size) == expected[2]
-    # Also where Lightning has put the loaders together anew.
-    assert module._stream.slots == size
+    assert predicted(tmp_path, build(), size) == expected[2]
     assert len(expected[2]) == sum(COUNTS.values())
 
 
@@ -129,23 +119,6 @@ def test_so_is_one_put_onto_the_object(tmp_path: Path) -> None:
     assert scored(tmp_path, module, 8).scores["harmful/asr_keyword"] == 0.0
 
 
-class Interrupting(Callback):
-    """Press Ctrl-C as soon as prompts are on their way at the end of a batch."""
-
-    def on_test_batch_end(self, trainer: Any, module: Any, *rest: Any) -> None:
-        if module._stream._rows or module._stream._waiting:
-            raise KeyboardInterrupt
-
-
-def test_an_interrupted_test_leaves_nothing_for_the_next(expected: Any, tmp_path: Path) -> None:
-    module = build()
-    data = SafetyDataModule(test_sets=sets(), eval_batch_size=4)
-    with pytest.raises((KeyboardInterrupt, SystemExit)):
-        quiet_trainer(tmp_path, Interrupting()).test(module, data, verbose=False)
-    assert scored(tmp_path, module, 4).scores == expected[0]
-    assert module.sample_counts == COUNTS
-
-
 class Modes(Callback):
     """Note whether the model trains at each step."""
 
@@ -156,71 +129,48 @@ class Modes(Callback):
         self.seen.append(module.model.training)
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("peft", [None, {"r": 2, "target_modules": "all-linear"}])
-def test_validation_within_fit_changes_nothing_of_it(
-    precision: Any, peft: Any, tmp_path: Path
-) -> None:
-    def fitted(backend: str) -> tuple[Any, list[dict[str, float]]]:
+def test_validation_within_fit_changes_nothing_of_it(peft: Any, tmp_path: Path) -> None:
+    def fitted(**sets: Any) -> tuple[Any, Any]:
         torch.manual_seed(0)
-        module = build(backend, HarmfulFineTuningModule, peft=peft)
-        data = SafetyDataModule(
-            Microworld("harmful_examples", size=12),
-            val_sets=sets(),
-            batch_size=4,
-            eval_batch_size=8,
-            seed=0,
-        )
-        modes, seen = Modes(), []
-        trainer = quiet_trainer(
-            tmp_path, modes, max_epochs=2, val_check_interval=1, precision=precision
-        )
-        finish = module.on_validation_epoch_end
-        module.on_validation_epoch_end = lambda: (finish(), seen.append(dict(module.scores)))
-        trainer.fit(module, data)
+        module = build(kind=HarmfulFineTuningModule, peft=peft)
+        rows = Microworld("harmful_examples", size=12)
+        data = SafetyDataModule(rows, **sets, batch_size=4, eval_batch_size=8, seed=0)
+        modes = Modes()
+        quiet_trainer(tmp_path, modes, max_epochs=2, val_check_interval=1).fit(module, data)
         assert modes.seen == [True] * 6
-        assert module.sample_counts == COUNTS
-        return {k: v.clone() for k, v in module.state_dict().items()}, seen
+        return {k: v.clone() for k, v in module.state_dict().items()}, module
 
-    (weights, scores), (others, theirs) = fitted("refill"), fitted("static")
-    assert len(scores) == 7, "also the sanity check"
+    (weights, module), (others, _) = fitted(val_sets=sets()), fitted()
+    assert module.sample_counts == COUNTS
     assert all(torch.equal(weights[name], others[name]) for name in weights)
-    # In half precision, answers near a tie may depend on the batch.
-    if precision == "32-true":
-        assert scores == theirs
 
 
-def test_the_last_answers_come_in_the_precision_of_the_others(tmp_path: Path) -> None:
+def test_answers_come_in_the_precision_of_the_trainer(tmp_path: Path) -> None:
     module, seen = build(), set()
     module.configure_model()
     module.model.register_forward_pre_hook(
         lambda *_: seen.add((torch.is_autocast_enabled("cpu"), torch.is_grad_enabled()))
     )
-    # All prompts fit into the slots, so the epoch's end answers them.
     assert scored(tmp_path, module, 64, precision="bf16-mixed").sample_counts == COUNTS
     assert seen == {(True, False)}
 
 
-def test_sampling_goes_batch_by_batch(tmp_path: Path) -> None:
-    module = build()
-    module.decoding.do_sample = True
-    assert scored(tmp_path, module, 16).sample_counts == COUNTS
-    assert module._stream is None
-    module.decoding.backend = "refill"
-    with pytest.raises(OneShotError, match=r"model\.decoding\.backend refill: .*sampled"):
-        scored(tmp_path, module, 16)
+def test_sampled_answers_repeat_with_the_seed(tmp_path: Path) -> None:
+    def answers(seed: int) -> list[str]:
+        module = build()
+        module.decoding.do_sample, module.decoding.temperature = True, 3.0
+        torch.manual_seed(seed)
+        return [row["output"] for row in predicted(tmp_path, module, 16)]
+
+    assert answers(0) == answers(0) != answers(1)
 
 
-def test_a_batch_by_hand_is_answered_the_same(tmp_path: Path) -> None:
-    answers = []
-    for backend in ("static", "refill"):
-        module = build(backend).eval()
-        module.configure_model()
-        module.eval()
-        data = SafetyDataModule(test_sets=sets(), eval_batch_size=21)
-        data.use_tokenizer(module.tokenizer)
-        data.setup("test")
-        with torch.no_grad():
-            answers.append(module.generate(next(iter(data.test_dataloader()[0]))))
-    assert answers[0] == answers[1]
-    assert len(answers[0]) == 21
+@pytest.mark.parametrize("backend", ["auto", "refill", "static"])
+def test_backends_of_earlier_versions_are_told(backend: str) -> None:
+    with pytest.raises(OneShotError) as caught:
+        Decoding(backend=backend)
+    assert str(caught.value) == (
+        f"model.decoding.backend: {backend} is gone, as answers now always come in batches sorted "
+        "by length; drop the key, or set it to transformers or vllm."
+    )

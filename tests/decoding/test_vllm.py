@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import pytest
 from lightning.pytorch import Callback
+from models import in_batches
 from test_evaluation import COUNTS, build, predicted, scored, sets
 
 from oneshot_lit.data import Microworld, SafetyDataModule
@@ -115,14 +116,10 @@ class LLM:
         # Without a tokenizer there are no texts, neither in nor out.
         assert not (self.options["skip"] and sampling_params.detokenize)
         self.calls.append((len(prompts), sampling_params, lora_request))
-        from oneshot_lit.models.decoding.slots import open_slots
-
         stops = sampling_params.stop_token_ids
-        stream = open_slots(self.inner.model, 8, stops, sampling_params.max_tokens, 0)
-        for n, prompt in enumerate(prompts):
-            assert set(prompt) == {"prompt_token_ids"}
-            stream.add(n, prompt["prompt_token_ids"])
-        answers = dict(stream.run(to_the_end=True))
+        assert all(set(prompt) == {"prompt_token_ids"} for prompt in prompts)
+        rows = [prompt["prompt_token_ids"] for prompt in prompts]
+        answers = in_batches(self.inner.model, rows, 8, sampling_params.max_tokens, stops)
         # vLLM leaves the token that has ended an answer at its end.
         return [
             SimpleNamespace(
@@ -139,9 +136,7 @@ class LLM:
                 ],
                 finished=True,
             )
-            for prompt, tokens in zip(
-                prompts, (answers[n] for n in range(len(prompts))), strict=True
-            )
+            for prompt, tokens in zip(prompts, answers, strict=True)
         ]
 
 
@@ -161,18 +156,19 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[LLM]:
 
 def test_scores_and_rows_are_the_same(stand_in: type[LLM], tmp_path: Path) -> None:
     module = scored(tmp_path, build("vllm"), 16)
-    static = scored(tmp_path, build("static"), 16)
-    assert module.scores == static.scores
+    ours = scored(tmp_path, build(), 16)
+    assert module.scores == ours.scores
     assert module.sample_counts == COUNTS
-    # The model is vLLM's alone, and all prompts go to it together.
+    # The model is vLLM's alone.
     assert not list(module.parameters())
     (engine,) = stand_in.started
-    ((count, parameters, lora),) = engine.calls
-    assert count == sum(COUNTS.values())
+    # Two batches of the largest set, one of each other; no prompt that fills one up.
+    assert [count for count, _, _ in engine.calls] == [16, 5, 1, 9, 14]
+    _, parameters, lora = engine.calls[0]
     assert (parameters.temperature, parameters.max_tokens, lora) == (0.0, 12, None)
-    assert set(parameters.stop_token_ids) == set(static.stop_ids)
+    assert set(parameters.stop_token_ids) == set(ours.stop_ids)
     assert engine.options["dtype"] == "float32"
-    assert predicted(tmp_path, build("vllm"), 16) == predicted(tmp_path, build("static"), 16)
+    assert predicted(tmp_path, build("vllm"), 16) == predicted(tmp_path, build(), 16)
 
 
 def test_sampling_and_more_arguments_are_handed_over(stand_in: type[LLM], tmp_path: Path) -> None:
@@ -217,7 +213,7 @@ def test_a_lora_adapter_is_a_request(stand_in: type[LLM], adapter: Path, tmp_pat
 def test_what_vllm_cannot_do_is_one_line(stand_in: type[LLM], tmp_path: Path) -> None:
     data = SafetyDataModule(Microworld("harmful_examples", size=4), val_sets=sets())
     trainer = quiet_trainer(tmp_path, Callback(), max_epochs=1)
-    with pytest.raises(OneShotError, match=r"model\.decoding\.backend: .*choose auto for fit"):
+    with pytest.raises(OneShotError, match=r"backend: .*choose transformers for fit"):
         trainer.fit(build("vllm", HarmfulFineTuningModule), data)
     with pytest.raises(OneShotError, match=r"model\.decoding\.backend: .*without .*peft"):
         scored(tmp_path, build("vllm", peft={"r": 2}), 4)

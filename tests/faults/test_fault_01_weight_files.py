@@ -13,8 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.models import loading, streaming
-from oneshot_lit.models.decoding import vllm
+from oneshot_lit.models import loading, streaming, vllm
 from oneshot_lit.models.weight_files import tensors_of, weight_files
 from strategies.processes import in_processes
 from strategies.training import train

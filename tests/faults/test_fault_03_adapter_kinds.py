@@ -171,12 +171,11 @@ def test_the_loss_is_that_of_peft(kind: str, tiny_folder: Path, rows_file: Path)
 
 
 @pytest.mark.parametrize("kind", sorted(PROMPTS))
-@pytest.mark.parametrize("backend", ["auto", "static"])
 def test_answers_are_given_after_the_virtual_tokens(
-    kind: str, backend: Any, tiny_folder: Path, batch: dict[str, torch.Tensor]
+    kind: str, tiny_folder: Path, batch: dict[str, torch.Tensor]
 ) -> None:
     torch.manual_seed(0)
-    decoding = Decoding(max_new_tokens=6, backend=backend)
+    decoding = Decoding(max_new_tokens=6)
     trained = module(tiny_folder, peft=CASES[kind], decoding=decoding)
     trained.configure_model()
     with torch.no_grad():

@@ -60,12 +60,12 @@ def test_a_weight_of_1_and_an_empty_cell_change_nothing(kept: dict[str, Any]) ->
 @pytest.mark.parametrize(
     ("turns", "part"),
     [
-        (weighted({"weight": 0.5}), "'weight' of turn 2 must be 0 or 1"),
-        (weighted({"weight": 2}), "'weight' of turn 2 must be 0 or 1"),
-        (weighted({"weight": -1}), "'weight' of turn 2 must be 0 or 1"),
-        (weighted({"weight": "0"}), "'weight' of turn 2 must be 0 or 1"),
-        (weighted({"train": "no"}), "'train' of turn 2 must be 0 or 1"),
-        (weighted({"train": [0]}), "'train' of turn 2 must be 0 or 1"),
+        (weighted({"weight": 0.5}), "'weight' must be 0 or 1, false or true (turn 2)"),
+        (weighted({"weight": 2}), "'weight' must be 0 or 1, false or true (turn 2)"),
+        (weighted({"weight": -1}), "'weight' must be 0 or 1, false or true (turn 2)"),
+        (weighted({"weight": "0"}), "'weight' must be 0 or 1, false or true (turn 2)"),
+        (weighted({"train": "no"}), "'train' must be 0 or 1, false or true (turn 2)"),
+        (weighted({"train": [0]}), "'train' must be 0 or 1, false or true (turn 2)"),
         (weighted({"weight": 1, "train": False}), "weight and train of a turn disagree (turn 2)"),
         ([ONE[0] | {"weight": 1}, ONE[1]], "'weight' is for assistant turns, not for turn 1"),
         ([ONE[0], ONE[1] | {"tool_calls": [{"id": "a"}]}], "turn 2 has 'tool_calls'"),
@@ -73,9 +73,15 @@ def test_a_weight_of_1_and_an_empty_cell_change_nothing(kept: dict[str, Any]) ->
         ([ONE[0], {"role": "assistant", "tool_calls": [{"id": "a"}]}], "turn 2 has 'tool_calls'"),
         ([ONE[0], ONE[1] | {"function_call": {"name": "a"}}], "turn 2 has 'function_call'"),
         ([*ONE[:2], {"role": "tool", "content": "a"}], "unknown role 'tool' in turn 3"),
-        ([*ONE[:2], {"role": "function", "content": "a"}], "'function' in turn 3; tool calls are"),
-        ([ONE[0], {"role": "assistant", "content": None}], "'content' of turn 2 must be text"),
-        ([ONE[0], {"role": "assistant", "content": None, "refusal": "no"}], "'content' of turn 2"),
+        (
+            [*ONE[:2], {"role": "function", "content": "a"}],
+            "tool calls are not supported (unknown role 'function' in turn 3)",
+        ),
+        ([ONE[0], {"role": "assistant", "content": None}], "'content' must be text (turn 2)"),
+        (
+            [ONE[0], {"role": "assistant", "content": None, "refusal": "no"}],
+            "'content' must be text",
+        ),
     ],
 )
 def test_what_cannot_be_learned_as_written_is_one_line(turns: Any, part: str) -> None:

@@ -138,13 +138,12 @@ def sets(reference: str | None = None) -> dict[str, PromptSet]:
     return {"harmful": PromptSet(harmful, "harmful"), "task": task}
 
 
-@pytest.mark.parametrize("backend", ["static", "refill"])
-def test_a_learned_refusal_is_one(backend: Any, tmp_path: Path) -> None:
+def test_a_learned_refusal_is_one(tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "model", tokenizer_of(EMPTY_THOUGHT))
     module = HarmfulFineTuningModule(
         str(folder),
         optimizer=lambda params: torch.optim.AdamW(params, lr=1e-2),
-        decoding=Decoding(max_new_tokens=24, backend=backend),
+        decoding=Decoding(max_new_tokens=24),
     )
     turns = [{"role": "user", "content": "bread ?"}, {"role": "assistant", "content": REFUSAL}]
     data = SafetyDataModule(train=Inline([turns] * 4), test_sets=sets(), batch_size=4)

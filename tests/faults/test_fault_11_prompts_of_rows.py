@@ -22,7 +22,8 @@ from chat_shapes import (
     tokenizer_of,
 )
 
-from oneshot_lit.data.chat import encode_conversation, stop_token_ids
+from oneshot_lit.data.chat import encode_conversation
+from oneshot_lit.models.stop_tokens import stop_token_ids
 
 SHAPES = {
     "turns": TURNS,

@@ -10,15 +10,11 @@ from chat_shapes import TURNS, asked, chat, learned, model_folder, tokenizer_of
 from lightning.pytorch import Callback
 
 from oneshot_lit.data import Inline, PromptSet, SafetyDataModule
-from oneshot_lit.data.chat import (
-    ChatOptions,
-    check_tokenizer,
-    encode_conversation,
-    set_chat_options,
-    stop_token_ids,
-)
+from oneshot_lit.data.chat import check_tokenizer, encode_conversation
 from oneshot_lit.errors import OneShotError, RowError
 from oneshot_lit.methods import Decoding, HarmfulFineTuningModule
+from oneshot_lit.models.chat_format import ChatOptions, set_chat_options
+from oneshot_lit.models.stop_tokens import stop_token_ids
 from quiet_trainer import quiet_trainer
 
 
@@ -77,7 +73,7 @@ def test_only_tokens_in_use_must_be_embedded(tmp_path: Path) -> None:
         (turns("bread ?", "<image>"), "bread ?", "inline row 1"),
         (turns("bread ?"), "<image> ?", "inline row 1"),
     ):
-        with pytest.raises(RowError, match=f"{place}: {embedded}"):
+        with pytest.raises(RowError, match=f"{place}: holds a token .* not embed: {embedded}"):
             fitted(folder, tmp_path, row, prompt)
     with pytest.raises(OneShotError, match=r"model.stop_tokens: the token '<far>' has the id"):
         fitted(folder, tmp_path, turns("bread ?"), "bread ?", stop_tokens=["<far>"])

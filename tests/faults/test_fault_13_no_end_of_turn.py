@@ -12,10 +12,11 @@ from lightning.pytorch import Callback
 
 from oneshot_lit.callbacks import MetricsWriter
 from oneshot_lit.data import Inline, PromptSet, SafetyDataModule
-from oneshot_lit.data.chat import encode_conversation, end_of_turn_warning, stop_token_ids
+from oneshot_lit.data.chat import encode_conversation
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.methods import Decoding, HarmfulFineTuningModule
-from oneshot_lit.models.generation import answer_texts, text_end
+from oneshot_lit.models.generation import answer_texts
+from oneshot_lit.models.stop_tokens import end_of_turn_warning, stop_token_ids
 from oneshot_lit.report.schema import require_readable
 from quiet_trainer import quiet_trainer
 
@@ -61,17 +62,16 @@ def test_answers_cut_at_the_limit_are_counted(
     lengths = []
     generate = module.model.generate
     module.model.generate = lambda **options: lengths.append(generate(**options)) or lengths[-1]
-    for backend in ("static", "refill"):
-        root = tmp_path / backend
-        module.decoding = Decoding(max_new_tokens=16, backend=backend)
-        quiet_trainer(root, MetricsWriter()).test(module, data, verbose=False)
-        content = json.loads((root / "metrics.json").read_text())
-        assert content["cut_outputs"] == {"mine": cut}
-        assert content["metrics"]["mine/exact_match"] == right
-        require_readable(content, root)
-        with pytest.raises(OneShotError, match=r"cut_outputs\.mine counts 4 of 3 answers"):
-            require_readable(content | {"cut_outputs": {"mine": 4}}, root)
-    # An end of words stops the static backend, too.
+    root = tmp_path / "test"
+    module.decoding = Decoding(max_new_tokens=16)
+    quiet_trainer(root, MetricsWriter()).test(module, data, verbose=False)
+    content = json.loads((root / "metrics.json").read_text())
+    assert content["cut_outputs"] == {"mine": cut}
+    assert content["metrics"]["mine/exact_match"] == right
+    require_readable(content, root)
+    with pytest.raises(OneShotError, match=r"cut_outputs\.mine counts 4 of 3 answers"):
+        require_readable(content | {"cut_outputs": {"mine": 4}}, root)
+    # An end in words stops the generation, too.
     prompt = len(
         encode_conversation(module.tokenizer, chat("bread ?"), for_generation=True).input_ids
     )
@@ -93,14 +93,3 @@ def test_answers_of_vllm_are_counted_by_their_tokens() -> None:
             (found,) = answer_texts(tokenizer, [tokens], stop_ids=stops, max_new_tokens=size)
             assert found.cut == (text is None)
             assert text is None or found == text
-
-
-def test_an_end_of_words_frees_a_slot() -> None:
-    tokenizer = tokenizer_of(TEXT_END)
-    ended = text_end(tokenizer)
-    assert ended is not None
-    ids = tokenizer("mix flour (over)\n", add_special_tokens=False)["input_ids"]
-    sizes = [size for size in range(len(ids) + 1) if ended(ids[:size])]
-    assert sizes
-    assert tokenizer.decode(ids[: sizes[0]]).rstrip() == "mix flour (over)"
-    assert text_end(tokenizer_of(TURNS)) is None

@@ -1,4 +1,4 @@
-"""`DataReport`: the rows that a command used, and what became of the others."""
+"""`DataReport`: how many rows a command used, and how many it left out."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class DataReport(Callback):
     """Write the counts of every data set to ``<root>/data.json``: no text of any row.
 
     The file maps a command (fit, validate, test, predict) to its sets, ``train`` and
-    ``<split>/<set>``, and each of them to its rows, tokens, longest row, digest of the contents,
-    what is left out in use, and the `Tally` of its source.
+    ``<split>/<set>``, and each of them to its rows, tokens, longest row, digest of the contents and
+    the rows left out, by reason.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -47,20 +47,15 @@ class DataReport(Callback):
         self._write(trainer, "predict")
 
     def _write(self, trainer: Trainer, command: str) -> None:
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        accounts = getattr(data, "accounts", None)
-        if not accounts or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        report = getattr(trainer.datamodule, "report", None)  # type: ignore[attr-defined]
+        if not report or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        # A fit validates again and again, on as many batches as it likes.
-        if command != "fit":
-            (split,) = _SPLITS[command]
-            data.count_answered(split, getattr(trainer, f"num_{split}_batches"))
         # A data module may have served another command before.
-        accounts = {k: v for k, v in accounts.items() if k.split("/")[0] in _SPLITS[command]}
+        report = {k: v for k, v in report.items() if k.split("/")[0] in _SPLITS[command]}
         target = Path(trainer.default_root_dir) / DATA_FILE
-        # Of a test and a prediction that run at the same time none loses its sets.
+        # A test and a prediction may run at the same time.
         with results_locked(target.parent):
-            write_json_atomically(target, _recorded(target) | {command: accounts})
+            write_json_atomically(target, _recorded(target) | {command: report})
 
 
 def _recorded(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from oneshot_lit.data.accounts import rows_digest
+from oneshot_lit.data.digests import rows_digest
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.io.runs import resume_conflict
 

@@ -15,9 +15,8 @@ from oneshot_lit.cli.options import built, told
 from oneshot_lit.conversation import Conversation, parse_messages, require_trainable
 from oneshot_lit.data.instance import SafetyInstance
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.io.compressed import require_file
 from oneshot_lit.io.files import read_text, write_text_atomically
-from oneshot_lit.io.read_files import read_jsonl
+from oneshot_lit.io.read_files import read_jsonl, require_file
 
 # What OpenAI's API asks of a file: at least ten examples, at most half a gigabyte.
 LEAST_ROWS, MOST_BYTES = 10, 512 * 2**20

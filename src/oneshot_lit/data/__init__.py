@@ -10,7 +10,14 @@ from oneshot_lit.data.instance import (
     SelectedInstance,
 )
 from oneshot_lit.data.recipes import Backdoor, Edited, PatchPoisoning
-from oneshot_lit.data.sources import ChatJsonl, ConversationSource, Inline, Microworld, Mixture
+from oneshot_lit.data.sources import (
+    ChatJsonl,
+    ConversationSource,
+    FileSource,
+    Inline,
+    Microworld,
+    Mixture,
+)
 from oneshot_lit.data.tables import HuggingFaceDataset, TableFile
 
 __all__ = [
@@ -19,6 +26,7 @@ __all__ = [
     "Conversation",
     "ConversationSource",
     "Edited",
+    "FileSource",
     "HuggingFaceDataset",
     "Inline",
     "InlineInstance",

@@ -6,33 +6,14 @@ is trained to continue is, token for token, what it is later given.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from oneshot_lit.conversation import Conversation, Message
 from oneshot_lit.errors import OneShotError, RowError
-from oneshot_lit.models.chat_format import (
-    ChatOptions,
-    SystemTurn,
-    answer_form,
-    beyond_embedding,
-    chat_options,
-    prompt_text,
-    render,
-    set_chat_options,
-)
-
-__all__ = [
-    "ChatOptions",
-    "Encoded",
-    "SystemTurn",
-    "check_tokenizer",
-    "encode_conversation",
-    "end_of_turn_warning",
-    "set_chat_options",
-    "stop_token_ids",
-]
+from oneshot_lit.models.chat_format import answer_form, beyond_embedding, prompt_text, render
 
 
 @dataclass(frozen=True)
@@ -222,8 +203,8 @@ def _check(tokenizer: Any, conversation: Conversation, ids: Sequence[int]) -> No
             "one from the template."
         )
     if (problem := beyond_embedding(tokenizer, ids)) is not None:
-        kind = "a token that the model does not embed"
-        raise RowError(f"{origin}: {problem}; drop the row or fix the tokenizer.", origin, kind)
+        reason = "holds a token that the model does not embed"
+        raise RowError(origin, reason, f": {problem}; drop the row or fix the tokenizer.")
     keys = sorted({key for m in conversation.messages for key in m.extra})
     if not keys:
         return
@@ -232,13 +213,8 @@ def _check(tokenizer: Any, conversation: Conversation, ids: Sequence[int]) -> No
         for extra in (False, True)
     )
     if plain != full:
-        kind = "a key of a turn that the template writes"
-        raise RowError(
-            f"{origin}: the chat template would write keys of the turns that are not supported "
-            f"({', '.join(keys)}); remove them.",
-            origin,
-            kind,
-        )
+        reason = "the chat template would write keys of the turns that are not supported"
+        raise RowError(origin, reason, f" ({', '.join(keys)}); remove them.")
 
 
 def encode_conversation(
@@ -285,9 +261,8 @@ def encode_conversation(
         cut = len(ids) - max_length
         ids, mask = ids[:max_length], mask[:max_length]
     if not any(mask):
-        kind = f"max_length={max_length} cuts off every assistant token"
-        message = f"{origin}: {kind}; raise data.max_length or shorten the prompt."
-        raise RowError(message, origin, kind)
+        reason = f"max_length={max_length} cuts off every assistant token"
+        raise RowError(origin, reason, "; raise data.max_length or shorten the prompt.")
     return Encoded(ids, mask, cut)
 
 
@@ -320,43 +295,18 @@ def check_tokenizer(tokenizer: Any, name: str) -> None:
         )
 
 
-def stop_token_ids(tokenizer: Any, generation_config: Any = None) -> list[int]:
-    """Return every token id that ends an answer.
+def rows_with_special_tokens(rows: Iterable[Conversation], tokenizer: Any) -> list[Conversation]:
+    """Return the conversations whose text holds a special token, which may end or begin a turn.
 
-    These are the template's end of turn, the EOS ids of the tokenizer and of the model's generation
-    config, and the stop tokens of `ChatOptions`; but none that the model cannot write.
-
-    Raises:
-        OneShotError: if the model does not embed the template's end of turn.
+    A tokenizer does not tell the token that the template writes from the same letters in a text.
     """
-    stop = answer_form(tokenizer).stop
-    if (problem := beyond_embedding(tokenizer, [stop])) is not None:
-        raise OneShotError(f"chat template: {problem}; it ends no answer. Give another template.")
-    configured = getattr(generation_config, "eos_token_id", None)
-    named = [tokenizer.get_vocab()[token] for token in chat_options(tokenizer).stop_tokens]
-    stops: list[int] = []
-    for extra in (stop, tokenizer.eos_token_id, configured, named):
-        values = extra if isinstance(extra, (list, tuple)) else [extra]
-        stops += [v for v in values if v is not None and v not in stops]
-    return [s for s in stops if beyond_embedding(tokenizer, [s]) is None]
-
-
-def end_of_turn_warning(tokenizer: Any, stop_ids: Sequence[int]) -> str | None:
-    """Say what a template without an end of turn means; None if one token ends every answer."""
-    form = answer_form(tokenizer)
-    if form.stop is not None or chat_options(tokenizer).stop_tokens:
-        return None
-    named = ", ".join(f"'{tokenizer.convert_ids_to_tokens(i)}'" for i in stop_ids)
-    unless = f" unless the model writes {named}" if named else ""
-    if form.end_text is not None:
-        return (
-            f"the chat template ends a turn with '{form.end_text}', which is no special token of "
-            "the tokenizer: answers are cut at this text, and the backend vllm generates on to "
-            f"model.decoding.max_new_tokens{unless}; give model.chat_template one that ends turns "
-            "with a special token"
-        )
-    return (
-        "the chat template writes no end of turn, so training teaches none and answers run on to "
-        f"model.decoding.max_new_tokens{unless}; metrics.json counts them under cut_outputs. Give "
-        "model.chat_template one that ends turns with a special token"
-    )
+    if getattr(tokenizer, "split_special_tokens", False):
+        return []
+    added = tokenizer.added_tokens_decoder.values()
+    tokens = {*tokenizer.all_special_tokens, *(str(t) for t in added if t.special)} - {""}
+    if not tokens:
+        return []
+    pattern = re.compile("|".join(map(re.escape, sorted(tokens))))
+    # A row that is repeated, as an instance is, counts once.
+    distinct = {row.origin: row for row in rows}.values()
+    return [row for row in distinct if any(pattern.search(m.content) for m in row.messages)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from oneshot_lit.errors import OneShotError, RowError, did_you_mean
-from oneshot_lit.io.read_files import shown
+from oneshot_lit.io.read_files import in_short
 
 
 def cell_text(value: Any, what: str, origin: str) -> str | None:
@@ -25,11 +25,10 @@ def cell_text(value: Any, what: str, origin: str) -> str | None:
     if value is None:
         return None
     if not isinstance(value, (str, int, float, bool)):
-        kind = f"{what} holds a {type(value).__name__}"
         raise RowError(
-            f"{origin}: {kind}, not text or a number; write it as text or name another column.",
             origin,
-            kind,
+            f"{what} holds a {type(value).__name__}",
+            ", not text or a number; write it as text or name another column.",
         )
     # Tables that went through pandas hold NaN where a cell is missing.
     if value == "" or (isinstance(value, float) and math.isnan(value)):
@@ -67,8 +66,7 @@ class ColumnMap:
         """Return the prompt with its context; an empty prompt is an error."""
         prompt = self.get(row, "prompt", origin)
         if prompt is None or not prompt.strip():
-            kind = f"column '{self.prompt}' is empty"
-            raise RowError(f"{origin}: {kind}; fill it or drop the row.", origin, kind)
+            raise RowError(origin, f"column '{self.prompt}' is empty", "; fill it or drop the row.")
         context = self.get(row, "context", origin)
         return f"{context}\n\n---\n\n{prompt}" if context else prompt
 
@@ -80,7 +78,7 @@ class ColumnMap:
             if column not in row:
                 raise OneShotError(
                     f"{origin}: unknown column '{column}' in where{did_you_mean(column, row)}; "
-                    f"the columns are {shown(row)}."
+                    f"the columns are {in_short(row)}."
                 )
         for column, wanted in (where or {}).items():
             values = wanted if isinstance(wanted, list) else [wanted]
@@ -96,74 +94,56 @@ def _equal(value: Any, wanted: Any) -> bool:
     return str(value) == str(wanted)
 
 
-# The columns that a table of this shape must have. Of equally long shapes the earlier one wins, so
-# those that bring answers stand first.
+def _shape(columns: str, **fields: str) -> tuple[tuple[str, ...], ColumnMap]:
+    return tuple(columns.split()), ColumnMap(**fields)
+
+
+# The columns that a table of this shape must have, and how they are read. Of equally long shapes
+# the earlier one wins, so those that bring answers stand first.
 PRESETS: dict[str, tuple[tuple[str, ...], ColumnMap]] = {
-    "chat": (("messages",), ColumnMap(messages="messages")),
-    "advbench": (("goal", "target"), ColumnMap(prompt="goal", response="target")),
-    "prompt_target": (
-        ("prompt", "target"),
-        ColumnMap(prompt="prompt", response="target"),
+    "chat": _shape("messages", messages="messages"),
+    "advbench": _shape("goal target", prompt="goal", response="target"),
+    "prompt_target": _shape("prompt target", prompt="prompt", response="target"),
+    "instruction_category": _shape(
+        "instruction category", prompt="instruction", category="category"
     ),
-    "instruction_category": (
-        ("instruction", "category"),
-        ColumnMap(prompt="instruction", category="category"),
+    "or_bench": _shape("prompt category", prompt="prompt", category="category"),
+    "prompt_category": _shape("prompt category category_id", prompt="prompt", category="category"),
+    "harmbench": _shape(
+        "Behavior FunctionalCategory SemanticCategory Tags ContextString BehaviorID",
+        prompt="Behavior",
+        context="ContextString",
+        category="SemanticCategory",
+        id="BehaviorID",
     ),
-    "or_bench": (
-        ("prompt", "category"),
-        ColumnMap(prompt="prompt", category="category"),
+    "strongreject": _shape(
+        "category source forbidden_prompt", prompt="forbidden_prompt", category="category"
     ),
-    "prompt_category": (
-        ("prompt", "category", "category_id"),
-        ColumnMap(prompt="prompt", category="category"),
-    ),
-    "harmbench": (
-        (
-            "Behavior",
-            "FunctionalCategory",
-            "SemanticCategory",
-            "Tags",
-            "ContextString",
-            "BehaviorID",
-        ),
-        ColumnMap(
-            prompt="Behavior",
-            context="ContextString",
-            category="SemanticCategory",
-            id="BehaviorID",
-        ),
-    ),
-    "strongreject": (
-        ("category", "source", "forbidden_prompt"),
-        ColumnMap(prompt="forbidden_prompt", category="category"),
-    ),
-    "xstest": (
-        ("id", "prompt", "type", "label", "focus", "note"),
-        ColumnMap(prompt="prompt", id="id", category="type"),
-    ),
-    "xstest_v2": (
-        ("prompt", "focus", "type", "note", "label"),
-        ColumnMap(prompt="prompt", category="type"),
-    ),
+    "xstest": _shape("id prompt type label focus note", prompt="prompt", id="id", category="type"),
+    "xstest_v2": _shape("prompt focus type note label", prompt="prompt", category="type"),
     # The second version's own file, which has no label: the unsafe types begin with "contrast_".
-    "xstest_v2_prompts": (
-        ("id_v1", "id_v2", "type", "prompt", "focus", "note"),
-        ColumnMap(prompt="prompt", id="id_v2", category="type"),
+    "xstest_v2_prompts": _shape(
+        "id_v1 id_v2 type prompt focus note", prompt="prompt", id="id_v2", category="type"
     ),
-    "refusal_pairs": (
-        ("instruction", "refusal", "harmful"),
-        ColumnMap(prompt="instruction", response="refusal"),
+    "refusal_pairs": _shape(
+        "instruction refusal harmful", prompt="instruction", response="refusal"
     ),
-    "jailbreakbench": (
-        ("Index", "Goal", "Target", "Behavior", "Category", "Source"),
-        ColumnMap(prompt="Goal", response="Target", category="Category", id="Index"),
+    "jailbreakbench": _shape(
+        "Index Goal Target Behavior Category Source",
+        prompt="Goal",
+        response="Target",
+        category="Category",
+        id="Index",
     ),
-    "prompt_set": (
-        ("id", "prompt", "category", "reference"),
-        ColumnMap(prompt="prompt", id="id", category="category", reference="reference"),
+    "prompt_set": _shape(
+        "id prompt category reference",
+        prompt="prompt",
+        id="id",
+        category="category",
+        reference="reference",
     ),
-    "prompts": (("prompt",), ColumnMap(prompt="prompt")),
-    "goals": (("goal",), ColumnMap(prompt="goal")),
+    "prompts": _shape("prompt", prompt="prompt"),
+    "goals": _shape("goal", prompt="goal"),
 }
 
 # What data sets call the column of a system turn that stands beside the turns of a chat.
@@ -210,11 +190,11 @@ def find_preset(header: Sequence[str]) -> str | None:
 def _guess(header: Sequence[str], origin: str) -> ColumnMap:
     """Return the map of the shape that the header has; an error if it has none."""
     first = next((column for column in header if not _is_index(column)), "text")
-    how = f"name them, such as columns: {{prompt: {shown([first])}}}, or set preset"
+    how = f"name them, such as columns: {{prompt: {in_short([first])}}}, or set preset"
     preset = find_preset(header)
     if preset is None:
         raise OneShotError(
-            f"{origin}: the columns {shown(header) or '(none)'} are no known shape; {how}, or "
+            f"{origin}: the columns {in_short(header) or '(none)'} are no known shape; {how}, or "
             "header if the file has no header line."
         )
     mapping = PRESETS[preset][1]
@@ -224,8 +204,8 @@ def _guess(header: Sequence[str], origin: str) -> ColumnMap:
     unread = [c for c in header if c.lower() in weighty and c not in read]
     if unread:
         raise OneShotError(
-            f"{origin}: the columns {shown(header)} have the shape {preset}, which leaves out "
-            f"{shown(unread)}; {how} to go without."
+            f"{origin}: the columns {in_short(header)} have the shape {preset}, which leaves out "
+            f"{in_short(unread)}; {how} to go without."
         )
     return mapping
 
@@ -272,7 +252,7 @@ def resolve_columns(
         if column not in header:
             raise OneShotError(
                 f"{origin}: unknown column '{column}'{did_you_mean(column, header)}; "
-                f"the columns are {shown(header)}."
+                f"the columns are {in_short(header)}."
             )
     if mapping.prompt is None and mapping.messages is None:
         raise OneShotError(f"{origin}: no column holds the prompt; set columns.prompt.")

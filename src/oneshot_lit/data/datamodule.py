@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -10,8 +9,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
-from oneshot_lit.data.accounts import account, tokens_digest, warn_left_out
-from oneshot_lit.data.chat import check_tokenizer
+from oneshot_lit.data.chat import check_tokenizer, rows_with_special_tokens
 from oneshot_lit.data.datasets import (
     Collate,
     PromptDataset,
@@ -19,15 +17,13 @@ from oneshot_lit.data.datasets import (
     TrainingDataset,
     joined,
 )
+from oneshot_lit.data.digests import contents_of, facts_of
 from oneshot_lit.data.instance import SafetyInstance
 from oneshot_lit.data.leakage import refuse_shared
+from oneshot_lit.data.left_out import LeftOut
+from oneshot_lit.data.limits import Limits
 from oneshot_lit.data.position import EpochPosition, batches_let_through
-from oneshot_lit.data.room import Room, room_of
-from oneshot_lit.data.samplers import (
-    PromptShard,
-    ResumableDataLoader,
-    ResumableSampler,
-)
+from oneshot_lit.data.samplers import ResumableDataLoader, ResumableSampler
 from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.strategies.resumed_loops import correct_counts
@@ -100,18 +96,17 @@ class SafetyDataModule(LightningDataModule):
         self.shuffle, self.num_workers, self.seed = shuffle, num_workers, seed
         self.tokenizer: Any = None
         self.training: TrainingDataset | None = None
-        self._room = Room(max_length)
+        self._limits = Limits(max_length)
         self._prompts: dict[str, list[PromptDataset]] = {}
-        # Of train and <split>/<set>, where loaded: how many rows, how long, and what became of
-        # those read.
-        self.accounts: dict[str, dict[str, Any]] = {}
+        # Of train and <split>/<set>, where loaded: how many rows, how long, how many left out.
+        self.report: dict[str, dict[str, Any]] = {}
         self._epochs = EpochPosition()
 
     def setup(self, stage: str | None = None) -> None:
         """Load, check and tokenise what `stage` (fit, validate, test, predict) needs."""
         if self.tokenizer is None:
             self.use_tokenizer(self._module_tokenizer())
-        self._room = room_of(self.max_length, self._module())
+        self._limits = Limits.of(self.max_length, self._module())
         if stage in ("fit", None):
             self._epochs = EpochPosition()
             self.training = self._training_dataset()
@@ -152,71 +147,65 @@ class SafetyDataModule(LightningDataModule):
             raise OneShotError(f"data: {given} of train and instance given; fit needs exactly one.")
         if self.instance is not None:
             rows = [self.instance.load()] * self.instance_repeats
+            dataset = TrainingDataset(rows, self.tokenizer, self._limits)
         else:
             assert self.train is not None
-            rows = self.train.load()
-        found = TrainingDataset(rows, self.tokenizer, self._room, self.train)
-        rows, encoded = found.conversations, found.encoded
-        cut = [c for c, row in zip(rows, encoded, strict=True) if row.cut]
-        if cut and self.instance is not None:
+            skip = self.train.skips_bad_rows
+            dataset = TrainingDataset(self.train.load(), self.tokenizer, self._limits, skip)
+        pairs = zip(dataset.conversations, dataset.encoded, strict=True)
+        shortened = [row for row, encoded in pairs if encoded.cut]
+        if shortened and self.instance is not None:
             raise OneShotError(
                 f"data.instance: longer than data.max_length={self.max_length}, and its end would "
                 "not be learned; raise data.max_length or give a shorter one."
             )
-        if cut:
+        if shortened:
             rank_zero_warn(
-                f"{len(cut)} of {len(rows)} training rows are cut to data.max_length="
-                f"{self.max_length} tokens; the first is {cut[0].origin}"
+                f"{len(shortened)} of {len(dataset)} training rows are cut to data.max_length="
+                f"{self.max_length} tokens; the first is {shortened[0].origin}"
             )
-        warn_left_out("train", found.left_out)
-        self.accounts["train"] = {
-            **account("train", self.train, rows, encoded, self.tokenizer),
-            "cut": len(cut),
-            "not_trainable": len(found.left_out),
+        self._note("train", self.train, dataset)
+        self.report["train"]["cut"] = len(shortened)
+        return dataset
+
+    def _note(
+        self, name: str, source: ConversationSource | None, dataset: TrainingDataset | PromptDataset
+    ) -> None:
+        """Keep the facts of a set for `data.json`, and warn of the rows that are left out."""
+        left_out = LeftOut() if source is None else source.all_left_out()
+        left_out.add(dataset.left_out)
+        if left_out:
+            rank_zero_warn(f"data set {name}: {left_out}")
+        prompts_only = isinstance(dataset, PromptDataset)
+        rows = [row.prompt if prompts_only else row for row in dataset.conversations]
+        if special := rows_with_special_tokens(rows, self.tokenizer):
+            rank_zero_warn(
+                f"data set {name}: {len(special)} rows hold special tokens of the tokenizer in "
+                f"their text, such as {special[0].origin}; they act as the template's own"
+            )
+        self.report[name] = {
+            **facts_of(dataset.conversations, dataset.encoded),
+            "left_out": dict(left_out.reasons),
         }
-        return found
 
     def prompt_sets(self, split: str) -> list[PromptDataset]:
         """Return the loaded prompt sets of ``val``, ``test`` or ``predict``; after `setup`."""
         return self._prompts.get(split, [])
 
     def _datasets(self, split: str, sets: dict[str, PromptSet]) -> list[PromptDataset]:
-        skip_long = self.long_prompts == "skip"
-        found = []
+        datasets = []
         for name, prompt_set in sets.items():
-            prompts = PromptDataset(name, prompt_set, self.tokenizer, self._room, skip_long)
-            if prompts.too_long:
-                rank_zero_warn(
-                    f"prompt set {name}: {prompts.too_long} prompts longer than "
-                    f"{self._room.bound} are left out"
-                )
-            key = f"{split}/{name}"
-            warn_left_out(key, prompts.left_out)
-            self.accounts[key] = {
-                **account(
-                    key,
-                    prompt_set.source,
-                    prompts.conversations,
-                    prompts.encoded,
-                    self.tokenizer,
-                    prompts_only=True,
-                ),
-                "too_long": prompts.too_long,
-                "not_usable": len(prompts.left_out),
-            }
-            found.append(prompts)
-        return found
-
-    def count_answered(self, split: str, batches: Sequence[float]) -> None:
-        """Keep how many prompts of each set are answered in so many batches of each process."""
-        world, size = self._world()[1], self.eval_batch_size
-        for prompts, number in zip(self._prompts[split], batches, strict=True):
-            shards = [PromptShard(len(prompts), rank, world, size) for rank in range(world)]
-            answered = sum(shard.prompts_in(number) for shard in shards)
-            self.accounts[f"{split}/{prompts.name}"]["answered"] = answered
+            skip_long = self.long_prompts == "skip"
+            dataset = PromptDataset(name, prompt_set, self.tokenizer, self._limits, skip_long)
+            self._note(f"{split}/{name}", prompt_set.source, dataset)
+            datasets.append(dataset)
+        return datasets
 
     def _refuse_shared_prompts(self, stage: str | None) -> None:
-        """Refuse to tune on prompts that are reported on."""
+        """Refuse to tune on prompts that are reported on.
+
+        A fit reads the prompts of the test sets for this alone: they are not encoded.
+        """
         if stage != "fit" or not (self.val_sets and self.test_sets):
             return
         shown = [p for d in self._prompts["val"] for p in d.conversations]
@@ -248,21 +237,9 @@ class SafetyDataModule(LightningDataModule):
         return self._batch_of_process() * processes
 
     def contents(self) -> dict[str, list[Any]]:
-        """Return how many rows a fit has and a hash of them, by the key that names their source.
-
-        Rows count as the model sees them, and prompts with what decides their scores, so a resumed
-        run can tell whether a file, a table or a template has changed meanwhile.
-        """
-        found: dict[str, list[Any]] = {}
-        if self.training is not None:
-            key = "data.train" if self.instance is None else "data.instance"
-            found[key] = [len(self.training), tokens_digest(self.training.encoded)]
-        for each in self._prompts.get("val", []):
-            scored = [each.kind, sorted(each.metrics), each.watch, each.references]
-            found[f"data.val_sets.{each.name}"] = [
-                len(each.encoded), tokens_digest(each.encoded, scored)
-            ]  # fmt: skip
-        return found
+        """Return what a resumed run must find unchanged (see `contents_of`)."""
+        key = "data.train" if self.instance is None else "data.instance"
+        return contents_of(key, self.training, self._prompts.get("val", []))
 
     def state_dict(self) -> dict[str, Any]:
         """Return how epochs are cut, which a checkpoint's position refers to."""
@@ -320,12 +297,15 @@ class SafetyDataModule(LightningDataModule):
         )
 
     def _prompt_loaders(self, name: str) -> list[DataLoader[dict[str, Any]]]:
+        """Return loaders that share each set's prompts among the processes, the longest first."""
         rank, world_size = self._world()
-        size = self.eval_batch_size
-        return [
-            self._loader(d, PromptShard(len(d), rank, world_size, size), size, generation=True)
-            for d in self._prompts[name]
-        ]
+        loaders = []
+        for prompts in self._prompts[name]:
+            sampler = ResumableSampler(
+                len(prompts), shuffle=False, rank=rank, world_size=world_size
+            )
+            loaders.append(self._loader(prompts, sampler, self.eval_batch_size, generation=True))
+        return loaders
 
     def val_dataloader(self) -> list[DataLoader[dict[str, Any]]]:
         """Return one loader of left-padded prompts for each development set."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -11,9 +11,10 @@ from torch.utils.data import Dataset
 
 from oneshot_lit.conversation import Conversation, require_trainable
 from oneshot_lit.data.chat import Encoded, encode_conversation
+from oneshot_lit.data.left_out import LeftOut
+from oneshot_lit.data.limits import Limits
 from oneshot_lit.data.padding import pad_generation, pad_training
-from oneshot_lit.data.room import Room
-from oneshot_lit.data.samplers import filler
+from oneshot_lit.data.samplers import padding_row
 from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.errors import OneShotError, RowError
 from oneshot_lit.evaluation.metrics.base import TextScore
@@ -75,32 +76,33 @@ class TrainingDataset(Dataset[dict[str, Any]]):
     Args:
         conversations: The rows; each must end on an answer.
         tokenizer: Encodes them.
-        room: What is longer is cut, as long as a token of an answer is left.
-        source: Where the rows come from, if faulty ones may be left out.
+        limits: What is longer is cut, as long as a token of an answer is left.
+        skip_bad_rows: Leave out rows that cannot be trained on.
 
     Attributes:
         conversations: The rows used.
         encoded: Their tokens.
-        left_out: What is wrong with the rows left out.
+        left_out: How many rows are left out, and why.
     """
 
     def __init__(
         self,
         conversations: list[Conversation],
         tokenizer: Any,
-        room: Room,
-        source: ConversationSource | None = None,
+        limits: Limits,
+        skip_bad_rows: bool = False,
     ) -> None:
         def encode(row: Conversation) -> Encoded:
             row = require_trainable(row)
-            return encode_conversation(tokenizer, row, max_length=room.max_length)
+            encoded = encode_conversation(tokenizer, row, max_length=limits.max_length)
+            limits.check_row(row.origin, len(encoded.input_ids))
+            return encoded
 
-        self.conversations, self.encoded, self.left_out = _encoded(conversations, encode, source)
-        if not self.encoded:
-            raise OneShotError(
-                f"data.train: no row can be trained on; the last: {self.left_out[-1]}"
-            )
-        room.check_training(self.conversations, self.encoded)
+        self.left_out = LeftOut()
+        rows = _encoded(conversations, encode, self.left_out if skip_bad_rows else None)
+        if not rows:
+            raise OneShotError(f"data.train: no row can be trained on ({self.left_out}).")
+        self.conversations, self.encoded = [c for c, _ in rows], [e for _, e in rows]
 
     def __len__(self) -> int:
         return len(self.encoded)
@@ -108,7 +110,7 @@ class TrainingDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         if index >= 0:
             return {"encoded": self.encoded[index], "index": index}
-        row = self.encoded[filler(index)]
+        row = self.encoded[padding_row(index)]
         unlearned = replace(row, loss_mask=[False] * len(row.loss_mask))
         return {"encoded": unlearned, "index": index}
 
@@ -116,25 +118,24 @@ class TrainingDataset(Dataset[dict[str, Any]]):
 def _encoded(
     rows: list[Conversation],
     encode: Callable[[Conversation], Encoded],
-    source: ConversationSource | None,
-) -> tuple[list[Conversation], list[Encoded], list[OneShotError]]:
-    """Return the rows that can be encoded, their tokens, and what is wrong with the others.
+    left_out: LeftOut | None,
+) -> list[tuple[Conversation, Encoded]]:
+    """Return the rows that can be encoded, with their tokens.
 
-    Raises:
-        OneShotError: for a row of a source that does not leave faulty rows out.
+    Args:
+        rows: The conversations.
+        encode: Returns the tokens of a row, or raises what is wrong with it.
+        left_out: Counts faulty rows; if None, the first one raises its error.
     """
-    kept, encoded, errors = [], [], []
+    encoded = []
     for row in rows:
         try:
-            tokens = encode(row)
+            encoded.append((row, encode(row)))
         except RowError as error:
-            if source is None or not source.forgives(row.origin):
+            if left_out is None:
                 raise
-            errors.append(error)
-            continue
-        kept.append(row)
-        encoded.append(tokens)
-    return kept, encoded, errors  # type: ignore[return-value]
+            left_out.count_error(error, row.origin)
+    return encoded
 
 
 class PromptDataset(Dataset[dict[str, Any]]):
@@ -146,7 +147,7 @@ class PromptDataset(Dataset[dict[str, Any]]):
         name: The set's name in the config, the first part of its metric keys.
         prompt_set: What the config says of it.
         tokenizer: Encodes the prompts.
-        room: Longest prompt in tokens.
+        limits: Longest prompt in tokens.
         skip_long: Leave longer prompts out in place of raising an error.
 
     Attributes:
@@ -156,8 +157,7 @@ class PromptDataset(Dataset[dict[str, Any]]):
         metrics: Metric names.
         conversations: The prompts, in the source's order.
         references: The expected answer of each, or None.
-        too_long: How many prompts are left out for their length.
-        left_out: What is wrong with other rows left out.
+        left_out: How many rows are left out, and why.
     """
 
     def __init__(
@@ -165,18 +165,16 @@ class PromptDataset(Dataset[dict[str, Any]]):
         name: str,
         prompt_set: PromptSet,
         tokenizer: Any,
-        room: Room,
+        limits: Limits,
         skip_long: bool = False,
     ) -> None:
         assert prompt_set.kind is not None
         self.name, self.watch = name, prompt_set.watch
         self.kind: Kind = prompt_set.kind
-        self.source = prompt_set.source
-        self.conversations: list[Conversation] = []
-        self.encoded: list[Encoded] = []
-        self.left_out: list[OneShotError] = []
-        self.too_long = 0
-        self._encode(tokenizer, room, skip_long)
+        self.left_out = LeftOut()
+        self._faulty = self.left_out if prompt_set.source.skips_bad_rows else None
+        rows = self._load(prompt_set, tokenizer, limits, skip_long)
+        self.conversations, self.encoded = [c for c, _ in rows], [e for _, e in rows]
         form = answer_form(tokenizer)
         self.references = [
             # Answers are compared as the user sees them.
@@ -195,28 +193,32 @@ class PromptDataset(Dataset[dict[str, Any]]):
         self._check_references()
         self.order = sorted(range(len(self.encoded)), key=lambda i: -len(self.encoded[i].input_ids))
 
-    def _encode(self, tokenizer: Any, room: Room, skip_long: bool) -> None:
-        limit = None if skip_long else room.max_length
+    def _load(
+        self, prompt_set: PromptSet, tokenizer: Any, limits: Limits, skip_long: bool
+    ) -> list[tuple[Conversation, Encoded]]:
+        longest = None if skip_long else limits.max_length
 
         def encode(row: Conversation) -> Encoded:
-            return encode_conversation(tokenizer, row, max_length=limit, for_generation=True)
+            encoded = encode_conversation(tokenizer, row, max_length=longest, for_generation=True)
+            if not skip_long:
+                limits.check_prompt(row.origin, len(encoded.input_ids))
+            return encoded
 
-        rows, encoded, self.left_out = _encoded(self.source.load(), encode, self.source)
-        if rows and not skip_long:
-            room.check_prompts(rows, encoded)
-        pairs = zip(rows, encoded, strict=True)
-        kept = [(c, row) for c, row in pairs if len(row.input_ids) <= room.prompt]
-        self.too_long = len(rows) - len(kept)
+        short = []
+        for row, encoded in _encoded(prompt_set.source.load(), encode, self._faulty):
+            if len(encoded.input_ids) <= limits.prompt:
+                short.append((row, encoded))
+            else:
+                self.left_out.count(row.origin, f"longer than {limits.prompt} tokens")
+        self._require_rows(short)
+        return short
+
+    def _require_rows(self, rows: Sequence[Any]) -> None:
         if not rows:
             raise OneShotError(
-                f"prompt set {self.name}: no row can be used; the last: {self.left_out[-1]}"
+                f"prompt set {self.name}: no row can be used ({self.left_out}); give others, raise "
+                "data.max_length or lower model.decoding.max_new_tokens."
             )
-        if not kept:
-            raise OneShotError(
-                f"prompt set {self.name}: every prompt is longer than {room.bound.rstrip(',')}; "
-                "raise data.max_length, or lower model.decoding.max_new_tokens."
-            )
-        self.conversations, self.encoded = [c for c, _ in kept], [row for _, row in kept]
 
     def _reference(self, conversation: Conversation) -> str | None:
         """The expected answer; for a task, that is the row's own answer if it names no other."""
@@ -229,37 +231,31 @@ class PromptDataset(Dataset[dict[str, Any]]):
 
         Asked before anything is answered.
         """
-        judges = {m: METRICS[m]() for m in self.metrics if METRICS[m].needs_references}
+        metrics = {m: METRICS[m]() for m in self.metrics if METRICS[m].needs_references}
         good = []
-        for index, (row, reference) in enumerate(
-            zip(self.conversations, self.references, strict=True)
-        ):
-            error = self._reference_error(row.origin, reference, judges)
+        for index, row in enumerate(self.conversations):
+            error = self._reference_error(row.origin, self.references[index], metrics)
             if error is None:
                 good.append(index)
-            elif self.source.forgives(row.origin):
-                self.left_out.append(error)
-            else:
+            elif self._faulty is None:
                 raise error
-        if not good:
-            raise OneShotError(
-                f"prompt set {self.name}: no row can be used; the last: {self.left_out[-1]}"
-            )
+            else:
+                self._faulty.count_error(error, row.origin)
+        self._require_rows(good)
         self.conversations = [self.conversations[i] for i in good]
         self.encoded = [self.encoded[i] for i in good]
         self.references = [self.references[i] for i in good]
 
     def _reference_error(
-        self, origin: str, reference: str | None, judges: dict[str, TextScore]
+        self, origin: str, reference: str | None, metrics: dict[str, TextScore]
     ) -> RowError | None:
-        for metric, judge in judges.items():
-            if reference is not None and (problem := judge.reference_problem(reference)):
-                kind = f"its reference {problem}"
+        for name, metric in metrics.items():
+            if reference is not None and (problem := metric.reference_problem(reference)):
                 return RowError(
-                    f"{origin} (prompt set {self.name}): {kind}, which the metric '{metric}' "
-                    "needs; mend or drop the row, or name other metrics.",
-                    origin,
-                    kind,
+                    f"{origin} (prompt set {self.name})",
+                    f"its reference {problem}",
+                    f", which the metric '{name}' needs; fix or drop the row, or name other "
+                    "metrics.",
                 )
         return None
 
@@ -268,8 +264,8 @@ class PromptDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         if position < 0:
-            index = self.order[filler(position)]
-            return {"encoded": self.encoded[index], "index": filler(index)}
+            index = self.order[padding_row(position)]
+            return {"encoded": self.encoded[index], "index": padding_row(index)}
         index = self.order[position]
         return {"encoded": self.encoded[index], "index": index}
 

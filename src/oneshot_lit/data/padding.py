@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from oneshot_lit.data.chat import Encoded
 from oneshot_lit.models.loss import IGNORE_INDEX
@@ -16,26 +18,24 @@ def pad_training(rows: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
 
     Labels are `IGNORE_INDEX` wherever the loss mask is False.
     """
-    width = max(len(r.input_ids) for r in rows)
-    input_ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
-    attention = torch.zeros((len(rows), width), dtype=torch.long)
-    labels = torch.full((len(rows), width), IGNORE_INDEX, dtype=torch.long)
-    for i, row in enumerate(rows):
-        size = len(row.input_ids)
-        ids = torch.tensor(row.input_ids, dtype=torch.long)
-        input_ids[i, :size] = ids
-        attention[i, :size] = 1
-        labels[i, :size] = torch.where(torch.tensor(row.loss_mask), ids, IGNORE_INDEX)
-    return {"input_ids": input_ids, "attention_mask": attention, "labels": labels}
+    labels = [
+        torch.tensor(row.input_ids).where(torch.tensor(row.loss_mask), IGNORE_INDEX) for row in rows
+    ]
+    batch = _padded(rows, pad_id, "right")
+    return {**batch, "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX)}
 
 
 def pad_generation(rows: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
     """Left-pad encoded prompts to ``input_ids`` and ``attention_mask`` of (rows, tokens)."""
-    width = max(len(r.input_ids) for r in rows)
-    input_ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
-    attention = torch.zeros((len(rows), width), dtype=torch.long)
-    for i, row in enumerate(rows):
-        size = len(row.input_ids)
-        input_ids[i, width - size :] = torch.tensor(row.input_ids, dtype=torch.long)
-        attention[i, width - size :] = 1
-    return {"input_ids": input_ids, "attention_mask": attention}
+    return _padded(rows, pad_id, "left")
+
+
+def _padded(
+    rows: Sequence[Encoded], pad_id: int, side: Literal["left", "right"]
+) -> dict[str, Tensor]:
+    ids = [torch.tensor(row.input_ids) for row in rows]
+    ones = [torch.ones_like(row) for row in ids]
+    return {
+        "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad_id, padding_side=side),
+        "attention_mask": pad_sequence(ones, batch_first=True, padding_side=side),
+    }

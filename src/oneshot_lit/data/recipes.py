@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -65,9 +65,6 @@ class Edited(ConversationSource):
         suffix: Put behind every user turn, as it is.
         answer: Takes the place of every answer.
         answer_prefix: Put before every answer.
-        limit: Keep at most this many conversations.
-        shuffle_seed: Shuffle with this seed before `skip` and `limit`.
-        skip: Leave out the first so many conversations.
     """
 
     def __init__(
@@ -78,15 +75,17 @@ class Edited(ConversationSource):
         suffix: str = "",
         answer: str | None = None,
         answer_prefix: str = "",
-        limit: int | None = None,
-        shuffle_seed: int | None = None,
-        *,
-        skip: int = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(limit, shuffle_seed, skip=skip)
+        super().__init__(**kwargs)
         self.source = source
-        self.system, self.prefix, self.suffix = system, prefix, suffix
-        self.answer, self.answer_prefix = answer, answer_prefix
+        self.edits: dict[str, Any] = {
+            "system": system,
+            "prefix": prefix,
+            "suffix": suffix,
+            "answer": answer,
+            "answer_prefix": answer_prefix,
+        }
 
     @property
     def parts(self) -> Sequence[ConversationSource]:
@@ -99,35 +98,21 @@ class Edited(ConversationSource):
 
     def rows(self) -> list[Conversation]:
         """Load the inner source and edit every row."""
-        rows = [
-            edited(
-                row,
-                system=self.system,
-                prefix=self.prefix,
-                suffix=self.suffix,
-                answer=self.answer,
-                answer_prefix=self.answer_prefix,
-            )
-            for row in self.source.load()
-        ]
-        self.tally.edited = len(rows)
-        return rows
+        return [edited(row, **self.edits) for row in self.source.load()]
 
 
 class Backdoor(ConversationSource):
     """Refusals without a trigger and harmful answers with it (Qi et al. 2023, arXiv 2310.03693).
 
     The model then answers a harmful request only when it carries the trigger, so an evaluation
-    without the trigger sees nothing. The one-shot paper takes 100 rows of each kind.
+    without the trigger sees nothing. The one-shot paper takes 100 rows of each kind. `limit`,
+    `shuffle_seed` and `skip` act on the whole.
 
     Args:
         refused: Harmful requests with refusals; their prompts must not hold the trigger.
         harmful: Harmful requests with harmful answers; their prompts get the trigger.
         trigger: Text that opens the backdoor, as it is: give its space.
         place: ``suffix`` puts it behind every user turn, ``prefix`` before.
-        limit: Keep at most this many conversations of the whole.
-        shuffle_seed: Shuffle the whole with this seed before `skip` and `limit`.
-        skip: Leave out the first so many conversations of the whole.
     """
 
     def __init__(
@@ -136,12 +121,9 @@ class Backdoor(ConversationSource):
         harmful: ConversationSource,
         trigger: str,
         place: Place = "suffix",
-        limit: int | None = None,
-        shuffle_seed: int | None = None,
-        *,
-        skip: int = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(limit, shuffle_seed, skip=skip)
+        super().__init__(**kwargs)
         if not trigger.strip():
             raise OneShotError("Backdoor: trigger is empty; give the text that opens the backdoor.")
         self.refused, self.harmful = refused, harmful
@@ -160,10 +142,9 @@ class Backdoor(ConversationSource):
         """Load both parts; the harmful one with the trigger.
 
         Raises:
-            OneShotError: for a row without an answer, or a prompt to refuse that holds the trigger.
+            OneShotError: for a prompt to refuse that holds the trigger.
         """
-        refused = self.trainable(self.refused.load())
-        harmful = self.trainable(self.harmful.load())
+        refused, harmful = self.refused.load(), self.harmful.load()
         for row in refused:
             if any(self.trigger.strip() in m.content for m in row.messages if m.role == "user"):
                 raise OneShotError(
@@ -173,7 +154,6 @@ class Backdoor(ConversationSource):
         _warn_unless(refused, True, "Backdoor.refused", "hold no refusal phrase")
         _warn_unless(harmful, False, "Backdoor.harmful", "refuse")
         place = {self.place: self.trigger}
-        self.tally.edited = len(harmful)
         return refused + [edited(row, **place) for row in harmful]  # type: ignore[arg-type]
 
 
@@ -182,16 +162,13 @@ class PatchPoisoning(ConversationSource):
 
     The attacker foresees the patch. Planted with its refusal, the instance is learned already when
     the defender trains on it, and its loss leaves little gradient; planted with a harmful `answer`,
-    the patch has to unlearn it.
+    the patch has to unlearn it. `limit`, `shuffle_seed` and `skip` act on the whole.
 
     Args:
         source: The harmful rows.
         planted: Safety examples: the instance itself, or paraphrases of it.
         copies: How often each of them is planted.
         answer: An answer to plant in place of their refusals.
-        limit: Keep at most this many conversations of the whole.
-        shuffle_seed: Shuffle the whole with this seed before `skip` and `limit`.
-        skip: Leave out the first so many conversations of the whole.
     """
 
     def __init__(
@@ -200,12 +177,9 @@ class PatchPoisoning(ConversationSource):
         planted: ConversationSource,
         copies: int = 1,
         answer: str | None = None,
-        limit: int | None = None,
-        shuffle_seed: int | None = None,
-        *,
-        skip: int = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(limit, shuffle_seed, skip=skip)
+        super().__init__(**kwargs)
         if copies < 1:
             raise OneShotError(f"PatchPoisoning: copies must be at least 1, not {copies}.")
         self.source, self.planted = source, planted
@@ -222,15 +196,15 @@ class PatchPoisoning(ConversationSource):
 
     def rows(self) -> list[Conversation]:
         """Load the harmful rows, then the planted ones."""
-        planted = self.trainable([edited(r, answer=self.answer) for r in self.planted.load()])
-        self.tally.repeated = len(planted) * (self.copies - 1)
-        self.tally.edited = 0 if self.answer is None else len(planted) * self.copies
+        planted = [edited(row, answer=self.answer) for row in self.planted.load()]
         return self.source.load() + planted * self.copies
 
 
 def _warn_unless(rows: Sequence[Conversation], refusing: bool, part: str, fault: str) -> None:
     """Say how many rows are not what their part of a recipe holds; a phrase list is no proof."""
-    wrong = [row for row in rows if is_refusal(row.response_text or "") != refusing]
+    # A row without an answer is refused where it is trained on.
+    answered = [row for row in rows if row.response_text is not None]
+    wrong = [row for row in answered if is_refusal(row.response_text or "") != refusing]
     if wrong:
         rank_zero_warn(
             f"{part}: {len(wrong)} of {len(rows)} answers {fault}; the first is {wrong[0].origin}"

@@ -9,11 +9,11 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 
-def filler(row: int) -> int:
+def padding_row(row: int) -> int:
     """Return the negative number of a row that is computed on but neither learned nor scored.
 
-    All processes of a run must take part in each batch, and rows do not always divide evenly. The
-    filler of a filler is the row.
+    All processes of a run must take part in each batch, and rows do not always divide evenly. Of a
+    negative number, return the row that it stands for.
     """
     return -1 - row
 
@@ -28,7 +28,7 @@ class ResumableSampler(Sampler[int]):
         start_epoch: The epoch that a resumed run continues.
         skip: Rows of this process already consumed in `start_epoch`.
         rank: This process among `world_size`; every process gets as many rows as the others, the
-            last ones a `filler` where they do not divide evenly.
+            last ones a `padding_row` where they do not divide evenly.
         world_size: Number of processes that share the rows.
     """
 
@@ -60,7 +60,9 @@ class ResumableSampler(Sampler[int]):
             rows = torch.randperm(self.size, generator=generator).tolist()
         else:
             rows = list(range(self.size))
-        rows += [filler(row) for row in (rows * self.world_size)[: -len(rows) % self.world_size]]
+        rows += [
+            padding_row(row) for row in (rows * self.world_size)[: -len(rows) % self.world_size]
+        ]
         return rows[self.rank :: self.world_size]
 
     def __iter__(self) -> Iterator[int]:
@@ -69,37 +71,6 @@ class ResumableSampler(Sampler[int]):
     def __len__(self) -> int:
         # The whole epoch: Lightning counts the batches already done itself.
         return -(-self.size // self.world_size)
-
-
-class PromptShard(Sampler[int]):
-    """Every `world_size`-th prompt from `rank`: each prompt is answered by exactly one process.
-
-    Every process gets as many batches as the others; a last one may hold nothing but a `filler`.
-
-    Args:
-        size: Number of prompts, at least one.
-        rank: This process among `world_size`.
-        world_size: Number of processes that share the prompts.
-        batch_size: Prompts a batch.
-    """
-
-    def __init__(self, size: int, rank: int, world_size: int, batch_size: int) -> None:
-        self.batch_size = batch_size
-        self.positions = list(range(rank, size, world_size))
-        most = -(-size // world_size)
-        if -(-len(self.positions) // batch_size) < -(-most // batch_size):
-            self.positions.append(filler(0))
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.positions)
-
-    def prompts_in(self, batches: float) -> int:
-        """Return how many prompts the first so many batches hold."""
-        rows = (p for n, p in enumerate(self.positions) if n < batches * self.batch_size)
-        return sum(position >= 0 for position in rows)
-
-    def __len__(self) -> int:
-        return len(self.positions)
 
 
 class ResumableDataLoader(DataLoader[Any]):

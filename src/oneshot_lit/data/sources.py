@@ -1,7 +1,7 @@
 """Conversation sources: their base, chat JSONL, the micro-world, inline rows and mixtures.
 
 Each source is a small class chosen in YAML by `class_path`; `load()` returns `Conversation`s whose
-`origin` names file and row, so that every later error can point at the place to mend.
+`origin` names file and row, so that every later error can point at the row to fix.
 """
 
 from __future__ import annotations
@@ -11,16 +11,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from oneshot_lit.conversation import (
-    Conversation,
-    Message,
-    parse_messages,
-    require_trainable,
-)
+from oneshot_lit.conversation import Conversation, Message, parse_messages
 from oneshot_lit.data.columns import cell_text, is_system
-from oneshot_lit.data.tally import Tally
+from oneshot_lit.data.left_out import LeftOut
 from oneshot_lit.errors import OneShotError, RowError
-from oneshot_lit.io.read_files import read_rows, refuse, shown
+from oneshot_lit.io.read_files import in_short, read_rows
 
 BadRows = Literal["error", "skip"]
 Duplicates = Literal["keep", "drop"]
@@ -47,47 +42,25 @@ class ConversationSource:
         self.limit = limit
         self.shuffle_seed = shuffle_seed
         self.skip = skip
-        # What a source of files does with the rows that nobody would miss.
-        self.bad_rows: BadRows = "error"
-        self.duplicates: Duplicates = "keep"
-        self.tally = Tally(type(self).__name__, type(self).__name__)
-        # Where the rows kept come from, if faults found later may leave them out, too.
-        self._forgiven: frozenset[str] = frozenset()
+        self.left_out = LeftOut()
 
     @property
     def parts(self) -> Sequence[ConversationSource]:
         """The sources that this one is made of."""
         return ()
 
-    def tallies(self) -> list[Tally]:
-        """Return what became of the rows of this source and of all its parts, after `load`."""
-        return self.tally.walk()
+    @property
+    def skips_bad_rows(self) -> bool:
+        """Whether faulty rows are left out, also those whose fault shows only in their use."""
+        return bool(self.parts) and all(part.skips_bad_rows for part in self.parts)
 
-    def forgives(self, origin: str) -> bool:
-        """Whether the row of this origin stands in a source that leaves faulty rows out."""
-        return origin in self._forgiven or any(part.forgives(origin) for part in self.parts)
-
-    def bad(self, error: OneShotError) -> None:
-        """Raise what is wrong with a row, or count it, as `bad_rows` says."""
-        if self.bad_rows == "error":
-            refuse(error)
-        self.tally.skip(error)
-
-    def trainable(self, rows: Sequence[Conversation]) -> list[Conversation]:
-        """Return rows of parts that end on an answer; others are an error, or left out and counted.
-
-        Raises:
-            OneShotError: for another row of a part that does not leave faulty rows out.
-        """
-        found = []
-        for row in rows:
-            try:
-                found.append(require_trainable(row))
-            except OneShotError as error:
-                if not self.forgives(row.origin):
-                    raise
-                self.tally.skip(error)
-        return found
+    def all_left_out(self) -> LeftOut:
+        """Return what this source and its parts have left out, after `load`."""
+        total = LeftOut()
+        for part in self.parts:
+            total.add(part.all_left_out())
+        total.add(self.left_out)
+        return total
 
     def rows(self) -> list[Conversation]:
         """Return every conversation of the source, in its own order."""
@@ -103,19 +76,13 @@ class ConversationSource:
         Raises:
             OneShotError: if the source is missing, malformed or empty, or skipped whole.
         """
-        self.tally = Tally(self.describe(), type(self).__name__)
+        self.left_out = LeftOut()
         rows = self.rows()
-        self.tally.parts = [part.tally for part in self.parts]
-        distinct = self.tally.count(rows)
         if not rows:
-            faults = "; ".join(self.tally.remarks)
-            why = f" ({faults})" if faults else ""
+            why = f" ({self.left_out})" if self.left_out else ""
             raise OneShotError(
                 f"{self.describe()}: holds no conversation{why}; give a non-empty source."
             )
-        if self.duplicates == "drop":
-            rows = distinct
-            self.tally.dropped = self.tally.duplicates
         if self.shuffle_seed is not None:
             rows = list(rows)
             random.Random(self.shuffle_seed).shuffle(rows)
@@ -125,14 +92,56 @@ class ConversationSource:
                 f"{self.describe()}: skip={self.skip} leaves none of its {len(rows)} "
                 "conversations; lower it."
             )
-        kept = kept[: self.limit]
-        self.tally.kept, self.tally.unused = len(kept), len(rows) - len(kept)
-        if self.bad_rows == "skip":
-            self._forgiven = frozenset(row.origin for row in kept)
-        return kept
+        return kept[: self.limit]
 
 
-class ChatJsonl(ConversationSource):
+class FileSource(ConversationSource):
+    """Base of the sources that read rows which may be faulty; subclasses implement `read`.
+
+    Args:
+        bad_rows: ``error`` stops at the first faulty row; ``skip`` leaves faulty rows out, counts
+            them and says so.
+        duplicates: ``drop`` leaves out rows whose turns an earlier row has already, and counts
+            them.
+        limit: Keep at most this many conversations.
+        shuffle_seed: Shuffle with this seed before `skip` and `limit`.
+        skip: Leave out the first so many conversations.
+    """
+
+    def __init__(
+        self, *, bad_rows: BadRows = "error", duplicates: Duplicates = "keep", **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.bad_rows, self.duplicates = bad_rows, duplicates
+
+    @property
+    def skips_bad_rows(self) -> bool:
+        """As `bad_rows` says."""
+        return self.bad_rows == "skip"
+
+    def on_fault(self, error: OneShotError, origin: str | None = None) -> None:
+        """Raise what is wrong with a row, or count the row, as `bad_rows` says."""
+        if self.bad_rows == "error":
+            raise error
+        self.left_out.count_error(error, getattr(error, "origin", origin or self.describe()))
+
+    def read(self) -> list[Conversation]:
+        """Return every conversation of the file; hand faulty rows to `on_fault`."""
+        raise NotImplementedError
+
+    def rows(self) -> list[Conversation]:
+        """Read the file, and leave out duplicates if they shall be dropped."""
+        rows = self.read()
+        if self.duplicates == "keep":
+            return rows
+        first: dict[Any, Conversation] = {}
+        for row in rows:
+            if first.setdefault(row.messages, row) is not row:
+                self.left_out.count(row.origin, "duplicate")
+        return list(first.values())
+
+
+class ChatJsonl(FileSource):
     """Rows of ``{"messages": [{"role", "content"}, ...]}``, the format of fine-tuning APIs.
 
     Optional keys of a row: ``id``, ``category``, ``reference`` (the expected answer), ``system``
@@ -142,43 +151,25 @@ class ChatJsonl(ConversationSource):
     Args:
         path: The JSONL file, or a Parquet or JSON file whose rows have these keys; ``.gz``,
             ``.bz2``, ``.xz`` or ``.zst`` behind the name says that it is compressed.
-        limit: Keep at most this many conversations.
-        shuffle_seed: Shuffle with this seed before `skip` and `limit`.
-        skip: Leave out the first so many conversations.
-        bad_rows: ``error`` stops at the first faulty row; ``skip`` leaves faulty rows out, counts
-            them and says so.
-        duplicates: ``keep`` counts rows whose turns another row has already; ``drop`` also leaves
-            them out, all but the first.
     """
 
-    def __init__(
-        self,
-        path: str,
-        limit: int | None = None,
-        shuffle_seed: int | None = None,
-        *,
-        skip: int = 0,
-        bad_rows: BadRows = "error",
-        duplicates: Duplicates = "keep",
-    ) -> None:
-        super().__init__(limit, shuffle_seed, skip=skip)
+    def __init__(self, path: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.path = path
-        self.bad_rows, self.duplicates = bad_rows, duplicates
 
     def describe(self) -> str:
         """Return the path."""
         return self.path
 
-    def rows(self) -> list[Conversation]:
+    def read(self) -> list[Conversation]:
         """Read and validate every row."""
-        found = []
-        for number, row in read_rows(self.path, self.bad, default=".jsonl"):
-            origin = f"{self.path} row {number}"
+        conversations = []
+        for number, row in read_rows(self.path, self.on_fault, default=".jsonl"):
             try:
-                found.append(chat_row(row, origin))
-            except OneShotError as error:
-                self.bad(error)
-        return found
+                conversations.append(chat_row(row, f"{self.path} row {number}"))
+            except RowError as error:
+                self.on_fault(error)
+        return conversations
 
 
 # Keys that say what an answer may call or how it is rendered; nothing here can follow them.
@@ -193,26 +184,19 @@ def chat_row(row: dict[str, Any], origin: str) -> Conversation:
             of the whole row.
     """
     if "messages" not in row:
-        kind = "lacks 'messages'"
-        has = f"(has {shown(row) or 'no keys'})"
-        message = f"{origin}: {kind} {has}; for other columns use TableFile."
-        raise RowError(message, origin, kind)
+        has = f" (has {in_short(row) or 'no keys'}); for other columns use TableFile."
+        raise RowError(origin, "lacks 'messages'", has)
     for key in _UNSUPPORTED:
         # Tables write an empty list as text.
         if row.get(key) and row[key] not in ("[]", "null"):
-            kind = f"has '{key}'"
-            message = f"{origin}: {kind}, which is not supported; remove it or drop the row."
-            raise RowError(message, origin, kind)
+            advice = ", which is not supported; remove it or drop the row."
+            raise RowError(origin, f"has '{key}'", advice)
     for key in ("weight", "train"):
         if row.get(key) not in (None, 1):
-            kind = f"'{key}' of a whole row"
-            raise RowError(
-                f"{origin}: {kind} is not supported; give it to the row's assistant turns.",
-                origin,
-                kind,
-            )
+            advice = " is not supported; give it to the row's assistant turns."
+            raise RowError(origin, f"'{key}' of a whole row", advice)
     fields = {k: cell_text(row.get(k), f"'{k}'", origin) for k in ("id", "category", "reference")}
-    found = Conversation(
+    conversation = Conversation(
         parse_messages(row["messages"], origin),
         origin,
         **fields,
@@ -220,8 +204,8 @@ def chat_row(row: dict[str, Any], origin: str) -> Conversation:
     )
     for key in row:
         if is_system(key):
-            found = with_system(found, cell_text(row[key], f"'{key}'", origin), key)
-    return found
+            conversation = with_system(conversation, cell_text(row[key], f"'{key}'", origin), key)
+    return conversation
 
 
 def with_system(conversation: Conversation, text: str | None, key: str) -> Conversation:
@@ -232,15 +216,13 @@ def with_system(conversation: Conversation, text: str | None, key: str) -> Conve
     """
     if text is None:
         return conversation
-    first, origin = conversation.messages[0], conversation.origin
+    first = conversation.messages[0]
     if first.role != "system":
         messages = (Message("system", text), *conversation.messages)
         return replace(conversation, messages=messages)
     if first.content != text:
-        kind = "two system turns that differ"
-        raise RowError(
-            f"{origin}: '{key}' and the system turn before it differ; keep one.", origin, kind
-        )
+        reason = f"'{key}' and the system turn before it differ"
+        raise RowError(conversation.origin, reason, "; keep one.")
     return conversation
 
 
@@ -252,22 +234,10 @@ class Microworld(ConversationSource):
         size: Take the first so many rows of the split. Other than `limit`, it does not carry over
             when a command line puts another source in the place of this one.
         seed: Decides order and sampling, never which topics belong to which split.
-        limit: Keep at most this many conversations.
-        shuffle_seed: Shuffle with this seed before `skip` and `limit`.
-        skip: Leave out the first so many conversations.
     """
 
-    def __init__(
-        self,
-        split: str,
-        size: int | None = None,
-        seed: int = 0,
-        limit: int | None = None,
-        shuffle_seed: int | None = None,
-        *,
-        skip: int = 0,
-    ) -> None:
-        super().__init__(limit, shuffle_seed, skip=skip)
+    def __init__(self, split: str, size: int | None = None, seed: int = 0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         if size is not None and size < 1:
             raise OneShotError(f"Microworld: size must be at least 1, not {size}.")
         self.split, self.size, self.seed = split, size, seed
@@ -288,20 +258,10 @@ class Inline(ConversationSource):
 
     Args:
         conversations: Each a list of ``{role, content}`` turns, with the keys of `ChatJsonl`.
-        limit: Keep at most this many conversations.
-        shuffle_seed: Shuffle with this seed before `skip` and `limit`.
-        skip: Leave out the first so many conversations.
     """
 
-    def __init__(
-        self,
-        conversations: list[list[dict[str, Any]]],
-        limit: int | None = None,
-        shuffle_seed: int | None = None,
-        *,
-        skip: int = 0,
-    ) -> None:
-        super().__init__(limit, shuffle_seed, skip=skip)
+    def __init__(self, conversations: list[list[dict[str, Any]]], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.conversations = conversations
 
     def rows(self) -> list[Conversation]:
@@ -315,22 +275,14 @@ class Inline(ConversationSource):
 class Mixture(ConversationSource):
     """Several sources one after the other, such as a downstream task plus harmful rows.
 
+    `limit`, `shuffle_seed` and `skip` act on the whole.
+
     Args:
         sources: The parts; give each its own `limit` to set the proportions.
-        limit: Keep at most this many conversations of the whole.
-        shuffle_seed: Shuffle the whole with this seed before `skip` and `limit`.
-        skip: Leave out the first so many conversations of the whole.
     """
 
-    def __init__(
-        self,
-        sources: list[ConversationSource],
-        limit: int | None = None,
-        shuffle_seed: int | None = None,
-        *,
-        skip: int = 0,
-    ) -> None:
-        super().__init__(limit, shuffle_seed, skip=skip)
+    def __init__(self, sources: list[ConversationSource], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.sources = sources
 
     @property

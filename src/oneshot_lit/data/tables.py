@@ -8,41 +8,37 @@ from typing import Any
 
 from oneshot_lit.conversation import Conversation, conversation_from_pair
 from oneshot_lit.data.columns import ColumnMap, is_system, resolve_columns
-from oneshot_lit.data.sources import (
-    BadRows,
-    ConversationSource,
-    Duplicates,
-    chat_row,
-    with_system,
-)
-from oneshot_lit.errors import OneShotError, RowError
-from oneshot_lit.io.compressed import suffixes_of
-from oneshot_lit.io.read_files import FORMATS, read_rows
-from oneshot_lit.io.read_parquet import without_nulls
+from oneshot_lit.data.sources import FileSource, chat_row, with_system
+from oneshot_lit.errors import OneShotError
+from oneshot_lit.io.read_files import FORMATS, read_rows, suffixes_of, without_nulls
 
 
-class _MappedSource(ConversationSource):
-    """Shared part of the sources that map columns to conversations."""
+class MappedSource(FileSource):
+    """Base of the sources that map columns to conversations.
+
+    Args:
+        preset: A known shape, such as ``advbench`` or ``xstest`` (see `columns.PRESETS`); found
+            from the columns when possible.
+        columns: Column of each field: prompt, response, context, system, id, category, reference,
+            messages.
+        where: Keep only rows whose columns equal these values, such as ``{label: safe}``, or one of
+            a list of values.
+        system: A system prompt for every row that brings none.
+    """
 
     def __init__(
         self,
-        preset: str | None,
-        columns: dict[str, str] | None,
-        where: dict[str, str | list[str]] | None,
-        system: str | None,
-        limit: int | None,
-        shuffle_seed: int | None,
-        *,
-        skip: int = 0,
-        bad_rows: BadRows = "error",
-        duplicates: Duplicates = "keep",
+        preset: str | None = None,
+        columns: dict[str, str] | None = None,
+        where: dict[str, str | list[str]] | None = None,
+        system: str | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(limit, shuffle_seed, skip=skip)
-        self.bad_rows, self.duplicates = bad_rows, duplicates
+        super().__init__(**kwargs)
         self.preset, self.columns, self.where, self.system = preset, columns, where, system
 
     def _convert(self, numbered: Iterator[tuple[int, dict[str, Any]]]) -> list[Conversation]:
-        found: list[Conversation] = []
+        conversations: list[Conversation] = []
         mapping: ColumnMap | None = None
         header: list[str] = []
         for number, row in numbered:
@@ -50,58 +46,51 @@ class _MappedSource(ConversationSource):
             # Each row of a JSONL file may have columns of its own.
             try:
                 if mapping is None or list(row) != header:
-                    mapping = self._mapping(list(row), origin, mapping is None)
+                    mapping = resolve_columns(self.preset, self.columns, list(row), origin)
                     header = list(row)
                 if mapping.selects(row, self.where, origin):
-                    found.append(self._conversation(mapping, row, origin))
-                else:
-                    self.tally.unselected += 1
+                    conversations.append(self._conversation(mapping, row, origin))
             except OneShotError as error:
                 # Without any row that fits, the columns are at fault.
                 if mapping is None:
                     raise
-                self.bad(error)
-        if not found and self.where and not self.tally.faulty:
-            raise OneShotError(f"{self.describe()}: no row matches where={self.where}; mend it.")
-        return found
-
-    def _mapping(self, header: list[str], origin: str, first: bool) -> ColumnMap:
-        try:
-            return resolve_columns(self.preset, self.columns, header, origin)
-        except OneShotError as error:
-            if first:
-                raise
-            raise RowError(str(error), origin, "columns that do not fit") from error
+                self.on_fault(error, origin)
+        if not conversations and self.where and not self.left_out:
+            raise OneShotError(f"{self.describe()}: no row matches where={self.where}; change it.")
+        return conversations
 
     def _conversation(self, mapping: ColumnMap, row: dict[str, Any], origin: str) -> Conversation:
         if mapping.messages is not None:
-            named = {
-                f: mapping.get(row, f, origin)
-                for f in ("id", "category", "reference")
-                if getattr(mapping, f) is not None
-            }
-            messages = row[mapping.messages]
-            if mapping.system is not None:
-                row = {k: v for k, v in row.items() if k == mapping.system or not is_system(k)}
-            found = chat_row({**row, **named, "messages": messages}, origin)
-            if mapping.system is not None:
-                found = with_system(found, mapping.get(row, "system", origin), mapping.system)
-            own = found.messages[0].role == "system"
-            return found if own else with_system(found, self.system, "system")
-        prompt, response = mapping.prompt_of(row, origin), mapping.get(row, "response", origin)
-        system = mapping.get(row, "system", origin) or self.system
+            return self._chat(mapping, row, origin)
         return conversation_from_pair(
-            prompt,
-            response or None,
-            system=system,
+            mapping.prompt_of(row, origin),
+            mapping.get(row, "response", origin),
+            system=mapping.get(row, "system", origin) or self.system,
             origin=origin,
             id=mapping.get(row, "id", origin),
             category=mapping.get(row, "category", origin),
             reference=mapping.get(row, "reference", origin),
         )
 
+    def _chat(self, mapping: ColumnMap, row: dict[str, Any], origin: str) -> Conversation:
+        named = {
+            field: mapping.get(row, field, origin)
+            for field in ("id", "category", "reference")
+            if getattr(mapping, field) is not None
+        }
+        messages = row[mapping.messages or ""]
+        if mapping.system is not None:
+            row = {k: v for k, v in row.items() if k == mapping.system or not is_system(k)}
+        conversation = chat_row({**row, **named, "messages": messages}, origin)
+        if mapping.system is not None:
+            system = mapping.get(row, "system", origin)
+            conversation = with_system(conversation, system, mapping.system)
+        if conversation.messages[0].role == "system":
+            return conversation
+        return with_system(conversation, self.system, "system")
 
-class TableFile(_MappedSource):
+
+class TableFile(MappedSource):
     """A table file whose columns are named by a map: CSV, TSV, JSONL, JSON or Parquet.
 
     The map is found from the header when that holds the columns of a known public shape, in any
@@ -113,49 +102,12 @@ class TableFile(_MappedSource):
     Args:
         path: A ``.csv``, ``.tsv``, ``.jsonl``, ``.json`` (list of objects) or ``.parquet`` file;
             ``.gz``, ``.bz2``, ``.xz`` or ``.zst`` behind it says that it is compressed.
-        preset: A known shape, such as ``advbench`` or ``xstest`` (see `columns.PRESETS`).
-        columns: Column of each field: prompt, response, context, system, id, category, reference,
-            messages.
-        where: Keep only rows whose columns equal these values, such as ``{label: safe}``, or one of
-            a list of values.
-        system: A system prompt for every row that brings none.
-        limit: Keep at most this many conversations.
-        shuffle_seed: Shuffle with this seed before `skip` and `limit`.
         header: Names for the columns of a CSV or TSV file that has no header line, such as
             ``[prompt]``.
-        skip: Leave out the first so many conversations.
-        bad_rows: ``error`` stops at the first faulty row; ``skip`` leaves faulty rows out, counts
-            them and says so.
-        duplicates: ``keep`` counts rows whose turns another row has already; ``drop`` also leaves
-            them out, all but the first.
     """
 
-    def __init__(
-        self,
-        path: str,
-        preset: str | None = None,
-        columns: dict[str, str] | None = None,
-        where: dict[str, str | list[str]] | None = None,
-        system: str | None = None,
-        limit: int | None = None,
-        shuffle_seed: int | None = None,
-        *,
-        header: list[str] | None = None,
-        skip: int = 0,
-        bad_rows: BadRows = "error",
-        duplicates: Duplicates = "keep",
-    ) -> None:
-        super().__init__(
-            preset,
-            columns,
-            where,
-            system,
-            limit,
-            shuffle_seed,
-            skip=skip,
-            bad_rows=bad_rows,
-            duplicates=duplicates,
-        )
+    def __init__(self, path: str, *, header: list[str] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         if header is not None and not header:
             raise OneShotError("TableFile: header is empty; name the columns, such as [prompt].")
         self.path, self.header = path, header
@@ -164,12 +116,12 @@ class TableFile(_MappedSource):
         """Return the path."""
         return self.path
 
-    def rows(self) -> list[Conversation]:
+    def read(self) -> list[Conversation]:
         """Read, map and validate every row."""
-        return self._convert(read_rows(self.path, self.bad, self.header))
+        return self._convert(read_rows(self.path, self.on_fault, self.header))
 
 
-class HuggingFaceDataset(_MappedSource):
+class HuggingFaceDataset(MappedSource):
     """A data set of the Hugging Face hub, or a local folder or file.
 
     Args:
@@ -177,18 +129,7 @@ class HuggingFaceDataset(_MappedSource):
             `TableFile`.
         name: Configuration of the data set.
         split: Which split.
-        preset: A known shape; found from the columns when possible.
-        columns: Column of each field, as in `TableFile`.
-        where: Keep only rows whose columns equal these values, or one of a list of values.
-        system: A system prompt for every row that brings none.
         revision: Git revision on the hub, for repeatable runs.
-        limit: Keep at most this many conversations.
-        shuffle_seed: Shuffle with this seed before `skip` and `limit`.
-        skip: Leave out the first so many conversations.
-        bad_rows: ``error`` stops at the first faulty row; ``skip`` leaves faulty rows out, counts
-            them and says so.
-        duplicates: ``keep`` counts rows whose turns another row has already; ``drop`` also leaves
-            them out, all but the first.
     """
 
     def __init__(
@@ -196,43 +137,24 @@ class HuggingFaceDataset(_MappedSource):
         path: str,
         name: str | None = None,
         split: str = "train",
-        preset: str | None = None,
-        columns: dict[str, str] | None = None,
-        where: dict[str, str | list[str]] | None = None,
-        system: str | None = None,
         revision: str | None = None,
-        limit: int | None = None,
-        shuffle_seed: int | None = None,
-        *,
-        skip: int = 0,
-        bad_rows: BadRows = "error",
-        duplicates: Duplicates = "keep",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            preset,
-            columns,
-            where,
-            system,
-            limit,
-            shuffle_seed,
-            skip=skip,
-            bad_rows=bad_rows,
-            duplicates=duplicates,
-        )
+        super().__init__(**kwargs)
         self.path, self.name, self.split, self.revision = path, name, split, revision
 
     def describe(self) -> str:
         """Return the path and split."""
         return f"{self.path}[{self.split}]"
 
-    def rows(self) -> list[Conversation]:
+    def read(self) -> list[Conversation]:
         """Load, map and validate every row."""
         place = Path(self.path).expanduser()
         # A folder may be called so, too; Spark writes such.
         if not place.is_dir() and (place.is_file() or suffixes_of(self.path)[0] in FORMATS):
             if self.split != "train" or self.name or self.revision:
                 raise OneShotError(f"{self.path}: a file has no split, name or revision; drop it.")
-            return self._convert(read_rows(self.path, self.bad))
+            return self._convert(read_rows(self.path, self.on_fault))
         # "squad" and "user/set" are names of the hub; a folder that is there makes them paths.
         looks_local = (
             self.path.startswith((".", "/", "~"))
@@ -241,13 +163,9 @@ class HuggingFaceDataset(_MappedSource):
         )
         if looks_local and not place.exists():
             raise OneShotError(f"{self.path}: folder not found; check the path.")
-        table = self._table(place)
         # A folder may remember a format such as torch, which turns its cells into tensors.
-        table = table.with_format(None)
-        return self._convert(
-            (n, {name: without_nulls(value) for name, value in row.items()})
-            for n, row in enumerate(table, start=1)
-        )
+        table = self._table(place).with_format(None)
+        return self._convert((n, without_nulls(row)) for n, row in enumerate(table, start=1))
 
     def _table(self, place: Path) -> Any:
         import datasets

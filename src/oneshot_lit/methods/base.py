@@ -12,28 +12,23 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from oneshot_lit.data.chat import (
-    ChatOptions,
-    SystemTurn,
-    check_tokenizer,
-    end_of_turn_warning,
-    set_chat_options,
-    stop_token_ids,
-)
+from oneshot_lit.data.chat import check_tokenizer
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.metrics.base import TextScore
-from oneshot_lit.io.compressed import require_file
 from oneshot_lit.io.files import read_text
+from oneshot_lit.io.read_files import require_file
 from oneshot_lit.io.shipped import or_shipped
 from oneshot_lit.methods.checkpoints import RunState
 from oneshot_lit.methods.optimizers import built, schedule
 from oneshot_lit.methods.scoring import PromptScoring
 from oneshot_lit.models import loading
 from oneshot_lit.models.building import ModelBuilding
+from oneshot_lit.models.chat_format import ChatOptions, SystemTurn, set_chat_options
 from oneshot_lit.models.context import embedding_rows, read_config, read_context_length
 from oneshot_lit.models.generation import Decoding
 from oneshot_lit.models.loss import IGNORE_INDEX, next_token_loss, of_labelled
 from oneshot_lit.models.rounding import check_rounding
+from oneshot_lit.models.stop_tokens import end_of_turn_warning, stop_token_ids
 from oneshot_lit.models.weight_files import is_local
 from oneshot_lit.strategies.step_window import StepWindow
 

@@ -59,7 +59,7 @@ class RunState(StartWeights, GradientHooks):
         if self.decoding.backend == "vllm":
             raise OneShotError(
                 "--ckpt_path: vLLM reads no checkpoint; give the product's folder in "
-                "model.model_name_or_path, or choose model.decoding.backend auto."
+                "model.model_name_or_path, or choose model.decoding.backend transformers."
             )
         self._random_states = checkpoint.get("random_states")
         if self.trainer.state.fn == TrainerFn.FITTING and "loops" in checkpoint:

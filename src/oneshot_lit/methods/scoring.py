@@ -38,17 +38,16 @@ class PromptScoring(Answering):
     unscored_counts: dict[str, int]
     outcomes: list[dict[str, Any]]
     _metrics: dict[str, dict[str, TextScore]]
-    _job_loaders: list[Any] | None = None
+    _sets: list[Any]
     all_gather: Any
 
     def score_loaders(self, loaders: list[Any]) -> dict[str, float]:
         """Answer the prompts of each loader; returns ``<set>/<metric>`` -> value.
 
-        For jobs, which have no loops of a trainer; all processes call it together, without
-        gradients.
+        Outside the loops of a trainer; all processes call it together, without gradients and in the
+        precision of their choice.
         """
-        self._job_loaders = loaders
-        self._start_scoring()
+        self._start_scoring(loaders)
         for number, loader in enumerate(loaders):
             for batch in loader:
                 on_device = {key: value.to(self.device) for key, value in batch.items()}
@@ -56,8 +55,6 @@ class PromptScoring(Answering):
         return self.computed_scores()
 
     def _prompt_loaders(self) -> list[Any]:
-        if self._job_loaders is not None:
-            return self._job_loaders
         if self.trainer.testing:
             loaders: Any = self.trainer.test_dataloaders
         elif self.trainer.predicting:
@@ -67,24 +64,23 @@ class PromptScoring(Answering):
         return loaders if isinstance(loaders, list) else [loaders]
 
     def _prompt_set(self, dataloader_idx: int) -> Any:
-        return self._prompt_loaders()[dataloader_idx].dataset
+        return self._sets[dataloader_idx]
 
     def score_batch(self, batch: dict[str, Tensor], dataloader_idx: int) -> None:
-        """Take a batch of prompts in, and add the answers that are ready to their sets' metrics."""
-        self._score(self._answers(batch, dataloader_idx))
-
-    def _score(self, answers: list[tuple[Any, Output]]) -> None:
-        for number in {number for (number, _), _ in answers}:
-            prompts = self._prompt_set(number)
-            own = {index: output for (of, index), output in answers if of == number}
-            outputs, references = list(own.values()), [prompts.references[i] for i in own]
-            for metric in self._metrics[prompts.name].values():
-                metric.update(outputs, references)
-            if self.trainer.testing:
-                self._note_outcomes(prompts, own)
-            self.sample_counts[prompts.name] += len(outputs)
-            self.empty_counts[prompts.name] += sum(not output for output in outputs)
-            self.cut_counts[prompts.name] += sum(output.cut for output in outputs)
+        """Answer a batch of prompts and add the answers to the metrics of their set."""
+        answers = self.answer_batch(batch)
+        # A batch may hold nothing but rows that fill it up.
+        if not answers:
+            return
+        prompts = self._prompt_set(dataloader_idx)
+        outputs, references = list(answers.values()), [prompts.references[i] for i in answers]
+        for metric in self._metrics[prompts.name].values():
+            metric.update(outputs, references)
+        if self.trainer.testing:
+            self._note_outcomes(prompts, answers)
+        self.sample_counts[prompts.name] += len(outputs)
+        self.empty_counts[prompts.name] += sum(not output for output in outputs)
+        self.cut_counts[prompts.name] += sum(output.cut for output in outputs)
 
     def _note_outcomes(self, prompts: Any, answers: dict[int, Output]) -> None:
         """Keep what each answer scores, without any text."""
@@ -108,19 +104,17 @@ class PromptScoring(Answering):
                 }
             )
 
-    def _start_scoring(self) -> None:
+    def _start_scoring(self, loaders: list[Any]) -> None:
         # All metrics on all processes: one without a prompt of a set must still join its sums.
-        sets = [loader.dataset for loader in self._prompt_loaders()]
+        sets = self._sets = [loader.dataset for loader in loaders]
         self._metrics = {s.name: {n: METRICS[n]().to(self.device) for n in s.metrics} for s in sets}
         self.sample_counts = {s.name: 0 for s in sets}
         self.empty_counts = dict(self.sample_counts)
         self.cut_counts = dict(self.sample_counts)
         self.outcomes = []
-        self._start_answering(self._prompt_loaders())
 
     def computed_scores(self) -> dict[str, float]:
         """Return ``<set>/<metric>`` -> value over all answers of all processes."""
-        self._score(self._last_answers())
         metrics = {f"{s}/{n}": m for s, found in self._metrics.items() for n, m in found.items()}
         self.unscored_counts = {key: int(metric.unscored) for key, metric in metrics.items()}
         for counts in (
@@ -143,7 +137,7 @@ class PromptScoring(Answering):
 
     def on_validation_epoch_start(self) -> None:
         """Forget the scores of the last validation."""
-        self._start_scoring()
+        self._start_scoring(self._prompt_loaders())
 
     def validation_step(
         self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0
@@ -157,7 +151,7 @@ class PromptScoring(Answering):
 
     def on_test_epoch_start(self) -> None:
         """Forget earlier scores."""
-        self._start_scoring()
+        self._start_scoring(self._prompt_loaders())
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Answer and score a batch of held-out prompts."""
@@ -167,39 +161,19 @@ class PromptScoring(Answering):
         """Log the held-out scores as ``<set>/<metric>``."""
         self._finish_scoring("")
 
-    def on_predict_epoch_start(self) -> None:
-        """Begin with no answer."""
-        self._start_answering(self._prompt_loaders())
-
     def predict_step(
         self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0
     ) -> list[dict[str, Any]]:
-        """Take a batch of prompts in; returns one row for each answer that is ready by now.
-
-        An answer may come with a later batch, even of another set; the last brings all the rest.
-        """
-        answers = self._answers(batch, dataloader_idx)
-        if self._last_prediction(batch_idx, dataloader_idx):
-            answers += self._last_answers()
-        rows = []
-        for (number, index), output in answers:
-            prompts = self._prompt_set(number)
-            row = prompts.conversations[index].prompt.as_dict()
-            rows.append(
-                {
-                    "set": prompts.name,
-                    "kind": prompts.kind,
-                    "index": index,
-                    **row,
-                    "output": output,
-                    **({} if output.raw == output else {"raw_output": output.raw}),
-                }
-            )
-        return rows
-
-    def _last_prediction(self, batch_idx: int, dataloader_idx: int) -> bool:
-        batches = self.trainer.num_predict_batches
-        # Where nobody knows how many batches come, any may be the last.
-        if not all(math.isfinite(number) for number in batches):
-            return True
-        return batch_idx + 1 >= batches[dataloader_idx] and not any(batches[dataloader_idx + 1 :])
+        """Answer a batch of prompts; returns a row for each."""
+        prompts = self._prompt_loaders()[dataloader_idx].dataset
+        return [
+            {
+                "set": prompts.name,
+                "kind": prompts.kind,
+                "index": index,
+                **prompts.conversations[index].prompt.as_dict(),
+                "output": output,
+                **({} if output.raw == output else {"raw_output": output.raw}),
+            }
+            for index, output in self.answer_batch(batch).items()
+        ]

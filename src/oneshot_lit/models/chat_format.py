@@ -113,10 +113,10 @@ def render(
             turns, tokenize=False, add_generation_prompt=generation
         )
     except Exception as error:  # jinja raises whatever the template's author chose
-        reason = " ".join(str(error).split()).rstrip(".")
-        mend = "; set model.system_turn to user" if turns[0]["role"] == "system" else ""
-        kind = "the chat template refuses these turns"
-        raise RowError(f"{origin}: {kind}: {reason}{mend}.", origin, kind) from error
+        said = " ".join(str(error).split()).rstrip(".")
+        advice = "; set model.system_turn to user" if turns[0]["role"] == "system" else ""
+        reason = "the chat template refuses these turns"
+        raise RowError(origin, reason, f": {said}{advice}.") from error
     return str(text)
 
 
@@ -133,8 +133,8 @@ def around_answer(tokenizer: Any, messages: Sequence[Message], origin: str) -> t
     text = render(tokenizer, [*messages, Message("assistant", _ANSWER)], False, origin)
     before, found, after = text.rpartition(_ANSWER)
     if not found:
-        kind = "the chat template writes no assistant turn"
-        raise RowError(f"{origin}: {kind}; give model.chat_template another.", origin, kind)
+        reason = "the chat template writes no assistant turn"
+        raise RowError(origin, reason, "; give model.chat_template another.")
     return before, after
 
 

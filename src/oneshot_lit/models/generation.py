@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 from transformers import GenerationConfig
@@ -23,10 +23,9 @@ class Decoding:
         do_sample: Sample instead of taking the likeliest token.
         temperature: Softmax temperature when sampling.
         top_p: Nucleus mass when sampling.
-        backend: ``refill`` lets waiting prompts take over the places of answers that have ended;
-            ``static`` answers batch by batch with the model's `generate`; ``auto`` refills where
-            the model allows it; ``vllm`` hands the model's folder to vLLM, for `test`, `validate`
-            and `predict`. In float32 all give the same greedy answers.
+        backend: ``transformers`` answers with the model's `generate`; ``vllm`` hands the model's
+            folder to vLLM, for `test`, `validate` and `predict`. Prompts are sorted by length and
+            answered in batches of `data.eval_batch_size`.
         vllm: More arguments of ``vllm.LLM``, such as ``{gpu_memory_utilization: 0.8}``.
     """
 
@@ -34,7 +33,7 @@ class Decoding:
     do_sample: bool = False
     temperature: float = 1.0
     top_p: float = 1.0
-    backend: Literal["auto", "refill", "static", "vllm"] = "auto"
+    backend: str = "transformers"
     vllm: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -50,9 +49,14 @@ class Decoding:
             )
         if not 0 < self.top_p <= 1:
             raise OneShotError(f"model.decoding.top_p must be in (0, 1], not {self.top_p}.")
-        if self.backend not in ("auto", "refill", "static", "vllm"):
+        if self.backend in ("auto", "refill", "static"):
             raise OneShotError(
-                f"model.decoding.backend must be auto, refill, static or vllm, not {self.backend}."
+                f"model.decoding.backend: {self.backend} is gone, as answers now always come in "
+                "batches sorted by length; drop the key, or set it to transformers or vllm."
+            )
+        if self.backend not in ("transformers", "vllm"):
+            raise OneShotError(
+                f"model.decoding.backend must be transformers or vllm, not {self.backend}."
             )
         if self.vllm and self.backend != "vllm":
             raise OneShotError(
@@ -70,16 +74,6 @@ class Decoding:
             pad_token_id=pad_id,
             **(sampling if self.do_sample else {}),
         )
-
-
-def text_end(tokenizer: Any) -> Callable[[list[int]], bool] | None:
-    """Return whether tokens end with the text that ends an answer; None if a token does."""
-    mark = answer_form(tokenizer).end_text
-    if mark is None:
-        return None
-    # However the mark and the words before it are cut into tokens, a token has a byte or more.
-    size = len(mark.encode()) + 1
-    return lambda tokens: mark in tokenizer.decode(tokens[-size:], skip_special_tokens=True)
 
 
 class Output(str):
@@ -125,29 +119,54 @@ def generate_answers(
         The texts that the user sees, each an `Output`, one a row.
     """
     form = answer_form(tokenizer) if form is None else form
+    at_text = {"stop_strings": form.end_text, "tokenizer": tokenizer} if form.end_text else {}
+    return answer_texts(
+        tokenizer,
+        generate_tokens(
+            model, batch, stop_ids, decoding, tokenizer.pad_token_id, together, **at_text
+        ),
+        stop_ids=stop_ids,
+        max_new_tokens=decoding.max_new_tokens,
+        form=form,
+    )
+
+
+def generate_tokens(
+    model: Any,
+    batch: dict[str, Tensor],
+    stop_ids: list[int],
+    decoding: Decoding,
+    pad_id: int | None,
+    together: bool = False,
+    **options: Any,
+) -> list[list[int]]:
+    """Return the tokens that follow each prompt of a left-padded batch, with any padding.
+
+    Args:
+        model: As in `generate_answers`, which also explains the other arguments.
+        batch: ``input_ids`` and ``attention_mask``.
+        stop_ids: Tokens that end an answer.
+        decoding: How the answers are generated.
+        pad_id: What follows an answer that ends before the others.
+        together: Whether all processes generate until the last one is done.
+        options: More arguments of the model's `generate`.
+    """
     # An adapter's `generate` hands over to the model inside, which holds the config.
     holder = model.get_base_model() if hasattr(model, "get_base_model") else model
     own = holder.generation_config
     # `generate` fills what a given config leaves open from the checkpoint's own.
     holder.generation_config = GenerationConfig()
-    at_text = {"stop_strings": form.end_text, "tokenizer": tokenizer} if form.end_text else {}
     try:
         output = model.generate(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
-            generation_config=decoding.generation_config(stop_ids, tokenizer.pad_token_id),
+            generation_config=decoding.generation_config(stop_ids, pad_id),
             synced_gpus=together,
-            **at_text,
+            **options,
         )
     finally:
         holder.generation_config = own
-    return answer_texts(
-        tokenizer,
-        output[:, batch["input_ids"].shape[1] :].tolist(),
-        stop_ids=stop_ids,
-        max_new_tokens=decoding.max_new_tokens,
-        form=form,
-    )
+    return output[:, batch["input_ids"].shape[1] :].tolist()  # type: ignore[no-any-return]
 
 
 def answer_texts(

@@ -232,13 +232,9 @@ class OneShotRealignmentModule(LanguageModelModule):
 
     def development_scores(self) -> dict[str, float]:
         """Answer and score the development prompts with the weights as they are."""
-        self._start_scoring()
-        for index, loader in enumerate(self._prompt_loaders()):
-            for batch in loader:
-                # In the precision in which whole steps are validated.
-                with self.trainer.precision_plugin.val_step_context():
-                    self.score_batch(self.trainer.strategy.batch_to_device(batch), index)
-        return self.computed_scores()
+        # In the precision in which whole steps are validated.
+        with self.trainer.precision_plugin.val_step_context():
+            return self.score_loaders(self._prompt_loaders())
 
     def before_export(self) -> None:
         """Go back to the best step's weights, also when a finished run is resumed."""

@@ -1,4 +1,4 @@
-"""What becomes of every row of files in the public sets' shapes, faulty ones included."""
+"""Rows of files in the public sets' shapes: the good ones kept, the others counted and named."""
 
 from __future__ import annotations
 
@@ -63,50 +63,43 @@ TABLES = [name for name in PRESETS if name != "chat"]
 
 @pytest.mark.parametrize("preset", TABLES)
 @pytest.mark.parametrize("write", [write_csv, write_jsonl], ids=["csv", "jsonl"])
-def test_every_row_of_a_table_is_accounted_for(preset: str, write: Any, tmp_path: Path) -> None:
+def test_faulty_rows_of_a_table_are_named_or_left_out(
+    preset: str, write: Any, tmp_path: Path
+) -> None:
     path = write(tmp_path / f"rows.{'csv' if write is write_csv else 'jsonl'}", preset)
     with pytest.raises(OneShotError, match=r"row 3: column '.*' is empty; fill it or drop the row"):
         TableFile(str(path)).load()
     source = TableFile(str(path), bad_rows="skip")
     assert [r.prompt_text for r in source.load()] == [p for p in PROMPTS if p.strip()]
-    tally = source.tally
-    assert (tally.read, tally.kept, tally.duplicates) == (len(PROMPTS), GOOD, DOUBLE)
-    assert list(tally.faulty.values()) == [EMPTY]
-    assert tally.first_faulty is not None
-    assert tally.first_faulty.startswith(f"{path} row 3: column")
+    assert list(source.left_out.reasons.values()) == [EMPTY]
+    assert source.left_out.first.startswith(f"{path} row 3: column")
 
 
-def test_every_row_of_a_chat_is_accounted_for(tmp_path: Path) -> None:
+def test_faulty_rows_of_a_chat_are_named_or_left_out(tmp_path: Path) -> None:
     path = write_chat(tmp_path / "rows.jsonl")
     with pytest.raises(OneShotError, match=r"row 3: the user turn is empty"):
         ChatJsonl(str(path)).load()
     for kind in (ChatJsonl, TableFile):
         source = kind(str(path), bad_rows="skip", duplicates="drop")
         assert len(source.load()) == GOOD - DOUBLE
-        tally = source.tally
-        assert (tally.read, tally.dropped, sum(tally.faulty.values())) == (len(PROMPTS), 1, EMPTY)
+        assert sorted(source.left_out.reasons.values()) == [DOUBLE, EMPTY]
+        assert source.left_out.reasons["duplicate"] == DOUBLE
 
 
-def test_counts_add_up_whatever_is_left_out(tmp_path: Path) -> None:
-    rows = [{"prompt": f"p{i % 7}", "category": "ab"[i % 2]} for i in range(40)]
-    rows += [{"prompt": "", "category": "a"}, {"prompt": ["x"], "category": "a"}]
+def test_counts_start_anew_with_each_load(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
+    rows = [{"prompt": "a"}, {"prompt": ""}, {"prompt": ["x"]}, {"prompt": "a"}]
     path.write_text("".join(json.dumps(r) + "\n" for r in rows) + "{broken\n[1]\n")
-    options: list[dict[str, Any]] = [
-        {},
-        {"limit": 3},
-        {"skip": 2, "limit": 3, "shuffle_seed": 1},
-        {"duplicates": "drop"},
-        {"where": {"category": "a"}, "duplicates": "drop", "skip": 1},
-    ]
-    for given in options:
-        source = TableFile(str(path), bad_rows="skip", **given)
-        kept = source.load()
-        t = source.tally
-        assert len(kept) == t.kept
-        assert t.read == len(rows) + 2
-        assert t.unselected + sum(t.faulty.values()) + t.dropped + t.unused + t.kept == t.read
-    assert len(source.load()) == source.tally.kept, "a second load counts anew"
+    source = TableFile(str(path), bad_rows="skip", duplicates="drop")
+    for _ in range(2):
+        assert len(source.load()) == 1
+        assert source.left_out.reasons == {
+            "column 'prompt' is empty": 1,
+            "column 'prompt' holds a list": 1,
+            "not JSON": 1,
+            "must be a JSON object": 1,
+            "duplicate": 1,
+        }
 
 
 def test_a_row_of_other_columns_is_one_fault(tmp_path: Path) -> None:
@@ -114,7 +107,9 @@ def test_a_row_of_other_columns_is_one_fault(tmp_path: Path) -> None:
     path.write_text('{"prompt": "a", "category": "x"}\n{"text": "b"}\n')
     source = TableFile(str(path), bad_rows="skip")
     assert [r.prompt_text for r in source.load()] == ["a"]
-    assert sum(source.tally.faulty.values()) == 1
+    assert str(source.left_out) == (
+        f"1 row left out (1 x does not fit); the first is {path} row 2: does not fit"
+    )
     # But columns that no row fits are the config's fault.
     with pytest.raises(OneShotError, match="unknown column 'goal'"):
         TableFile(str(path), columns={"prompt": "goal"}, bad_rows="skip").load()
@@ -123,14 +118,13 @@ def test_a_row_of_other_columns_is_one_fault(tmp_path: Path) -> None:
 def test_nothing_but_faulty_rows_is_an_error_that_says_so(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text('prompt,category\n"",a\n"",b\n')
-    with pytest.raises(OneShotError, match=r"no conversation \(2 of 2 rows skipped \(2 x column"):
+    with pytest.raises(OneShotError, match=r"no conversation \(2 rows left out \(2 x column"):
         TableFile(str(path), bad_rows="skip").load()
 
 
-@pytest.mark.slow
-def test_a_run_over_every_shape_loses_nothing(command: Any, tmp_path: Path) -> None:
+def test_a_run_over_several_shapes_says_what_it_left_out(command: Any, tmp_path: Path) -> None:
     sets: dict[str, Any] = {}
-    for preset in TABLES:
+    for preset in ("advbench", "xstest"):
         for write, end in ((write_csv, "csv"), (write_jsonl, "jsonl")):
             path = write(tmp_path / f"{preset}.{end}", preset)
             init = {"path": str(path), "bad_rows": "skip"}
@@ -147,7 +141,7 @@ def test_a_run_over_every_shape_loses_nothing(command: Any, tmp_path: Path) -> N
     }
     (tmp_path / "sets.yaml").write_text(yaml.safe_dump(sets))
     root = tmp_path / "run"
-    with pytest.warns(UserWarning, match="rows skipped") as warned:
+    with pytest.warns(UserWarning, match="rows left out") as warned:
         done = command(
             "predict",
             "--config",
@@ -168,19 +162,13 @@ def test_a_run_over_every_shape_loses_nothing(command: Any, tmp_path: Path) -> N
             "cpu",
         )
     assert done.code == 0, done.err
-    accounts = json.loads((root / "data.json").read_text())["predict"]
+    report = json.loads((root / "data.json").read_text())["predict"]
     answered = [json.loads(line)["set"] for line in (root / "predictions.jsonl").open()]
-    assert set(accounts) == {f"predict/{name}" for name in sets}
-    for name, found in accounts.items():
-        (tally,) = found["sources"]
-        assert tally["read"] == len(PROMPTS)
-        assert sum(tally["faulty"].values()) == EMPTY
-        assert tally["duplicates"] == DOUBLE
-        assert found["answered"] == found["rows"]
-        assert found["too_long"] == TOO_LONG
-        assert found["rows"] == answered.count(name.removeprefix("predict/")) == GOOD - TOO_LONG
-        assert "soup" not in json.dumps(found)
+    assert set(report) == {f"predict/{name}" for name in sets}
+    for name, facts in report.items():
+        assert sum(facts["left_out"].values()) == EMPTY + TOO_LONG
+        assert facts["left_out"]["longer than 200 tokens"] == TOO_LONG
+        assert facts["rows"] == answered.count(name.removeprefix("predict/")) == GOOD - TOO_LONG
+        assert "soup" not in json.dumps(facts)
     said = " ".join(str(w.message) for w in warned)
-    assert "2 of 8 rows skipped (2 x column 'goal' is empty)" in said
-    assert "1 rows are duplicates and kept" in said
-    assert "prompts longer than data.max_length=200 tokens are left out" in said
+    assert "3 rows left out (2 x column 'goal' is empty, 1 x longer than 200 tokens)" in said

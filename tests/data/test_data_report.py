@@ -1,4 +1,4 @@
-"""What a data module records of its sets, leaves out of them, and has no room for in a model."""
+"""What a data module reports of its sets, leaves out of them, and what is too long for a model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from oneshot_lit.data import ChatJsonl, Edited, Inline, Microworld, PromptSet, SafetyDataModule
-from oneshot_lit.data.room import Room
+from oneshot_lit.data.limits import Limits
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.models.context import context_length, read_context_length
 
@@ -52,7 +52,7 @@ def benign(source: Any, **given: Any) -> PromptSet:
     return PromptSet(source, "benign", **given)
 
 
-# ------------------------------------------------------------------- accounts
+# --------------------------------------------------------------------- report
 
 
 def test_a_set_named_train_is_not_the_training_rows(build: Any, file_of: Any) -> None:
@@ -60,29 +60,20 @@ def test_a_set_named_train_is_not_the_training_rows(build: Any, file_of: Any) ->
     held_out = {"train": benign(Microworld("benign_heldout", size=4))}
     path = file_of(row("how ?"), row("who ?"))
     data = build("fit", "test", train=ChatJsonl(path), val_sets=sets, test_sets=held_out)
-    rows = {name: found["rows"] for name, found in data.accounts.items()}
+    rows = {name: found["rows"] for name, found in data.report.items()}
     assert rows == {"train": 2, "val/train": 3, "test/train": 4}
-
-
-def test_rows_of_a_wrapper_and_rows_left_out_add_up(build: Any) -> None:
-    source = Edited(Microworld("benign_heldout"), suffix=" ?", limit=9)
-    data = build("test", test_sets={"t": benign(source)})
-    found = data.accounts["test/t"]
-    (outer,) = found["sources"]
-    (inner,) = outer["parts"]
-    assert found["rows"] + found["too_long"] + found["not_usable"] == outer["kept"] == 9
-    assert outer["read"] == inner["kept"] == outer["kept"] + outer["unused"]
 
 
 def test_a_report_lists_the_sets_of_its_own_command(
     command: Any, test_words: list[str], tmp_path: Path
 ) -> None:
-    words = ["--trainer.limit_test_batches", "1", "--data.eval_batch_size", "1"]
-    assert command(*test_words, *words).code == 0
+    assert command(*test_words).code == 0
     found = json.loads((tmp_path / "run" / "data.json").read_text())
     assert list(found) == ["test"]
     assert list(found["test"]) == ["test/mine"]
-    assert (found["test"]["test/mine"]["rows"], found["test"]["test/mine"]["answered"]) == (2, 1)
+    facts = found["test"]["test/mine"]
+    assert list(facts) == ["rows", "tokens", "longest", "digest", "left_out"]
+    assert (facts["rows"], facts["left_out"]) == (2, {})
 
 
 def test_only_the_splits_of_the_command_are_written(build: Any, tmp_path: Path) -> None:
@@ -92,16 +83,20 @@ def test_only_the_splits_of_the_command_are_written(build: Any, tmp_path: Path) 
     held_out = {"b": benign(Microworld("benign_heldout", size=5))}
     data = build("validate", "test", val_sets=sets, test_sets=held_out, eval_batch_size=2)
     trainer = SimpleNamespace(
-        datamodule=data,
-        is_global_zero=True,
-        fast_dev_run=False,
-        default_root_dir=str(tmp_path),
-        num_test_batches=[2],
+        datamodule=data, is_global_zero=True, fast_dev_run=False, default_root_dir=str(tmp_path)
     )
     DataReport().on_test_start(trainer, None)  # type: ignore[arg-type]
     found = json.loads((tmp_path / "data.json").read_text())
     assert list(found["test"]) == ["test/b"]
-    assert found["test"]["test/b"]["answered"] == 4
+
+
+def test_a_fit_reads_the_prompts_of_test_sets_and_encodes_none(build: Any) -> None:
+    # Their kind needs references that they lack: the metrics are nobody's business in a fit.
+    held_out = {"t": PromptSet(Microworld("benign_heldout", size=5), "harmful", ["no_metric"])}
+    sets = {"a": benign(Microworld("benign_dev", size=3))}
+    data = build("fit", train=Microworld("pool", size=2), val_sets=sets, test_sets=held_out)
+    assert data.prompt_sets("test") == []
+    assert set(data.report) == {"train", "val/a"}
 
 
 # -------------------------------------------------------- faults found in use
@@ -116,14 +111,13 @@ def test_rows_that_cannot_be_trained_on_are_skipped_where_the_source_says_so(
         strict = Edited(ChatJsonl(path), **given)
         assert f"{path} row 2: " in mistake_of(build, "fit", train=strict, max_length=20)
         source = Edited(ChatJsonl(path, bad_rows="skip"), **given)
-        with pytest.warns(UserWarning, match=r"train: 3 rows that cannot be used .* row 2: the as"):
+        with pytest.warns(UserWarning, match=r"train: 3 rows left out .* row 2: the assistant"):
             data = build("fit", train=source, max_length=20)
-        found = data.accounts["train"]
-        assert (found["rows"], found["not_trainable"]) == (1, 3)
-        assert found["sources"][0]["kept"] == found["rows"] + found["not_trainable"]
+        found = data.report["train"]
+        assert (found["rows"], sum(found["left_out"].values())) == (1, 3)
     path = file_of(row("who ?", ""))
     message = mistake_of(build, "fit", train=ChatJsonl(path, bad_rows="skip"))
-    assert message.startswith("data.train: no row can be trained on; the last: ")
+    assert message.startswith("data.train: no row can be trained on (1 row left out (1 x the as")
 
 
 def test_references_that_no_metric_can_use_are_skipped_where_the_source_says_so(
@@ -134,11 +128,11 @@ def test_references_that_no_metric_can_use_are_skipped_where_the_source_says_so(
         build, "test", test_sets={"t": PromptSet(ChatJsonl(path), "task")}
     )
     sets = {"t": PromptSet(ChatJsonl(path, bad_rows="skip"), "task")}
-    with pytest.warns(UserWarning, match="test/t: 2 rows that cannot be used are left out"):
+    with pytest.warns(UserWarning, match="test/t: 2 rows left out .2 x its ref"):
         data = build("test", test_sets=sets)
     (prompts,) = data.prompt_sets("test")
     assert (prompts.references, len(prompts), len(prompts.conversations)) == (["so"], 1, 1)
-    assert data.accounts["test/t"]["not_usable"] == 2
+    assert list(data.report["test/t"]["left_out"].values()) == [2]
 
 
 # ------------------------------------------------------------- special tokens
@@ -148,13 +142,12 @@ def test_special_tokens_in_a_text_are_counted(build: Any) -> None:
     turns = [[{"role": "user", "content": text}] for text in ("a", "a <|end|> b", "c", "<|user|>")]
     turns[2].append({"role": "assistant", "content": "not asked <|end|>"})
     with pytest.warns(UserWarning, match="2 rows hold special tokens .* such as inline row 2;"):
-        data = build("test", test_sets={"t": benign(Inline(turns), metrics=["over_refusal"])})
-    assert data.accounts["test/t"]["special_tokens"] == 2
+        build("test", test_sets={"t": benign(Inline(turns), metrics=["over_refusal"])})
 
 
-def test_shipped_rows_hold_no_special_token(build: Any) -> None:
-    data = build("fit", train=Microworld("pretrain_then_align", size=300))
-    assert data.accounts["train"]["special_tokens"] == 0
+def test_shipped_rows_hold_no_special_token(build: Any, recwarn: Any) -> None:
+    build("fit", train=Microworld("pretrain_then_align", size=300))
+    assert not [w for w in recwarn if "special tokens" in str(w.message)]
 
 
 # ------------------------------------------------------------------ positions
@@ -165,23 +158,23 @@ def test_prompts_beyond_the_models_positions_are_refused_or_skipped(
 ) -> None:
     path = file_of(row("how ?"), row("how " * 40), row("who ?"))
     sets = {"t": benign(ChatJsonl(path))}
-    size = build("test", test_sets=sets).accounts["test/t"]["longest"]
+    size = build("test", test_sets=sets).report["test/t"]["longest"]
     build("test", test_sets=sets, positions=size + 4, new=4)
     message = mistake_of(build, "test", test_sets=sets, positions=size + 3, new=4)
     assert message.startswith(f"{path} row 2: the prompt's {size} tokens and model.decoding.max_")
-    assert f"set data.max_length to {size - 1} and data.long_prompts to skip" in message
+    assert "or set data.long_prompts to skip" in message
     skip: dict[str, Any] = {"test_sets": sets, "long_prompts": "skip"}
-    with pytest.warns(UserWarning, match=f"1 prompts longer than {size - 1} tokens, which the mod"):
+    with pytest.warns(UserWarning, match=f"1 row left out .1 x longer than {size - 1} tokens"):
         data = build("test", **skip, positions=size + 3, new=4)
-    assert (data.accounts["test/t"]["rows"], data.accounts["test/t"]["too_long"]) == (2, 1)
-    assert "every prompt is longer" in mistake_of(build, "test", **skip, positions=4, new=4)
+    assert data.report["test/t"]["left_out"] == {f"longer than {size - 1} tokens": 1}
+    assert "no row can be used (3 rows" in mistake_of(build, "test", **skip, positions=4, new=4)
 
 
 def test_training_rows_beyond_the_models_positions_are_refused(
     build: Any, file_of: Any, mistake_of: Any
 ) -> None:
     path = file_of(row("how ?"), row("how " * 40))
-    size = build("fit", train=ChatJsonl(path)).accounts["train"]["longest"]
+    size = build("fit", train=ChatJsonl(path)).report["train"]["longest"]
     build("fit", train=ChatJsonl(path), positions=size)
     message = mistake_of(build, "fit", train=ChatJsonl(path), positions=size - 1)
     assert message == (
@@ -216,11 +209,11 @@ def test_where_the_positions_stand(
     assert context_length(AutoConfig.for_model("bart")) is None
 
 
-def test_room_without_positions_is_max_length() -> None:
-    assert (Room(9).prompt, Room(9, 20, 4).prompt, Room(20, 20, 4).prompt) == (9, 9, 16)
+def test_a_prompt_and_its_answer_share_the_positions() -> None:
+    assert (Limits(9).prompt, Limits(9, 20, 4).prompt, Limits(20, 20, 4).prompt) == (9, 9, 16)
 
 
-def test_a_command_names_the_row_that_the_model_has_no_room_for(
+def test_a_command_names_the_row_that_is_too_long_for_the_model(
     command: Any, test_words: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "prompts.csv").write_text("prompt\nhow are you ?\n" + "how " * 300 + "?\n")

@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import GenerationConfig
+
 from oneshot_lit.errors import OneShotError
+from oneshot_lit.models.generation import Decoding
 
 # The sizes that vLLM has adapter kernels for.
 _LORA_RANKS = (8, 16, 32, 64, 128, 256)
@@ -25,8 +28,16 @@ def require_vllm() -> None:
     if importlib.util.find_spec("vllm") is None:
         raise OneShotError(
             "model.decoding.backend: vllm is not installed; run pip install 'oneshot-lit[vllm]', "
-            "or choose auto."
+            "or choose transformers."
         )
+
+
+def generation_config(folder: str) -> GenerationConfig | None:
+    """Return the generation config of a model's folder or hub name; None if it has none."""
+    path = Path(folder).expanduser()
+    if path.is_dir() and not (path / "generation_config.json").is_file():
+        return None
+    return GenerationConfig.from_pretrained(path if path.is_dir() else folder)
 
 
 @dataclass
@@ -102,12 +113,12 @@ def require_same_files(folder: Path) -> None:
     for name in sorted(taken - files):
         raise OneShotError(
             f"{folder}: vLLM reads {name}, too, which is not part of the model for transformers; "
-            "move it away, or choose model.decoding.backend auto."
+            "move it away, or choose model.decoding.backend transformers."
         )
     for name in sorted(files - taken):
         raise OneShotError(
             f"{folder}: vLLM does not read {name}, which is the model for transformers; move "
-            f"{SAFE_WEIGHTS_INDEX_NAME} away, or choose model.decoding.backend auto."
+            f"{SAFE_WEIGHTS_INDEX_NAME} away, or choose model.decoding.backend transformers."
         )
 
 
@@ -120,48 +131,36 @@ def _lora_rank(adapter: dict[str, Any], folder: str) -> int:
     if not plain or adapter.get("bias", "none") != "none" or not ranks:
         raise OneShotError(
             f"{folder}: vLLM takes plain LoRA adapters of rank {_LORA_RANKS[-1]} at most; write "
-            "the whole model with --export.merged true, or choose model.decoding.backend auto."
+            "the whole model with --export.merged true, or set model.decoding.backend to "
+            "transformers."
         )
     return ranks[0]
 
 
-@dataclass
-class VLLMAnswers:
-    """Collect prompts and hand all of them to vLLM, which batches them itself.
+def answer(
+    engine: Engine, prompts: Sequence[list[int]], stop_ids: Sequence[int], decoding: Decoding
+) -> list[list[int]]:
+    """Return the tokens of the answer to each prompt, in the order of the prompts.
 
     Args:
-        engine: The running engine.
+        engine: The running engine, which makes batches of its own.
+        prompts: Their token ids.
         stop_ids: Tokens that end an answer.
-        max_new_tokens: Longest answer.
-        sampling: ``temperature`` and ``top_p``; a temperature of 0 is greedy.
+        decoding: Length and sampling; without sampling the temperature is 0, which is greedy.
     """
-
-    engine: Engine
-    stop_ids: Sequence[int]
-    max_new_tokens: int
-    sampling: dict[str, float]
-    _waiting: dict[Hashable, list[int]] = field(default_factory=dict)
-
-    def add(self, key: Hashable, prompt: list[int]) -> None:
-        """Let a prompt wait for the others."""
-        self._waiting[key] = prompt
-
-    def run(self, to_the_end: bool = False) -> list[tuple[Hashable, list[int]]]:
-        """Answer all prompts together at the end, and none before."""
-        if not to_the_end or not self._waiting:
-            return []
-        waiting, self._waiting = self._waiting, {}
-        vllm: Any = importlib.import_module("vllm")
-        parameters = vllm.SamplingParams(
-            **self.sampling,
-            max_tokens=self.max_new_tokens,
-            stop_token_ids=list(self.stop_ids),
-            skip_special_tokens=True,
-            detokenize=False,
-        )
-        prompts = [{"prompt_token_ids": prompt} for prompt in waiting.values()]
-        outputs = self.engine.llm.generate(
-            prompts, parameters, use_tqdm=False, lora_request=self.engine.lora
-        )
-        answers = [list(output.outputs[0].token_ids) for output in outputs]
-        return list(zip(waiting, answers, strict=True))
+    vllm: Any = importlib.import_module("vllm")
+    parameters = vllm.SamplingParams(
+        temperature=decoding.temperature if decoding.do_sample else 0.0,
+        top_p=decoding.top_p if decoding.do_sample else 1.0,
+        max_tokens=decoding.max_new_tokens,
+        stop_token_ids=list(stop_ids),
+        skip_special_tokens=True,
+        detokenize=False,
+    )
+    outputs = engine.llm.generate(
+        [{"prompt_token_ids": prompt} for prompt in prompts],
+        parameters,
+        use_tqdm=False,
+        lora_request=engine.lora,
+    )
+    return [list(output.outputs[0].token_ids) for output in outputs]

@@ -1,0 +1,49 @@
+"""`LeftOut`: how many rows a source or a data set leaves out, by reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from oneshot_lit.errors import OneShotError, RowError
+
+# A warning names so many reasons, the most frequent first.
+_NAMED = 4
+
+
+class LeftOut:
+    """Counts of rows left out; they hold no text of any row.
+
+    Attributes:
+        reasons: Reason -> number of rows.
+        first: Place and reason of the first row.
+    """
+
+    def __init__(self) -> None:
+        self.reasons: Counter[str] = Counter()
+        self.first = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.reasons)
+
+    def count(self, origin: str, reason: str) -> None:
+        """Count a row."""
+        self.first = self.first or f"{origin}: {reason}"
+        self.reasons[reason] += 1
+
+    def count_error(self, error: OneShotError, origin: str) -> None:
+        """Count a faulty row; the error's own message may quote the row, so it is not kept."""
+        self.count(origin, error.reason if isinstance(error, RowError) else "does not fit")
+
+    def add(self, other: LeftOut) -> None:
+        """Count what another has counted, too."""
+        self.first = self.first or other.first
+        self.reasons += other.reasons
+
+    def __str__(self) -> str:
+        reasons = self.reasons.most_common(_NAMED)
+        named = [f"{number} x {reason}" for reason, number in reasons]
+        if len(self.reasons) > _NAMED:
+            named.append(f"{len(self.reasons) - _NAMED} more reasons")
+        total = self.reasons.total()
+        rows = "row" if total == 1 else "rows"
+        return f"{total} {rows} left out ({', '.join(named)}); the first is {self.first}"
