@@ -178,7 +178,8 @@ def test_states_are_those_of_a_real_step(
     states = expected.weights + expected.optimizer + expected.gradients
     # DeepSpeed keeps whole the gradients that lie across a boundary of its shards.
     border = 2 * 4 * 523 * ODD["hidden_size"] if name in ("zero1", "zero2") else 0
-    assert 0.95 * states <= measured_states <= 1.05 * states + border
+    # Under ZeRO-3 an adapter stays in float32, which the formula leaves out.
+    assert 0.95 * states <= measured_states <= 1.07 * states + border
 
 
 SMALL = {**ODD, "hidden_size": 64, "head_dim": 16, "num_attention_heads": 4}
