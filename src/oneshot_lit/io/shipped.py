@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 CONFIGS, MODELS = "configs", "checkpoints"
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 # In an installed package they lie inside it, in a clone beside src.
 ROOT = _PACKAGE if (_PACKAGE / CONFIGS).is_dir() else _PACKAGE.parents[1]
 
