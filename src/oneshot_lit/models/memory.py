@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from oneshot_lit.errors import OneShotError
+from oneshot_lit.io.shipped import or_shipped
 
 # From the simplest to the one that needs the least memory on the GPU.
 STRATEGIES = (
@@ -60,7 +61,7 @@ def model_size(name: str, lora: int = 0) -> ModelSize:
 
     try:
         with torch.device("meta"):
-            config = AutoConfig.from_pretrained(name)
+            config = AutoConfig.from_pretrained(or_shipped(name))
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     # A config of another library's making can fail anywhere in the model's code.
     except Exception as error:
