@@ -39,7 +39,7 @@ test-fast: $(STAMP)  ## Run the quick tests only
 
 lint: $(STAMP)  ## Check style and types
 	$(BIN)/ruff check .
-	$(BIN)/ruff check --preview --select PLW1514 src benchmarks # text files name their encoding
+	$(BIN)/ruff check --preview --select PLW1514 src experiments benchmarks # text files name their encoding
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 

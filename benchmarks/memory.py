@@ -1,10 +1,11 @@
 """Estimated memory next to measured, and the time of a step.
 
-    python benchmarks/memory.py [--shape llama-1b] [--strategy single deepspeed_zero3_offload]
+    python benchmarks/memory.py [--model FOLDER] [--strategy single deepspeed_zero3_offload]
                                 [--batch 1] [--length 512] [--gradient-checkpointing]
 
-On a CUDA machine: steps of a shape with random weights on one GPU under bf16-mixed, all weights and
-LoRA of rank 16, each in a process of its own. Reports torch.cuda.max_memory_allocated from the
+On a CUDA machine: steps of a model with random weights on one GPU under bf16-mixed, all weights and
+LoRA of rank 16, each in a process of its own. --model is a folder with a config.json; without it, a
+Llama of 1.2 billion weights. Reports torch.cuda.max_memory_allocated from the
 second step on, when the optimiser's state exists. Offload needs DeepSpeedCPUAdam, which DeepSpeed
 compiles at its first use. Without CUDA: the states of a tiny model on the CPU, in one process; the
 tests do so in two, under all strategies. Run on an idle machine.
@@ -29,14 +30,16 @@ from torch.utils.data import DataLoader
 
 from oneshot_lit.models.adapters import add_adapter
 from oneshot_lit.models.loss import next_token_loss
-from oneshot_lit.models.memory import STRATEGIES, estimate
-from oneshot_lit.models.model_facts import Plan, model_facts, read_config
+from oneshot_lit.models.memory import STRATEGIES, estimate, model_size
 from oneshot_lit.strategies import HFDeepSpeedStrategy
 from oneshot_lit.strategies.fsdp2 import shard
 
-LORA = {"r": 16, "target_modules": "all-linear"}
+LORA: dict[str, Any] = {"r": 16, "target_modules": "all-linear"}
 TINY = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 3, "vocab_size": 512}
 TINY |= {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 160}
+LARGE = {**TINY, "hidden_size": 2048, "num_hidden_layers": 16, "vocab_size": 128256}
+LARGE |= {"num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 8192}
+LARGE |= {"tie_word_embeddings": True}
 STEPS = 4
 
 
@@ -119,7 +122,7 @@ def strategy_named(name: str, device: str) -> Any:
 def measure(options: argparse.Namespace, name: str, lora: bool) -> dict[str, float]:
     """Run the steps and return the bytes and seconds of a step."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    config = read_config(options.shape) if device == "cuda" else dict(TINY)
+    config = json.loads((Path(options.model) / "config.json").read_text(encoding="utf-8"))
     torch.manual_seed(0)
     module = Random(config, lora, options.gradient_checkpointing, name.endswith("offload"))
     rows = torch.randint(0, config["vocab_size"], (STEPS * options.batch, options.length))
@@ -149,7 +152,7 @@ def measure(options: argparse.Namespace, name: str, lora: bool) -> dict[str, flo
 def main() -> None:
     """Measure each case in a process of its own and print it next to the estimate."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", default="llama-1b")
+    parser.add_argument("--model")
     parser.add_argument("--strategy", nargs="+", choices=STRATEGIES, default=["single"])
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--length", type=int, default=512)
@@ -163,33 +166,36 @@ def main() -> None:
         print(json.dumps(found))
         return
     cuda = torch.cuda.is_available()
-    plan = Plan(options.batch, options.length, True, 2, options.gradient_checkpointing)
-    unit, size = ("GiB", 2**30) if cuda else ("KiB", 2**10)
+    if options.model is None:
+        options.model = tempfile.mkdtemp()
+        config = json.dumps(LARGE if cuda else TINY)
+        (Path(options.model) / "config.json").write_text(config, encoding="utf-8")
+    tokens = options.batch * options.length
+    unit, scale = ("GiB", 2**30) if cuda else ("KiB", 2**10)
     what = "peak on the GPU" if cuda else "weights and optimiser state"
     print(f"{what}, bf16-mixed, AdamW, one process")
     print(f"{'':<24} {'':<5} {'estimated':>12} {'measured':>12} {'ratio':>6} {'s / step':>9}")
     for name in options.strategy if cuda else ["single"]:
         for kind in ("full", "lora"):
-            peft = LORA if kind == "lora" else None
-            facts = model_facts(options.shape, None if cuda else TINY, peft)
-            one = estimate(facts, name, 1, plan)
-            expected = one.peak if cuda else one.states
+            size = model_size(options.model, LORA["r"] if kind == "lora" else 0)
+            one = estimate(size, name, 1, tokens, True, options.gradient_checkpointing)
+            expected = one.peak if cuda else one.weights + one.optimizer
             words = [sys.executable, str(Path(__file__)), *sys.argv[1:], "--strategy", name]
+            words += ["--model", options.model]
             done = subprocess.run(
                 [*words, "--measure", kind], capture_output=True, text=True, check=False
             )
-            row = f"{name:<24} {kind:<5} {expected / size:>8.2f} {unit}"
+            row = f"{name:<24} {kind:<5} {expected / scale:>8.2f} {unit}"
             if done.returncode:
                 lines = done.stderr.strip().splitlines()
                 print(f"{row} {'not measured':>12}: {lines[-1] if lines else done.returncode}")
                 continue
             found = json.loads(done.stdout.splitlines()[-1])
             ratio = found["bytes"] / expected
-            print(
-                f"{row} {found['bytes'] / size:>8.2f} {unit} {ratio:>6.3f} {found['seconds']:>9.3f}"
-            )
+            taken = found["bytes"] / scale
+            print(f"{row} {taken:>8.2f} {unit} {ratio:>6.3f} {found['seconds']:>9.3f}")
     if cuda:
-        print(f"{torch.cuda.get_device_name()}; {options.shape}")
+        print(f"{torch.cuda.get_device_name()}; {options.model}")
     else:
         print("no CUDA: a tiny model; rows of GPUs are not measured")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,9 @@ from memories import measure, storages, total
 from processes import in_processes
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from oneshot_lit.models.activations import activation_bytes
 from oneshot_lit.models.adapters import add_adapter
 from oneshot_lit.models.loss import next_token_loss
-from oneshot_lit.models.memory import STRATEGIES, estimate, estimates, simplest
-from oneshot_lit.models.model_facts import Plan, model_facts
-from oneshot_lit.models.model_shapes import SHAPES
+from oneshot_lit.models.memory import STRATEGIES, ModelSize, activation_bytes, estimate, model_size
 from oneshot_lit.strategies.fsdp2 import shard
 
 # Odd sizes, so that nothing divides by the number of processes.
@@ -40,7 +36,13 @@ TIED = {"tie_word_embeddings": True}
 NAMES = {"ddp": "ddp", "fsdp2": "fsdp2", **{f"zero{n}": f"deepspeed_zero{n}" for n in (1, 2, 3)}}
 
 
-@pytest.mark.parametrize("peft", [None, {"r": 3, "target_modules": "all-linear"}], ids=str)
+def size_of(config: dict[str, Any], folder: Path, lora: int = 0) -> ModelSize:
+    file = folder / "config.json"
+    file.write_text(json.dumps(config))
+    return model_size(str(file), lora)
+
+
+@pytest.mark.parametrize("lora", [0, 3])
 @pytest.mark.parametrize(
     "config",
     [
@@ -51,48 +53,50 @@ NAMES = {"ddp": "ddp", "fsdp2": "fsdp2", **{f"zero{n}": f"deepspeed_zero{n}" for
     ],
     ids=["llama", "tied with biases", "qwen2", "gpt2"],
 )
-def test_counts_are_those_of_a_built_model(config: Any, peft: Any) -> None:
-    facts = model_facts("tiny", config, peft)
+def test_counts_are_those_of_a_built_model(config: Any, lora: int, tmp_path: Path) -> None:
+    size = size_of(config, tmp_path, lora)
     options = {k: v for k, v in config.items() if k != "model_type"}
     built: Any = AutoModelForCausalLM.from_config(
         AutoConfig.for_model(config["model_type"], **options)
     )
-    tied = built.get_input_embeddings().weight is built.get_output_embeddings().weight
-    vocabulary, hidden = built.get_input_embeddings().weight.shape
-    if peft is not None:
-        built = add_adapter(built, peft)
-    assert facts.parameters == sum(p.numel() for p in built.parameters())
-    assert facts.trained == sum(p.numel() for p in built.parameters() if p.requires_grad)
-    assert (facts.vocabulary, facts.hidden, facts.tied) == (vocabulary, hidden, tied)
-    layers: dict[str, int] = {}
-    for name, parameter in built.named_parameters():
-        for mark in (".layers.", ".h."):
-            if mark in name:
-                number = name.split(mark)[1].split(".")[0]
-                layers[number] = layers.get(number, 0) + parameter.numel()
-    assert facts.layers == len(layers)
-    assert facts.largest_layer[0] == max(layers.values())
-    assert facts.unit(None)[0] == facts.parameters - sum(layers.values())
-    assert facts.gated == (config["model_type"] != "gpt2")
+    blocks = built.transformer.h if config["model_type"] == "gpt2" else built.model.layers
+    assert (size.vocabulary, size.hidden) == (61, 20)
+    assert size.layers == len(blocks)
+    assert size.layer == sum(p.numel() for p in blocks[0].parameters())
+    assert size.outside == sum(p.numel() for p in built.parameters()) - size.layers * size.layer
+    if lora:
+        built = add_adapter(built, {"r": lora, "target_modules": "all-linear"})
+    assert size.parameters == sum(p.numel() for p in built.parameters())
+    assert size.trained == sum(p.numel() for p in built.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize(
-    ("name", "parameters"),
-    [
-        ("qwen-0.5b", 494_032_768),
-        ("llama-1b", 1_235_814_400),
-        ("llama-3b", 3_212_749_824),
-        ("qwen-7b", 7_615_616_512),
-        ("llama-8b", 8_030_261_248),
-        ("llama-13b", 13_015_864_320),
-        ("qwen-14b", 14_770_033_664),
-        ("qwen-32b", 32_763_876_352),
-        ("llama-70b", 70_553_706_496),
-    ],
-)
-def test_known_shapes_have_their_published_size(name: str, parameters: int) -> None:
-    assert set(SHAPES) >= {name}
-    assert model_facts(name).parameters == parameters
+# Published sizes: Qwen2.5-0.5B and Llama-3-8B.
+PUBLISHED = {
+    494_032_768: {
+        "model_type": "qwen2",
+        "hidden_size": 896,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "intermediate_size": 4864,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+    },
+    8_030_261_248: {
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "intermediate_size": 14336,
+        "vocab_size": 128256,
+    },
+}
+
+
+@pytest.mark.parametrize("parameters", PUBLISHED)
+def test_published_models_have_their_published_size(parameters: int, tmp_path: Path) -> None:
+    assert size_of(PUBLISHED[parameters], tmp_path).parameters == parameters
 
 
 @pytest.fixture(scope="module")
@@ -164,25 +168,18 @@ def test_states_are_those_of_a_real_step(
 ) -> None:
     name, precision, peft = case
     processes = 1 if name == "single" else 2
-    facts = model_facts(str(odd_folder), peft=PEFT if peft else None)
-    # As `fits.strategy` sets the bucket.
-    plan = Plan(mixed=precision == "bf16-mixed", bucket=3000)
-    expected = estimate(facts, NAMES.get(name, name), processes, plan)
-    found = [measured(case, rank) for rank in range(processes)]
-    most = {part: max(one[part] for one in found) for part in found[0]}
-    assert most["optimizer"] == expected.optimizer
-    assert (most["weights"], most["master"]) == (expected.weights, expected.master)
-    if name in ("zero1", "zero2"):
-        # DeepSpeed keeps whole the gradients that lie across a boundary of parts.
-        size = 2 if plan.mixed else 4
-        over = most["gradients"] - expected.gradients
-        assert 0 <= over <= size * 2 * facts.largest_trained_weight
-    else:
-        assert most["gradients"] == expected.gradients
-    if name == "zero3":
-        # All weights of a tiny model are small enough to stay whole, with their padding.
-        assert most["whole"] == pytest.approx(expected.whole, rel=1e-3)
-        assert most["buckets"] == expected.buckets
+    size = model_size(str(odd_folder), PEFT["r"] if peft else 0)
+    mixed = precision == "bf16-mixed"
+    expected = estimate(size, NAMES.get(name, name), processes, mixed=mixed)
+    measured_states = max(
+        found["weights"] + found["master"] + found["optimizer"] + found["gradients"]
+        for found in (measured(case, rank) for rank in range(processes))
+    )
+    states = expected.weights + expected.optimizer + expected.gradients
+    # DeepSpeed keeps whole the gradients that lie across a boundary of its shards.
+    border = 2 * 4 * 523 * ODD["hidden_size"] if name in ("zero1", "zero2") else 0
+    # Under ZeRO-3 an adapter stays in float32, which the formula leaves out.
+    assert 0.95 * states <= measured_states <= 1.07 * states + border
 
 
 SMALL = {**ODD, "hidden_size": 64, "head_dim": 16, "num_attention_heads": 4}
@@ -214,8 +211,8 @@ def held_by_graph(model: Any, ids: torch.Tensor, mixed: bool) -> int:
 
 @pytest.mark.parametrize("peft", [None, SMALL_PEFT], ids=str)
 @pytest.mark.parametrize("kind", ["32-true", "autocast", "bfloat16", "fsdp2"])
-def test_activations_are_those_of_a_real_graph(kind: str, peft: Any) -> None:
-    facts = model_facts("tiny", {"model_type": "llama", **SMALL}, peft)
+def test_activations_are_about_those_of_a_real_graph(kind: str, peft: Any, tmp_path: Path) -> None:
+    size = size_of({"model_type": "llama", **SMALL}, tmp_path)
     model = small_model(peft)
     model = model.bfloat16() if kind == "bfloat16" else model
     with mesh_of(1) if kind == "fsdp2" else nullcontext() as mesh:
@@ -223,33 +220,38 @@ def test_activations_are_those_of_a_real_graph(kind: str, peft: Any) -> None:
             shard(model, mesh, "bf16-mixed")
         ids = torch.randint(0, 512, (2, 64))
         found = held_by_graph(model, ids, kind in ("autocast", "fsdp2"))
-    plan = Plan(batch=2, length=64, mixed=kind != "32-true")
-    expected = activation_bytes(facts, plan, autocast=kind == "autocast")
     # Of the logits the graph keeps the logarithms; the rest of the 12 bytes is there for a moment.
-    expected -= 8 * 128 * 512
-    assert expected == pytest.approx(found, rel=0.02 if peft is None else 0.08)
+    expected = activation_bytes(size, 128, kind != "32-true") - 8 * 128 * 512
+    if kind == "autocast":
+        # The casts of the weights are counted elsewhere.
+        found -= 2 * size.parameters
+    assert 0.9 * found <= expected <= 1.4 * found
 
 
 @pytest.mark.parametrize("peft", [None, SMALL_PEFT], ids=str)
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("processes", [1, 2, 8])
-def test_fsdp2_peaks_as_estimated(processes: int, precision: str, peft: Any) -> None:
-    # A large or a small root, few or many activations.
+def test_fsdp2_peaks_about_as_estimated(
+    processes: int, precision: str, peft: Any, tmp_path: Path
+) -> None:
+    # A large or a small vocabulary, few or many activations.
+    ratios = []
     for length, changed in [
         (4, {}),
         (64, {"vocab_size": 32}),
         (4, {"vocab_size": 3200}),
         (4, {"vocab_size": 3200, "tie_word_embeddings": True}),
     ]:
-        facts = model_facts("tiny", {"model_type": "llama", **SMALL, **changed}, peft)
-        plan = Plan(length=length, mixed=precision == "bf16-mixed", moments=0)
-        expected = estimate(facts, "fsdp2", processes, plan).peak
+        config = {"model_type": "llama", **SMALL, **changed}
+        size = size_of(config, tmp_path, SMALL_PEFT["r"] if peft else 0)
+        expected = estimate(size, "fsdp2", processes, length, precision == "bf16-mixed")
         with mesh_of(processes) as mesh:
             model = small_model(peft, **changed)
             shard(model, mesh, precision)
             found = peak_of_a_step(model, torch.randint(0, 32, (1, length)), precision)
-        # Adapters of rank 4 are padded on 8 processes.
-        assert 0.98 * found <= expected <= 1.4 * found, changed
+        # No optimiser was there.
+        ratios.append((expected.peak - expected.optimizer) / found)
+    assert 0.75 <= min(ratios) <= max(ratios) <= 1.6, ratios
 
 
 def test_fsdp2_gathers_weights_and_makes_gradients_in_bfloat16() -> None:
@@ -270,61 +272,37 @@ def test_fsdp2_gathers_weights_and_makes_gradients_in_bfloat16() -> None:
         assert {p.grad.dtype for p in model.parameters()} == {torch.float32}
 
 
-def test_checkpointing_keeps_the_inputs_of_layers() -> None:
-    facts = model_facts("llama-1b")
-    plan = Plan(length=512, mixed=True)
-    less = replace(plan, gradient_checkpointing=True)
-    whole = activation_bytes(facts, plan, autocast=False)
-    part = activation_bytes(facts, less, autocast=False)
-    assert part == 512 * (2048 * (16 * 2 + 8) + 12 * 128256)
-    assert part < whole
-    # The casts of trained weights stay in autocast's cache; those of frozen ones do not.
-    adapter = model_facts("llama-1b", peft={"r": 16, "target_modules": "all-linear"})
-    difference = activation_bytes(facts, less, True) - activation_bytes(adapter, less, True)
-    assert difference > 2 * 16 * 50_000_000
-
-
-def test_more_processes_more_batches_and_larger_buckets() -> None:
-    facts, plan = model_facts("llama-1b"), Plan(mixed=True)
+def test_checkpointing_more_processes_and_offload_save_memory(tmp_path: Path) -> None:
+    size = size_of(PUBLISHED[8_030_261_248], tmp_path)
+    assert activation_bytes(size, 512, checkpointing=True) < activation_bytes(size, 512) / 4
     for strategy in STRATEGIES[2:]:
-        peaks = [estimate(facts, strategy, n, plan).peak for n in (1, 2, 4, 8)]
+        some = [estimate(size, strategy, n, mixed=True) for n in (1, 2, 4, 8)]
+        peaks, hosts = [one.peak for one in some], [one.host for one in some]
         assert peaks == sorted(peaks, reverse=True)
-        hosts = [estimate(facts, strategy, n, plan).host for n in (1, 2, 4, 8)]
         assert hosts == sorted(hosts, reverse=True)
-        longer = estimate(facts, strategy, 2, replace(plan, length=1024))
-        assert longer.activations > estimate(facts, strategy, 2, plan).activations
-        smaller = estimate(facts, strategy, 2, replace(plan, bucket=1000))
-        assert (smaller.peak < estimate(facts, strategy, 2, plan).peak) == (strategy != "fsdp2")
-    summed = replace(plan, accumulate=4)
-    zero1, zero2 = (estimate(facts, f"deepspeed_zero{n}", 8, summed) for n in (1, 2))
-    assert zero1.gradients - zero2.gradients == 2 * facts.trained
-    assert estimate(facts, "ddp", 8, plan).buckets == 4 * facts.trained
+    # The frozen base has no state.
+    adapter = size_of(PUBLISHED[8_030_261_248], tmp_path, lora=16)
+    for strategy in STRATEGIES:
+        peaks = [estimate(each, strategy, 1).peak for each in (adapter, size)]
+        assert peaks == sorted(peaks)
 
 
-def test_states_follow_the_formulas_of_the_paper() -> None:
-    """Section 3 and figure 1 of arXiv 1910.02054: 7.5 billion weights on 64 GPUs, K = 12."""
-    facts, plan = model_facts("qwen-7b"), Plan(mixed=True, accumulate=2)
-    weights, count = facts.parameters, 64
-    sums = [
-        (one.states + one.gradients) / weights
-        for one in (estimate(facts, f"deepspeed_zero{n}", count, plan) for n in (1, 2, 3))
-    ]
-    # While batches are summed up, DeepSpeed's stage 1 has the share of gradients on top.
-    assert sums[0] == pytest.approx(2 + 2 + 12 / count + 2 / count, rel=1e-3)
-    assert sums[1] == pytest.approx(2 + (2 + 12) / count, rel=1e-3)
-    assert sums[2] == pytest.approx((4 + 12) / count, rel=1e-3)
-    assert estimate(facts, "deepspeed_zero3_offload", 1, plan).host == 20 * weights
-
-
-def test_optimizers_and_the_simplest_that_fits() -> None:
-    facts = model_facts("llama-8b")
-    sgd, momentum, adam = (estimate(facts, "single", 1, Plan(moments=n)) for n in (0, 1, 2))
-    assert (sgd.optimizer, momentum.optimizer) == (0, 4 * facts.parameters)
-    assert adam.optimizer == 2 * momentum.optimizer
-    found = list(estimates(facts, (1, 2, 4, 8), Plan(mixed=True, gradient_checkpointing=True)))
-    best = simplest(found, 80 * 2**30)
-    assert best is not None
-    assert (best.strategy, best.processes) == ("deepspeed_zero1", 4)
-    assert simplest(found, 2**20) is None
-    with pytest.raises(ValueError, match="no strategy 'single' with 2 processes"):
-        estimate(facts, "single", 2, Plan())
+def test_states_agree_with_deepspeeds_own_estimators(tmp_path: Path) -> None:
+    zero2 = pytest.importorskip("deepspeed.runtime.zero.stage_1_and_2")
+    zero3 = pytest.importorskip("deepspeed.runtime.zero.stage3")
+    size = size_of(PUBLISHED[8_030_261_248], tmp_path)
+    for gpus in (1, 8):
+        # Theirs has the float32 gradients and no buckets.
+        states = [
+            one.weights + one.gradients + one.optimizer + 4 * size.trained / gpus
+            for one in (estimate(size, f"deepspeed_zero{n}", gpus, mixed=True) for n in (2, 3))
+        ]
+        _, theirs = zero2.estimate_zero2_model_states_mem_needs(
+            size.parameters, gpus, cpu_offload=False
+        )
+        assert states[0] == pytest.approx(theirs, rel=1e-6)
+        _, theirs, layer = zero3.estimate_zero3_model_states_mem_needs(
+            size.parameters, size.layer, gpus, cpu_offload=False
+        )
+        # Theirs leaves the 16-bit weights themselves out: 18 bytes a weight, not 20.
+        assert states[1] * 18 / 20 == pytest.approx(theirs - layer, rel=1e-6)

@@ -95,8 +95,8 @@ def test_without_goals_nothing_is_reached() -> None:
 @pytest.mark.parametrize(
     ("pairs", "goals", "message"),
     [
-        ([], None, "repairs: must map a title"),
-        ({"a": 3}, None, r"repairs\.a: must name two stages"),
+        (["a"], None, "repairs: must map a title"),
+        ({"a": 3}, None, r"repairs\.a: must map attacked, repaired"),
         ({"a": {"attacked": "attacked"}}, None, r"repairs\.a: needs 'repaired'"),
         ({"a": {"atacked": "attacked"}}, None, "unknown key 'atacked'.*attacked"),
         (

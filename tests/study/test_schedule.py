@@ -1,4 +1,4 @@
-"""Commands run side by side only where none needs another's product."""
+"""Commands run side by side only where none needs another's output."""
 
 from __future__ import annotations
 
@@ -16,32 +16,38 @@ from rich.console import Console
 
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.study.runner import Runner, read_stage
-from oneshot_lit.study.schedule import Schedule, needs, total
+from oneshot_lit.study.schedule import Schedule, needs
 from oneshot_lit.study.spec import Study
 from oneshot_lit.study.stages import Command, Stage
 
-FIT, TEST = Command(("f.yaml",)), Command(("t.yaml",))
+CONFIG = Command(("configs/attack/harmful_examples.yaml",))
 
 
-def study(*stages: Stage) -> Study:
-    return Study("s", "s", Path("out"), 0, stages, Path("s.yaml"))
+def study(*stages: Stage, root: Path = Path("out"), jobs: int = 1) -> Study:
+    return Study("s", "s", root, 0, stages, Path("s.yaml"), jobs=jobs)
 
 
-BROKEN = Stage("broken", "checkpoints/medium", FIT, TEST)
-CHOICE = Stage("choice", "broken", None, None, select=FIT)
-PICK = Stage(
-    "pick", "broken", Command(("f.yaml",), {"a": {"b": ["x", "out/choice/selection.json"]}}), TEST
-)
-ALIKE = Stage("alike", "broken", Command(("f.yaml",), {"path": "out/choices/x"}), TEST)
+def naming(text: str) -> Command:
+    return Command(CONFIG.config, {"data.a": {"b": ["x", text]}})
 
 
-def test_a_stage_needs_its_model_and_what_its_settings_name() -> None:
-    assert needs(study(BROKEN, CHOICE, PICK, ALIKE)) == {
-        "broken": {},
-        "choice": {"broken": False},
-        "pick": {"broken": False, "choice": False},
+BROKEN = Stage("broken", "checkpoints/medium", CONFIG, CONFIG)
+CHOICE = Stage("choice", "broken", select=CONFIG)
+PICK = Stage("pick", "broken", naming("out/choice/selection.json"), CONFIG)
+
+
+def test_a_command_needs_its_model_and_what_its_settings_name() -> None:
+    alike = Stage("alike", "broken", naming("out/choices/x"), CONFIG)
+    fit = ("broken", "fit")
+    assert needs(study(BROKEN, CHOICE, PICK, alike)) == {
+        fit: set(),
+        ("broken", "test"): {fit},
+        ("choice", "select"): {fit},
+        ("pick", "fit"): {fit, ("choice", "select")},
+        ("pick", "test"): {fit, ("choice", "select"), ("pick", "fit")},
         # A folder whose name starts like a stage's is another.
-        "alike": {"broken": False},
+        ("alike", "fit"): {fit},
+        ("alike", "test"): {fit, ("alike", "fit")},
     }
 
 
@@ -51,7 +57,7 @@ def test_a_stage_needs_its_model_and_what_its_settings_name() -> None:
         ("out/broken/model", False),
         ("./out//broken/../broken/model/", False),
         (str(Path("out/broken/model").absolute()), False),
-        ('{"a": ["out/broken/selection.json"]}', False),
+        ('{"a": ["out/broken/model"]}', False),
         ("[out/broken/model]", False),
         # What its test writes.
         ("out/broken/outcomes.jsonl", True),
@@ -59,49 +65,34 @@ def test_a_stage_needs_its_model_and_what_its_settings_name() -> None:
     ],
 )
 def test_a_path_is_seen_however_it_is_spelled(text: str, tests: bool, tmp_path: Path) -> None:
-    other = Stage("other", "checkpoints/small", Command(("f.yaml",), {"k": text}), TEST)
-    assert needs(study(BROKEN, other))["other"] == {"broken": tests}
-    if text[0] not in "{[":
-        by_model = Stage("other", text, FIT, TEST)
-        assert needs(study(BROKEN, by_model))["other"] == {"broken": tests}
+    needed = {("broken", "fit"), ("broken", "test")} if tests else {("broken", "fit")}
     file = tmp_path / "f.yaml"
     file.write_text(yaml.safe_dump({"a": {"b": [text]}}))
-    within = Stage("other", "checkpoints/small", Command((str(file),)), TEST)
-    assert needs(study(BROKEN, within))["other"] == {"broken": tests}
+    for other in (
+        Stage("other", "checkpoints/small", naming(text), CONFIG),
+        Stage("other", "checkpoints/small", Command((str(file),)), CONFIG),
+    ):
+        assert needs(study(BROKEN, other))["other", "fit"] == needed
 
 
-def test_what_a_test_writes_is_waited_for() -> None:
-    reader = Stage("reader", "m", Command(("f.yaml",), {"k": "out/broken/outcomes.jsonl"}), TEST)
-    schedule = Schedule(study(BROKEN, reader))
-    schedule.take()
-    schedule.end("broken")
-    assert schedule.take() == (BROKEN, "test")
-    assert schedule.take() is None
-    schedule.end("broken")
-    assert schedule.take() == (reader, "fit")
-
-
-def test_the_order_is_the_studys_as_far_as_products_allow() -> None:
+def test_the_order_is_the_studys_as_far_as_outputs_allow() -> None:
     schedule = Schedule(study(BROKEN, CHOICE, PICK))
+    assert len(schedule) == 5
     assert schedule.take() == (BROKEN, "fit")
     assert schedule.take() is None
-    schedule.end("broken")
+    schedule.end(BROKEN, "fit")
     # The model is there; its test may go on beside what uses it.
     assert schedule.take() == (BROKEN, "test")
     assert schedule.take() == (CHOICE, "select")
     assert schedule.take() is None
-    schedule.end("choice")
+    schedule.end(CHOICE, "select")
     assert schedule.take() == (PICK, "fit")
-    schedule.end("broken")
-    schedule.end("pick")
+    schedule.end(BROKEN, "test")
+    schedule.end(PICK, "fit")
     assert schedule.take() == (PICK, "test")
     assert schedule
-    schedule.end("pick")
+    schedule.end(PICK, "test")
     assert not schedule
-
-
-def test_total_counts_commands() -> None:
-    assert total([BROKEN, CHOICE, PICK]) == 5
 
 
 class Ending:
@@ -132,8 +123,7 @@ class Ending:
 def test_as_many_commands_as_jobs_run_side_by_side(
     jobs: int, most: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    config = Command(("configs/attack/harmful_examples.yaml",))
-    stages = tuple(Stage(name, "checkpoints/small", None, config) for name in "abc")
+    stages = tuple(Stage(name, "checkpoints/small", None, CONFIG) for name in "abc")
     threads = []
 
     def process(target: object, args: tuple[object, list[str], str, int | None]) -> Ending:
@@ -144,11 +134,13 @@ def test_as_many_commands_as_jobs_run_side_by_side(
         "oneshot_lit.study.runner.start_server", lambda preload: SimpleNamespace(Process=process)
     )
     Ending.running = Ending.most = 0
-    given = Study("s", "s", tmp_path / "out", 0, stages, tmp_path / "s.yaml", jobs=jobs)
+    given = study(*stages, root=tmp_path / "out", jobs=jobs)
     runner = Runner(given, Console(file=io.StringIO()))
     runner.run()
     assert Ending.most == most
-    assert set(runner.seconds) == {"a test", "b test", "c test"}
+    assert {name: list(took) for name, took in runner.seconds.items()} == {
+        n: ["test"] for n in "abc"
+    }
     # Alone a command has all cores; beside others its share.
     share = max(1, (os.cpu_count() or 1) // jobs)
     assert threads == [None if jobs == 1 else share] * 3
@@ -200,16 +192,14 @@ def test_a_failing_command_ends_those_beside_it(
     monkeypatch.setattr(
         "oneshot_lit.study.runner.start_server", lambda preload: SimpleNamespace(Process=Lasting)
     )
-    config = Command(("configs/attack/harmful_examples.yaml",))
-    stages = tuple(Stage(name, "checkpoints/small", None, config) for name in "abc")
-    given = Study("s", "s", tmp_path / "out", 0, stages, tmp_path / "s.yaml", jobs=2)
+    stages = tuple(Stage(name, "checkpoints/small", None, CONFIG) for name in "abc")
+    given = study(*stages, root=tmp_path / "out", jobs=2)
     with pytest.raises(OneShotError, match="a test: "):
         Runner(given, Console(file=io.StringIO())).run()
     entry = read_stage(tmp_path / "out" / "b")["test"]
     assert terminated == ([] if ended else ["b"])
-    # What has ended well meanwhile counts; of the rest, the time does.
+    # What has ended well meanwhile counts.
     assert entry["done"] is ended
-    assert entry["seconds"] > 0
     assert not (tmp_path / "out" / "c").exists()
 
 
@@ -221,7 +211,7 @@ def test_a_fresh_selection_takes_no_outcome_over(
     )
     config = Command(("configs/select/brute_force.yaml",))
     stage = Stage("a", "checkpoints/small", None, None, select=config)
-    given = Study("s", "s", tmp_path / "out", 0, (stage,), tmp_path / "s.yaml")
+    given = study(stage, root=tmp_path / "out")
     Runner(given, Console(file=io.StringIO())).run()
     outcomes = tmp_path / "out" / "a" / "candidates.jsonl"
     outcomes.write_text("")

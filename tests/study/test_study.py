@@ -20,7 +20,6 @@ from rich.console import Console
 from oneshot_lit.cli.study import score_table
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.study.inputs import command_fingerprint
-from oneshot_lit.study.runner import Runner
 from oneshot_lit.study.spec import Study, load_study
 from oneshot_lit.study.stages import Command, Stage
 
@@ -175,7 +174,7 @@ GOOD_STAGE = {"model": "checkpoints/small", "test": "configs/evaluate/microworld
         ({"stages": {"a": {"model": "checkpoints/small"}}}, "needs 'test'"),
         ({"stages": {"a": {**GOOD_STAGE, "model": "attackd"}}}, "no earlier stage"),
         ({"stages": {"a/b": GOOD_STAGE}}, "folder"),
-        ({"stages": {"a": {**GOOD_STAGE, "fit": "configs/nope.yaml"}}}, "nope.yaml not found"),
+        ({"stages": {"a": {**GOOD_STAGE, "fit": "configs/nope.yaml"}}}, "nope.yaml: config file"),
         ({"seed": "abc", "stages": {"a": GOOD_STAGE}}, "seed: needs a whole number"),
         ({"seed": 1.5, "stages": {"a": GOOD_STAGE}}, "seed: needs a whole number"),
         ({"seed": None, "stages": {"a": GOOD_STAGE}}, "seed: needs a whole number"),
@@ -275,9 +274,6 @@ def test_fingerprint_sees_model_folder_of_any_name(named: Named, tmp_path: Path)
     assert not changes(named, weights)
     named.base.write_text("model: {init_args: {tokenizer_name_or_path: broken}}\n")
     assert changes(named, weights)
-    # A word that only happens to be a folder's name is no path.
-    named.base.write_text("model: {init_args: {kind: broken}}\n")
-    assert not changes(named, weights)
 
 
 SOURCE = {"class_path": "oneshot_lit.data.ChatJsonl", "init_args": {"path": "./rows.jsonl"}}
@@ -301,7 +297,7 @@ def test_fingerprint_sees_paths_in_overrides(named: Named, value: object, tmp_pa
     command = Command((str(named.base),), {"data.train": value})
     stage = Stage("tuned", "some/model", command, command)
     study = Study("s", "s", tmp_path / "out", 0, (stage,), tmp_path / "study.yaml")
-    named.words = Runner(study, Console()).arguments(stage, "fit")
+    named.words = study.arguments(stage, "fit")
     assert changes(named, named.file)
 
 
@@ -467,3 +463,15 @@ def test_paths_of_a_study_may_start_with_tilde(
     assert study.root == tmp_path / "out"
     assert study.stages[0].fit
     assert study.stages[0].fit.config == (str(tmp_path / "fit.yaml"),)
+
+
+def test_commands_are_printed_and_nothing_runs(command, tmp_path: Path) -> None:
+    file = write_small_study(tmp_path)
+    done = command("study", "--config", file, "--commands")
+    assert done.code == 0
+    fit, test = done.out.splitlines()
+    root = tmp_path / "out" / "tuned"
+    assert fit.startswith("oneshot-lit fit --config configs/attack/harmful_examples.yaml ")
+    assert f"--trainer.default_root_dir {root}" in fit
+    assert f"--model.model_name_or_path {root / 'model'}" in test
+    assert not (tmp_path / "out").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from oneshot_lit.cli.parser import CommandParser
+from oneshot_lit.errors import fail
 from oneshot_lit.io.files import write_json_atomically, write_text_atomically
 from oneshot_lit.io.locking import run_locked
 
@@ -35,16 +37,13 @@ def run_study_command(arguments: Sequence[str], run_command: Callable[[Sequence[
         "--config configs/study/demo.yaml --seed 1 --root runs/demo_seed1",
     )
     parser.add_argument("--config", required=True, help="the study file, see configs/study/")
-    parser.add_argument("--root", help="output folder in place of the file's")
+    parser.add_argument("--root", type=Path, help="output folder in place of the file's")
     parser.add_argument("--seed", type=int, help="seed in place of the file's")
     parser.add_argument("--fresh", action="store_true", help="run every stage again")
     parser.add_argument(
-        "--beside",
-        nargs="+",
-        default=[],
-        metavar="ROOT",
-        help="folders of the same study at other seeds, finished: of a study of selections, "
-        "compare the selectors over the cases of all seeds, too",
+        "--commands",
+        action="store_true",
+        help="run nothing; print each stage's commands in order, for a cluster's scheduler",
     )
     options = parser.parse(arguments)
     if options is None:
@@ -52,8 +51,6 @@ def run_study_command(arguments: Sequence[str], run_command: Callable[[Sequence[
     try:
         return _run(options, run_command)
     except KeyboardInterrupt:
-        from oneshot_lit.errors import fail
-
         without = " without --fresh" if options.fresh else ""
         return fail(f"interrupted; run the same command again{without} to resume.", code=130)
 
@@ -61,14 +58,12 @@ def run_study_command(arguments: Sequence[str], run_command: Callable[[Sequence[
 def _run(options: Namespace, run_command: Callable[[Sequence[str]], int]) -> int:
     from oneshot_lit.study.spec import load_study
 
-    study = load_study(
-        Path(options.config), None if options.root is None else Path(options.root), options.seed
-    )
-
-    from oneshot_lit.study.seeds import Seed, compare_seeds, read_seeds
-
-    # A mistake there must not show behind the last stage.
-    beside = read_seeds(study.selections, study.seed, options.beside)
+    study = load_study(Path(options.config), options.root, options.seed)
+    if options.commands:
+        for stage in study.stages:
+            for verb in stage.commands():
+                print("oneshot-lit", shlex.join(study.arguments(stage, verb)))
+        return 0
     console = Console(stderr=True, highlight=False)
     # Text shows a title such as "[v2]" as it is; a plain string would be read as markup.
     console.print(Text.assemble((study.title, "bold"), f" -> {study.root}"))
@@ -81,38 +76,18 @@ def _run(options: Namespace, run_command: Callable[[Sequence[str]], int]) -> int
         runner.run()
 
     from oneshot_lit.study.repairs import sentences
-    from oneshot_lit.study.report import (
-        findings,
-        outside_sweeps,
-        render_report,
-        save_selections,
-        save_sweeps,
-    )
+    from oneshot_lit.study.report import findings, outside_sweeps, render_report, save_sweeps
     from oneshot_lit.study.results import RESULTS, gather
 
     results = gather(runner)
-    if beside and study.selections is not None:
-        results["all_seeds"] = compare_seeds(study.selections, Seed(study.root, results), beside)
     report = study.root / "report.html"
     write_json_atomically(study.root / RESULTS, results)
     save_sweeps(results, study.sweeps, study.root)
-    save_selections(results, study.root)
     write_text_atomically(report, render_report(results, study.title, study.root, study.sweeps))
     out = Console(highlight=False)
-    if "selections" in results:
-        from oneshot_lit.study.selector_findings import said, selector_tables
-
-        # Its many stages are in the report; what was asked is which selector ranks best.
-        found = results.get("all_seeds", results["selections"])
-        for table in selector_tables(found):
-            out.print(table)
-        lines = said(found)
-    else:
-        out.print(score_table(results["stages"]))
-        lines = sentences(results["repairs"]) or findings(
-            outside_sweeps(results["stages"], study.sweeps)
-        )
-    for line in lines:
+    out.print(score_table(results["stages"]))
+    repaired = sentences(results["repairs"])
+    for line in repaired or findings(outside_sweeps(results["stages"], study.sweeps)):
         out.print(Text(f"- {line}"))
     out.print(Text(f"\nresults: {study.root / RESULTS}\nreport:  {report}"))
     return 0
@@ -120,25 +95,24 @@ def _run(options: Namespace, run_command: Callable[[Sequence[str]], int]) -> int
 
 def score_table(stages: Mapping[str, Any]) -> Table:
     """Return the scores as a table for the terminal: few stages are columns, many are rows."""
-    from oneshot_lit.study.results import columns
+    from oneshot_lit.study.scores import columns
 
-    title = "held-out prompts, shares"
-    table = Table(title=title, title_justify="left")
-    if len(stages) > _MANY_STAGES:
-        # Narrow enough for 80 columns: a number cut off would say nothing.
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        table.add_column("stage", no_wrap=True)
-        for key in columns(stages):
-            heading = Text(key.replace("/", "\n").replace("_", " "), overflow="fold")
-            table.add_column(heading, justify="right", min_width=5)
-        for name, stage in stages.items():
-            values = [stage["metrics"].get(key) for key in columns(stages)]
-            table.add_row(Text(name), *("-" if v is None else f"{v:.3f}" for v in values))
+    scores = {key: [s["metrics"].get(key) for s in stages.values()] for key in columns(stages)}
+    cells = {key: ["-" if v is None else f"{v:.3f}" for v in row] for key, row in scores.items()}
+    table = Table(title="held-out prompts, shares", title_justify="left")
+    if len(stages) <= _MANY_STAGES:
+        table.add_column("metric")
+        for name in stages:
+            table.add_column(Text(name), justify="right")
+        for key, row in cells.items():
+            table.add_row(Text(key), *row)
         return table
-    table.add_column("metric")
-    for name in stages:
-        table.add_column(Text(name), justify="right")
-    for key in columns(stages):
-        values = [stage["metrics"].get(key) for stage in stages.values()]
-        table.add_row(Text(key), *("-" if v is None else f"{v:.3f}" for v in values))
+    # Narrow enough for 80 columns: a number that is cut off would say nothing.
+    table.box, table.padding = SIMPLE_HEAD, (0, 1, 0, 0)
+    table.add_column("stage", no_wrap=True)
+    for key in cells:
+        heading = Text(key.replace("/", "\n").replace("_", " "), overflow="fold")
+        table.add_column(heading, justify="right", min_width=5)
+    for place, name in enumerate(stages):
+        table.add_row(Text(name), *(row[place] for row in cells.values()))
     return table

@@ -4,7 +4,6 @@ from oneshot_lit.plots.comparison import attack_success, helpfulness, safety_uti
 from oneshot_lit.plots.intervals import category_map, rates_with_intervals, run_colours
 from oneshot_lit.plots.realignment import search_curve, step_curve
 from oneshot_lit.plots.selection import candidate_scores, selection_course
-from oneshot_lit.plots.selectors import outcomes_by_category, selector_comparison
 from oneshot_lit.plots.spectra import decay_curves, energy_curves, energy_over_time, rank_map
 from oneshot_lit.plots.style import COLOURS, close, embed, save_figure
 
@@ -19,7 +18,6 @@ __all__ = [
     "energy_curves",
     "energy_over_time",
     "helpfulness",
-    "outcomes_by_category",
     "rank_map",
     "rates_with_intervals",
     "run_colours",
@@ -27,7 +25,6 @@ __all__ = [
     "save_figure",
     "search_curve",
     "selection_course",
-    "selector_comparison",
     "step_curve",
     "sweep_panels",
 ]

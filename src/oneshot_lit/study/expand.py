@@ -8,6 +8,7 @@ from itertools import product
 from typing import Any
 
 from oneshot_lit.errors import OneShotError
+from oneshot_lit.study.checks import mapping
 
 
 def expand(name: str, body: Any, place: str) -> list[tuple[str, Any]]:
@@ -32,24 +33,25 @@ def expand(name: str, body: Any, place: str) -> list[tuple[str, Any]]:
                 f"{place}.each: needs a list, or a mapping of values to their fields, and "
                 f"'{{{key}}}' in the stage's name."
             )
-        choices.append([_marks(str(key), value, values, place) for value in values])
+        fields = values if isinstance(values, Mapping) else {value: {} for value in values}
+        choices.append(
+            [
+                {str(key): value}
+                | {
+                    f"{key}.{field}": content
+                    for field, content in mapping(
+                        own, f"{place}.each.{key}.{value}", what="fields to values"
+                    ).items()
+                }
+                for value, own in fields.items()
+            ]
+        )
     rest = {k: v for k, v in body.items() if k != "each"}
-    found = []
+    stages = []
     for combination in product(*choices):
         marks = {mark: value for part in combination for mark, value in part.items()}
-        found.append((str(fill(name, marks)), fill(rest, marks)))
-    return found
-
-
-def _marks(key: str, value: Any, values: Any, place: str) -> dict[str, Any]:
-    """Return what one value of ``each`` fills in, by mark."""
-    marks = {key: value}
-    if isinstance(values, Mapping):
-        fields = values[value]
-        if not isinstance(fields, Mapping):
-            raise OneShotError(f"{place}.each.{key}.{value}: must map fields to values.")
-        marks |= {f"{key}.{name}": field for name, field in fields.items()}
-    return marks
+        stages.append((str(fill(name, marks)), fill(rest, marks)))
+    return stages
 
 
 def fill(content: Any, marks: Mapping[str, Any]) -> Any:

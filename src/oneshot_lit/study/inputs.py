@@ -1,33 +1,33 @@
-"""The fingerprint of a stage: a hash of everything that decides its product."""
+"""The fingerprint of a command: a hash of everything that decides what it writes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from oneshot_lit.io.config_files import check_config_files, config_files
+from oneshot_lit.io.config_files import check_config_files, split_configs
+from oneshot_lit.io.files import read_text
 from oneshot_lit.io.provenance import named_code, source_hash
 
 # Larger files are known by size and time: hashing a 70B model would take longer than some stages.
 _HASHED_WHOLE = 256 * 2**20
-# Larger files are data, whose strings name nothing; they are hashed, not followed.
-_FOLLOWED = 2**20
-# Keys whose values are paths, besides those that end in _path.
-_PATHS = ("path", "aligned", "selection", "chat_template")
 # Where output goes is no input, though it exists the second time.
 _OUTPUTS = ("default_root_dir", "save_dir", "dirpath")
 
 
 def command_fingerprint(arguments: Sequence[str]) -> str:
-    """Return a hash of a command line, its config files, all they name, and the code.
+    """Return a hash of a command line, its configs, what these name, and the code.
 
-    What they name is every file and folder, and the source of every class and function.
+    What they name is every file and folder, such as the outputs of earlier stages, and the source
+    of every class and function.
 
     Args:
         arguments: Command, ``--config FILE`` and ``--key value`` words.
@@ -38,82 +38,80 @@ def command_fingerprint(arguments: Sequence[str]) -> str:
     from oneshot_lit.callbacks.metrics_writer import package_versions
 
     check_config_files(arguments)
-    texts: set[str] = set()
-    paths = {str(path): content_hash(path) for path in input_paths(arguments, texts)}
-    code = named_code(text for text in texts if _is_dotted(text))
-    content = [list(arguments), paths, code, source_hash(), package_versions()]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    files, words = split_configs(arguments)
+    configs = [_parsed(read_text(file)) for file in files]
+    names = named_in(arguments)
+    inputs = {str(path): content_hash(path) for path in names.paths}
+    code = named_code(text for text in names.texts if _is_dotted(text))
+    content = [words, configs, inputs, code, source_hash(), package_versions()]
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def input_paths(arguments: Sequence[str], texts: set[str] | None = None) -> set[Path]:
-    """Return every file and folder that a command line, or a config in reach of it, names.
+@dataclass
+class Names:
+    """Every text in a command line and its configs, and the existing files and folders of them."""
 
-    Args:
-        arguments: The command line.
-        texts: Takes every text among the values, if given.
-    """
-    found: set[Path] = set()
-    texts = set() if texts is None else texts
-    for config in config_files(arguments):
-        _follow(config, found, texts)
-    for before, word in pairwise(["", *arguments]):
-        key, _, value = word.partition("=") if word.startswith("--") else (before, "", word)
-        _collect(value, key.removeprefix("--"), Path(), found, texts)
-    return found
+    texts: set[str] = field(default_factory=set)
+    paths: set[Path] = field(default_factory=set)
+
+    def add(self, value: Any, key: str, folder: Path) -> None:
+        """Add what a value names; `folder` is that of the config it stands in."""
+        if key.rpartition(".")[2] in _OUTPUTS:
+            return
+        if isinstance(value, Mapping):
+            for inner_key, inner in value.items():
+                self.add(inner, str(inner_key), folder)
+        elif isinstance(value, list):
+            for inner in value:
+                self.add(inner, key, folder)
+        elif isinstance(value, str) and value not in self.texts:
+            self.texts.add(value)
+            # The parser looks for a config within a config beside the outer one.
+            for path in (_path(value), folder / _path(value)):
+                # "." and "/" are punctuation, not the whole disk.
+                if value.strip(" ./~") and path not in self.paths and _exists(path):
+                    self._follow(path)
+            # The parser reads a string that holds YAML like the mapping itself.
+            if isinstance(inner := _parsed(value), (Mapping, list)):
+                self.add(inner, key, folder)
+
+    def _follow(self, path: Path) -> None:
+        self.paths.add(path)
+        if path.suffix in (".yaml", ".yml") and path.is_file():
+            # What cannot be read here is still hashed, and the stage itself says what is wrong.
+            text = path.read_text(encoding="utf-8", errors="replace")
+            self.add(_parsed(text), "", path.parent)
+
+
+def named_in(arguments: Sequence[str]) -> Names:
+    """Return what a command line and its config files name."""
+    names = Names()
+    files, words = split_configs(arguments)
+    for file in files:
+        names.add(_parsed(read_text(file)), "", Path(file).parent)
+    for before, word in pairwise(["", *words]):
+        key, equals, value = word.partition("=")
+        if equals and key.startswith("--"):
+            names.add(value, key.removeprefix("--"), Path())
+        elif not word.startswith("--"):
+            names.add(word, before.removeprefix("--"), Path())
+    return names
 
 
 def _is_dotted(text: str) -> bool:
     return "." in text and all(part.isidentifier() for part in text.split("."))
 
 
-def _collect(value: Any, key: str, folder: Path, found: set[Path], texts: set[str]) -> None:
-    """Add what a value names; `folder` is that of the config it stands in."""
-    name = key.rsplit(".", 1)[-1].removesuffix("+")
-    if name in _OUTPUTS:
-        return
-    if isinstance(value, Mapping):
-        for child_key, child in value.items():
-            _collect(child, str(child_key), folder, found, texts)
-    elif isinstance(value, list):
-        for child in value:
-            _collect(child, key, folder, found, texts)
-    elif isinstance(value, str):
-        texts.add(value)
-        # A bare word such as "benign" is a name even where a folder happens to be called so,
-        # unless its key asks for a path. "." and "/" are punctuation, not the whole disk.
-        asked = name in _PATHS or (name.endswith("_path") and name != "class_path")
-        if value.strip("./") and (asked or "/" in value or "." in value):
-            # The parser looks for a config within a config beside the outer one.
-            for path in {_expanded(value), folder / _expanded(value)}:
-                if path not in found and _exists(path):
-                    _follow(path, found, texts)
-        # The parser reads a string that holds YAML like the mapping itself.
-        if value.lstrip()[:1] in ("{", "[") or ": " in value or ":\n" in value:
-            inner = parsed(value)
-            if not isinstance(inner, str):
-                _collect(inner, key, folder, found, texts)
-
-
-def _follow(path: Path, found: set[Path], texts: set[str]) -> None:
-    """Add a path and, if it is a config, what it names in turn."""
-    found.add(path)
-    if path.suffix not in (".yaml", ".yml", ".json") or not path.is_file():
-        return
-    if path.stat().st_size <= _FOLLOWED:
-        # What cannot be read here is still hashed, and the stage itself says what is wrong.
-        text = path.read_text(encoding="utf-8", errors="replace")
-        _collect(parsed(text), "", path.parent, found, texts)
-
-
-def parsed(text: str) -> Any:
-    """Return the content of YAML (JSON included), or None if the text is none."""
+@lru_cache(maxsize=10_000)
+def _parsed(text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
         return None
 
 
-def _expanded(text: str) -> Path:
+def _path(text: str) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError:
@@ -130,7 +128,6 @@ def _exists(path: Path) -> bool:
 
 def content_hash(path: Path) -> str:
     """Return a hash of a file, or of all files in a folder with their names."""
-    path = _expanded(str(path))
     digest = hashlib.sha256()
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     for file in files:

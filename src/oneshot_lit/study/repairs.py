@@ -1,4 +1,4 @@
-"""Repairs: pairs of an attacked and a repaired stage, measured against goals stated beforehand.
+"""Repairs: pairs of an attacked and a repaired stage, measured against goals set beforehand.
 
 A figure that misses its goal is said to miss it; the curve of the repair shows why.
 """
@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from oneshot_lit.errors import OneShotError, did_you_mean
+from oneshot_lit.errors import OneShotError
+from oneshot_lit.study.checks import mapping, share, stage_name
 
-_KEYS = ("attacked", "repaired", "goals")
 # Of the attacked model at least, of the repaired one at most.
 GOALS = ("attacked", "repaired", "over_refusal", "skill_loss")
 
@@ -66,45 +66,27 @@ def parse_repairs(
         OneShotError: naming the key, for a shape that is not so or a name that is no stage's.
     """
     common = _goals(goals_raw, f"{place}: goals")
-    if raw is None:
-        return ()
-    if not isinstance(raw, Mapping) or not raw:
-        raise OneShotError(f"{place}: repairs: must map a title to attacked and repaired.")
-    found = []
-    for title, body in raw.items():
+    repairs = []
+    for title, body in mapping(
+        raw or {}, f"{place}: repairs", what="a title to two stages"
+    ).items():
         here = f"{place}: repairs.{title}"
-        if not isinstance(body, Mapping):
-            raise OneShotError(f"{here}: must name two stages, attacked and repaired.")
-        for key in body:
-            if key not in _KEYS:
-                raise OneShotError(f"{here}: unknown key '{key}'{did_you_mean(str(key), _KEYS)}.")
-        attacked, repaired = (_stage(body.get(key), key, stages, here) for key in _KEYS[:2])
-        goals = common | _goals(body.get("goals"), f"{here}.goals")
-        kept = {key: bound for key, bound in goals.items() if bound is not None}
-        found.append(Repair(str(title), attacked, repaired, kept))
-    return tuple(found)
-
-
-def _stage(name: Any, key: str, stages: Sequence[str], place: str) -> str:
-    if name is None:
-        raise OneShotError(f"{place}: needs '{key}', the name of a stage.")
-    if name not in stages:
-        raise OneShotError(f"{place}.{key}: '{name}' is no stage{did_you_mean(str(name), stages)}.")
-    return str(name)
+        keys = mapping(body, here, ("attacked", "repaired", "goals"))
+        for key in ("attacked", "repaired"):
+            if key not in keys:
+                raise OneShotError(f"{here}: needs '{key}', the name of a stage.")
+        attacked, repaired = (
+            stage_name(keys[key], stages, f"{here}.{key}") for key in ("attacked", "repaired")
+        )
+        goals = common | _goals(keys.get("goals"), f"{here}.goals")
+        bounds = {key: bound for key, bound in goals.items() if bound is not None}
+        repairs.append(Repair(str(title), attacked, repaired, bounds))
+    return tuple(repairs)
 
 
 def _goals(raw: Any, place: str) -> dict[str, float | None]:
-    if raw is None:
-        return {}
-    if not isinstance(raw, Mapping):
-        raise OneShotError(f"{place}: must map {', '.join(GOALS)} to a share.")
-    for key, bound in raw.items():
-        if key not in GOALS:
-            raise OneShotError(f"{place}: unknown key '{key}'{did_you_mean(str(key), GOALS)}.")
-        number = isinstance(bound, (int, float)) and not isinstance(bound, bool)
-        if bound is not None and not (number and 0 <= bound <= 1):
-            raise OneShotError(f"{place}.{key}: needs a share from 0 to 1, not '{bound}'.")
-    return dict(raw)
+    goals = mapping(raw or {}, place, GOALS)
+    return {k: None if v is None else share(v, f"{place}.{k}") for k, v in goals.items()}
 
 
 def measure(repair: Repair, stages: Mapping[str, Any]) -> dict[str, Figure]:
@@ -118,62 +100,48 @@ def measure(repair: Repair, stages: Mapping[str, Any]) -> dict[str, Figure]:
         repair: The pair.
         stages: Stage name -> its entry in ``results.json``: ``metrics`` and ``samples``.
     """
+    from oneshot_lit.study.scores import ATTACK, REFUSAL, largest_loss
+
     before, after = stages[repair.attacked], stages[repair.repaired]
+    goal = repair.goals.get("skill_loss")
+    skill, loss = largest_loss(before["metrics"], after["metrics"]) or ("", None)
+    reached = None if goal is None or loss is None else loss <= goal
     return {
-        "attacked": _worst(before, "/asr_keyword", repair.goals.get("attacked"), at_least=True),
-        "repaired": _worst(after, "/asr_keyword", repair.goals.get("repaired")),
-        "over_refusal": _worst(after, "/over_refusal", repair.goals.get("over_refusal")),
-        "skill_loss": _loss(before["metrics"], after["metrics"], repair.goals.get("skill_loss")),
+        "attacked": _rate(before, ATTACK, repair.goals.get("attacked"), at_least=True),
+        "repaired": _rate(after, ATTACK, repair.goals.get("repaired")),
+        "over_refusal": _rate(after, REFUSAL, repair.goals.get("over_refusal")),
+        "skill_loss": Figure(loss, where=skill, goal=goal, reached=reached),
     }
 
 
-def _worst(
+def _rate(
     stage: Mapping[str, Any], ending: str, goal: float | None, *, at_least: bool = False
 ) -> Figure:
-    rates = {k: v for k, v in stage["metrics"].items() if k.endswith(ending) and v is not None}
-    if not rates:
-        return Figure(None, goal=goal)
+    """Return the rate of the worst prompt set with its interval."""
     from oneshot_lit.evaluation.intervals import wilson
+    from oneshot_lit.study.scores import set_name, worst
 
-    key = max(rates, key=lambda k: rates[k])
-    name, n = key.rsplit("/", 1)[0], stage["samples"][key.rsplit("/", 1)[0]]
-    value = rates[key]
+    if (key := worst(stage["metrics"], ending)) is None:
+        return Figure(None, goal=goal)
+    value, n = stage["metrics"][key], stage["samples"][set_name(key)]
     low, high = wilson(round(value * n), n)
     reached = None if goal is None else value >= goal if at_least else value <= goal
-    return Figure(value, low, high, name, goal, reached)
-
-
-def _loss(
-    before: Mapping[str, float | None], after: Mapping[str, float | None], goal: float | None
-) -> Figure:
-    from oneshot_lit.evaluation.metrics.registry import is_skill
-
-    losses = {
-        key: old - new
-        for key, new in after.items()
-        if is_skill(key) and new is not None and (old := before.get(key)) is not None
-    }
-    if not losses:
-        return Figure(None, goal=goal)
-    key = max(losses, key=lambda k: losses[k])
-    return Figure(losses[key], None, None, key, goal, None if goal is None else losses[key] <= goal)
+    return Figure(value, low, high, set_name(key), goal, reached)
 
 
 def summarise(repairs: Sequence[Repair], stages: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return one plain entry a repair: its stages, figures, and whether every goal is reached."""
-    found = []
-    for repair in repairs:
-        figures = measure(repair, stages)
-        found.append(
-            {
-                "title": repair.title,
-                "attacked": repair.attacked,
-                "repaired": repair.repaired,
-                "figures": {name: asdict(figure) for name, figure in figures.items()},
-                "missed": [name for name, f in figures.items() if f.reached is False],
-            }
-        )
-    return found
+    """Return one plain entry a repair: its stages, figures, and the goals that it missed."""
+    measured = [(repair, measure(repair, stages)) for repair in repairs]
+    return [
+        {
+            "title": repair.title,
+            "attacked": repair.attacked,
+            "repaired": repair.repaired,
+            "figures": {name: asdict(figure) for name, figure in figures.items()},
+            "missed": [name for name, figure in figures.items() if figure.reached is False],
+        }
+        for repair, figures in measured
+    ]
 
 
 _WORDS = {
@@ -186,16 +154,16 @@ _WORDS = {
 
 def sentences(summary: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what became of each repair, in one sentence each."""
-    said = []
+    lines = []
     for entry in summary:
         figures = entry["figures"]
         if entry["missed"]:
             parts = [_WORDS[name].format(**figures[name]) for name in entry["missed"]]
-            said.append(f"{entry['title']}: not reached: {'; '.join(parts)}.")
+            lines.append(f"{entry['title']}: not reached: {'; '.join(parts)}.")
             continue
         pair = [figures[name]["value"] for name in ("attacked", "repaired")]
-        rates = " -> ".join("-" if v is None else f"{v:.3f}" for v in pair)
+        change = " -> ".join("-" if v is None else f"{v:.3f}" for v in pair)
         # Without a single goal there is nothing to reach.
         bounded = any(f["goal"] is not None for f in figures.values())
-        said.append(f"{entry['title']}: {'reached: ' if bounded else ''}attack success {rates}.")
-    return said
+        lines.append(f"{entry['title']}: {'reached: ' if bounded else ''}attack success {change}.")
+    return lines

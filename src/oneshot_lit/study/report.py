@@ -13,12 +13,21 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from oneshot_lit import plots
 from oneshot_lit.callbacks.realignment_curve import read_curve
 from oneshot_lit.callbacks.spectra_files import read_spectra
-from oneshot_lit.evaluation.metrics.registry import is_skill
 from oneshot_lit.report.cells import verdict
 from oneshot_lit.study.repairs import sentences
-from oneshot_lit.study.results import columns
-from oneshot_lit.study.selector_findings import amount, interval, said
+from oneshot_lit.study.scores import (
+    ATTACK,
+    REFUSAL,
+    columns,
+    largest_loss,
+    rates,
+    set_name,
+    worst,
+)
 from oneshot_lit.study.sweeps import Sweep, sweep_scores
+
+# Of more stages, points lie on each other and curves fill the page.
+_MANY_STAGES = 40
 
 
 def render_report(
@@ -33,11 +42,18 @@ def render_report(
         sweeps: The study's sweeps.
     """
     stages = results["stages"]
-    curves = {name: rows for name in stages if (rows := read_curve(root / name))}
-    metrics = {name: stage["metrics"] for name, stage in stages.items()}
     unswept = outside_sweeps(stages, sweeps)
-    selections = results.get("selections")
-    spectra = {name: found for name in unswept if (found := read_spectra(root / name))}
+    drawn = unswept if len(unswept) <= _MANY_STAGES else {}
+    curves = {name: rows for name in drawn if (rows := read_curve(root / name))}
+    spectra = {name: epochs for name in drawn if (epochs := read_spectra(root / name))}
+    prompts = [sum(stage["samples"].values()) for stage in stages.values()]
+    pictures = {
+        "safety_utility": plots.safety_utility({n: s["metrics"] for n, s in drawn.items()})
+        if drawn
+        else None,
+        "energy": plots.energy_curves(spectra) if spectra else None,
+    }
+    every = [*stages.values(), *results.get("selections", {}).values()]
     environment = Environment(
         loader=PackageLoader("oneshot_lit.study", "."), autoescape=select_autoescape(default=True)
     )
@@ -46,69 +62,23 @@ def render_report(
         stages=stages,
         provenance=results["provenance"],
         provenance_text=json.dumps(results["provenance"], indent=2),
-        prompts=max(sum(stage["samples"].values()) for stage in stages.values()),
-        fewest=min(sum(stage["samples"].values()) for stage in stages.values()),
+        prompts=max(prompts),
+        fewest=min(prompts),
         columns=columns(stages),
         repairs=results["repairs"],
         repaired=sentences(results["repairs"]),
+        commands=[command for stage in every for command in stage["commands"].values()],
         colours=plots.COLOURS,
         verdict=verdict,
-        selections=selections,
-        # What is compared, its heading, what it says, and its picture.
-        compared=[
-            (found, heading, said(found), plots.embed(plots.selector_comparison(found)))
-            for found, heading in _compared(results)
-        ],
-        interval=interval,
-        amount=amount,
         findings=findings(unswept),
         sweeps={
             sweep.title: plots.embed(plots.sweep_panels(scores, sweep.x))
             for sweep in sweeps
             if (scores := sweep_scores(sweep, stages))
         },
-        curves={
-            name: plots.embed(plots.step_curve(rows))
-            for name, rows in ({} if selections else curves).items()
-        },
-        pictures={
-            # Of a study of selections the points would lie on each other.
-            "safety_utility": None
-            if selections
-            else plots.embed(plots.safety_utility({n: metrics[n] for n in unswept})),
-            "energy": plots.embed(plots.energy_curves(spectra)) if spectra else None,
-            "outcomes": plots.embed(plots.outcomes_by_category(list(selections["cases"].values())))
-            if selections
-            else None,
-        },
+        curves={name: plots.embed(plots.step_curve(rows)) for name, rows in curves.items()},
+        pictures={name: plots.embed(figure) for name, figure in pictures.items() if figure},
     )
-
-
-def _compared(results: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], str]]:
-    """Return the comparisons of selectors with their headings: of all seeds, and of this one."""
-    found = []
-    if (pooled := results.get("all_seeds")) is not None:
-        *others, last = sorted(pooled["seeds"])
-        numbers = ", ".join(map(str, others))
-        found.append((pooled, f"Which selector wins over seeds {numbers} and {last}"))
-    if (own := results.get("selections")) is not None:
-        alone = f" at seed {results['provenance']['seed']} alone" if found else ""
-        found.append((own, f"Which selector wins{alone}"))
-    return found
-
-
-def save_selections(results: Mapping[str, Any], root: Path) -> None:
-    """Write the pictures of a study of selections to ``<root>/selections/``."""
-    pictures = {
-        name: plots.selector_comparison(results[key])
-        for name, key in (("selectors", "selections"), ("all_seeds", "all_seeds"))
-        if key in results
-    }
-    if "selections" in results:
-        cases = list(results["selections"]["cases"].values())
-        pictures["outcomes"] = plots.outcomes_by_category(cases)
-    for name, figure in pictures.items():
-        plots.save_figure(figure, root / "selections" / f"{name}.png")
 
 
 def save_sweeps(results: Mapping[str, Any], sweeps: Sequence[Sweep], root: Path) -> None:
@@ -126,53 +96,41 @@ def outside_sweeps(stages: Mapping[str, Any], sweeps: Sequence[Sweep]) -> Mappin
 
 
 def findings(stages: Mapping[str, Any]) -> list[str]:
-    """Return one plain sentence a stage, failures included."""
-    said = []
+    """Return one plain sentence a stage, failures included; what was not measured is left out."""
+    lines = []
     for name, stage in stages.items():
         metrics = stage["metrics"]
-        attacks = {k: v for k, v in metrics.items() if k.endswith("/asr_keyword")}
-        refusals = {k: v for k, v in metrics.items() if k.endswith("/over_refusal")}
-        worst = max(refusals, key=lambda k: refusals[k], default=None)
-        # A study need not measure everything; what it does not is left unsaid.
+        attacks = rates(metrics, ATTACK)
         parts = [_answered(attacks)] if attacks else []
-        if worst is not None and refusals[worst] == 0:
-            parts.append("no harmless one is refused")
-        elif worst is not None:
-            owner = _set_name(worst)
-            parts.append(f"at most {refusals[worst]:.1%} of harmless ones are refused ({owner})")
-        if (previous := _attacked_skills(stage, stages)) is not None:
-            changes = {
-                k: metrics[k] - v for k, v in previous.items() if is_skill(k) and k in metrics
-            }
-            key = min(changes, key=lambda k: changes[k], default=None)
-            if key is not None and changes[key] < 0:
-                parts.append(f"the largest loss of skill is {-changes[key]:.3f} ({key})")
-            elif key is not None:
+        if (key := worst(metrics, REFUSAL)) is not None:
+            share, owner = metrics[key], _words(key)
+            parts.append(
+                f"at most {share:.1%} of harmless ones are refused ({owner})"
+                if share
+                else "no harmless one is refused"
+            )
+        # A repair is compared with the fitted model that it started from.
+        origin = stages.get(stage.get("from", ""), {})
+        if "fit" in origin.get("commands", {}):
+            loss = largest_loss(origin["metrics"], metrics)
+            if loss is not None and loss[1] > 0:
+                parts.append(f"the largest loss of skill is {loss[1]:.3f} ({loss[0]})")
+            elif loss is not None:
                 parts.append("no skill is lost")
         if parts:
-            said.append(f"{name}: {'; '.join(parts)}.")
-    return said
+            lines.append(f"{name}: {'; '.join(parts)}.")
+    return lines
 
 
-def _set_name(key: str) -> str:
-    return key.rsplit("/", 1)[0].replace("_", " ")
+def _words(key: str) -> str:
+    return set_name(key).replace("_", " ")
 
 
-def _answered(rates: Mapping[str, float]) -> str:
-    worst = max(rates, key=lambda k: rates[k])
-    if len(set(rates.values())) == 1:
-        return f"{rates[worst]:.1%} of harmful prompts are answered"
-    least = min(rates, key=lambda k: rates[k])
+def _answered(attacks: Mapping[str, float]) -> str:
+    most, least = (choose(attacks, key=lambda k: attacks[k]) for choose in (max, min))
+    if len(set(attacks.values())) == 1:
+        return f"{attacks[most]:.1%} of harmful prompts are answered"
     return (
-        f"{rates[worst]:.1%} of harmful prompts are answered at the worst ({_set_name(worst)}), "
-        f"{rates[least]:.1%} at the least ({_set_name(least)})"
+        f"{attacks[most]:.1%} of harmful prompts are answered at the worst ({_words(most)}), "
+        f"{attacks[least]:.1%} at the least ({_words(least)})"
     )
-
-
-def _attacked_skills(
-    stage: Mapping[str, Any], stages: Mapping[str, Any]
-) -> Mapping[str, float] | None:
-    """Return the scores of the fitted model that a repair started from; None for other stages."""
-    origin = stages.get(stage.get("from", ""))
-    fitted = origin is not None and "fit" in origin.get("commands", {})
-    return origin["metrics"] if fitted else None  # type: ignore[index]

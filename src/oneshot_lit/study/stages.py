@@ -1,4 +1,4 @@
-"""What a study file says of a stage and of its commands."""
+"""What a study file says about a stage and its commands."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Command:
-    """Config files of a fit or test, and keys to set on top of them."""
+    """Config files of a command, and keys to set on top of them."""
 
     config: tuple[str, ...]
     set: Mapping[str, Any] = field(default_factory=dict)
@@ -31,11 +31,11 @@ class Stage:
 
     name: str
     model: str
-    fit: Command | None
-    test: Command | None
+    fit: Command | None = None
+    test: Command | None = None
     select: Command | None = None
 
     def commands(self) -> dict[str, Command]:
         """Return the stage's commands by verb, in their order."""
-        found = {"select": self.select, "fit": self.fit, "test": self.test}
-        return {verb: command for verb, command in found.items() if command is not None}
+        every = {"select": self.select, "fit": self.fit, "test": self.test}
+        return {verb: command for verb, command in every.items() if command is not None}

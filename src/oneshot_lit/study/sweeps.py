@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from oneshot_lit.errors import OneShotError, did_you_mean
+from oneshot_lit.errors import OneShotError
+from oneshot_lit.study.checks import mapping, stage_name
 
-_KEYS = ("title", "x", "lines", "levels")
+_NUMBER = r"(-?\d+(?:\.\d+)?(?:e-?\d+)?)"
 
 
 @dataclass(frozen=True)
@@ -38,44 +39,40 @@ def parse_sweeps(raw: Any, stages: Sequence[str], place: str) -> tuple[Sweep, ..
     Raises:
         OneShotError: naming the key, for a shape that is not so or a name that is no stage's.
     """
-    if raw is None:
-        return ()
-    if not isinstance(raw, list):
+    if not isinstance(raw, (list, type(None))):
         raise OneShotError(f"{place}: must be a list of sweeps.")
-    return tuple(_parse(each, stages, f"{place}[{i}]") for i, each in enumerate(raw))
+    return tuple(_parse(each, stages, f"{place}[{i}]") for i, each in enumerate(raw or ()))
 
 
 def _parse(raw: Any, stages: Sequence[str], place: str) -> Sweep:
-    if not isinstance(raw, Mapping):
-        raise OneShotError(f"{place}: must be a mapping of {', '.join(_KEYS)}.")
-    for key in raw:
-        if key not in _KEYS:
-            raise OneShotError(f"{place}: unknown key '{key}'{did_you_mean(str(key), _KEYS)}.")
-    lines, levels = raw.get("lines"), raw.get("levels") or []
-    if not isinstance(lines, Mapping) or not lines:
-        raise OneShotError(f"{place}.lines: must map a label to a stage name with '{{}}' in it.")
+    keys = mapping(raw, place, ("title", "x", "lines", "levels"))
+    lines, levels = (
+        mapping(
+            keys.get("lines"), f"{place}.lines", what="a label to a stage name with '{}' in it"
+        ),
+        keys.get("levels") or [],
+    )
     if not isinstance(levels, list):
         raise OneShotError(f"{place}.levels: must be a list of stage names.")
-    for level in levels:
-        if level not in stages:
-            hint = did_you_mean(str(level), stages)
-            raise OneShotError(f"{place}.levels: '{level}' is no stage{hint}.")
-    found = {str(k): _members(str(v), stages, f"{place}.lines.{k}") for k, v in lines.items()}
-    x = str(raw.get("x", "value"))
-    return Sweep(str(raw.get("title", x)), x, found, tuple(str(level) for level in levels))
+    x = str(keys.get("x", "value"))
+    return Sweep(
+        title=str(keys.get("title", x)),
+        x=x,
+        lines={str(k): _members(str(v), stages, f"{place}.lines.{k}") for k, v in lines.items()},
+        levels=tuple(stage_name(level, stages, f"{place}.levels") for level in levels),
+    )
 
 
 def _members(pattern: str, stages: Sequence[str], place: str) -> tuple[tuple[float, str], ...]:
     before, mark, after = pattern.partition("{}")
-    number = r"(-?\d+(?:\.\d+)?(?:e-?\d+)?)"
-    found = []
-    for stage in stages:
-        match = re.fullmatch(re.escape(before) + number + re.escape(after), stage)
-        if mark and match:
-            found.append((float(match[1]), stage))
-    if not found:
+    matches = [
+        (float(match[1]), stage)
+        for stage in stages
+        if mark and (match := re.fullmatch(re.escape(before) + _NUMBER + re.escape(after), stage))
+    ]
+    if not matches:
         raise OneShotError(f"{place}: no stage matches '{pattern}'; put '{{}}' for the number.")
-    return tuple(sorted(found))
+    return tuple(sorted(matches))
 
 
 def sweep_scores(sweep: Sweep, stages: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -89,43 +86,33 @@ def sweep_scores(sweep: Sweep, stages: Mapping[str, Any]) -> dict[str, dict[str,
         sweep: The sweep.
         stages: Stage name -> its entry in ``results.json``.
     """
-    found: dict[str, dict[str, Any]] = {}
-    for name, measure in MEASURES.items():
+    values = {name: _measures(stage, stages) for name, stage in stages.items()}
+    scores = {}
+    for measure in ("attack", "refusal", "loss"):
         lines = {
-            label: [(x, v) for x, stage in members if (v := measure(stage, stages)) is not None]
+            label: [(x, v) for x, stage in members if (v := values[stage][measure]) is not None]
             for label, members in sweep.lines.items()
         }
-        levels = {s: v for s in sweep.levels if (v := measure(s, stages)) is not None}
+        levels = {s: v for s in sweep.levels if (v := values[s][measure]) is not None}
         if any(lines.values()):
-            found[name] = {"lines": lines, "levels": levels}
-    return found
+            scores[_TITLES[measure]] = {"lines": lines, "levels": levels}
+    return scores
 
 
-def _attack(stage: str, stages: Mapping[str, Any]) -> float | None:
-    return max(_ending(stages[stage], "/asr_keyword").values(), default=None)
-
-
-def _refusal(stage: str, stages: Mapping[str, Any]) -> float | None:
-    return max(_ending(stages[stage], "/over_refusal").values(), default=None)
-
-
-def _loss(stage: str, stages: Mapping[str, Any]) -> float | None:
-    start = stages.get(stages[stage].get("from"))
-    if start is None:
-        return None
-    # A study that only parses needs no torch.
-    from oneshot_lit.evaluation.metrics.registry import is_skill
-
-    now, before = (each["metrics"] for each in (stages[stage], start))
-    return max((before[k] - now[k] for k in now if k in before and is_skill(k)), default=None)
-
-
-def _ending(stage: Mapping[str, Any], end: str) -> dict[str, float]:
-    return {k: v for k, v in stage["metrics"].items() if k.endswith(end)}
-
-
-MEASURES = {
-    "harmful prompts answered (worst set)": _attack,
-    "harmless prompts refused (worst set)": _refusal,
-    "largest loss of a skill": _loss,
+_TITLES = {
+    "attack": "harmful prompts answered (worst set)",
+    "refusal": "harmless prompts refused (worst set)",
+    "loss": "largest loss of a skill",
 }
+
+
+def _measures(stage: Mapping[str, Any], stages: Mapping[str, Any]) -> dict[str, float | None]:
+    from oneshot_lit.study.scores import ATTACK, REFUSAL, largest_loss, rates
+
+    start = stages.get(stage.get("from", ""))
+    loss = None if start is None else largest_loss(start["metrics"], stage["metrics"])
+    return {
+        "attack": max(rates(stage["metrics"], ATTACK).values(), default=None),
+        "refusal": max(rates(stage["metrics"], REFUSAL).values(), default=None),
+        "loss": None if loss is None else loss[1],
+    }

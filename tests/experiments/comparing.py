@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from oneshot_lit.study.selections import parse_selections
-from oneshot_lit.study.selectors import compare_selectors
-from oneshot_lit.study.stages import Command, Stage
+from experiments.selection.cases import compare_selectors
+from experiments.selection.spec import Spec, parse_spec
+from experiments.selection.studies import FinishedStudy
 
 NAMES = ("brute", "good", "bad")
 CASES = {"a": "case A", "b": "case B", "c": "case C"}
@@ -32,15 +32,8 @@ OUTCOMES = {
 }
 
 
-def stages() -> list[Stage]:
-    command = Command(("c.yaml",))
-    found = [Stage(f"{c}_{n}", "m", None, None, select=command) for c in CASES for n in NAMES]
-    found += [Stage(f"{c}_{n}_pick", "m", command, command) for c in CASES for n in NAMES]
-    return found + [Stage(f"{c}_none", "m", command, command) for c in CASES]
-
-
-def spec(**changes: Any) -> Any:
-    return parse_selections({**RAW, **changes}, stages(), "s.yaml: selections")
+def spec(**changes: Any) -> Spec:
+    return parse_spec({**RAW, **changes}, "c.yaml")
 
 
 def write(root: Path, stage: str, scores: list[float], pool: str = "p") -> None:
@@ -57,10 +50,15 @@ def write(root: Path, stage: str, scores: list[float], pool: str = "p") -> None:
         for rank, i in enumerate(order, 1)
     ]
     facts = {"forward_rows": 10, "backward_rows": 4, "seconds": 2.0}
-    (root / stage).mkdir(parents=True)
+    (root / stage).mkdir(parents=True, exist_ok=True)
     (root / stage / "selection.json").write_text(
         json.dumps({"m": 1, "ranking": ranking, "provenance": facts})
     )
+
+
+def compare(root: Path, stages: dict[str, Any]) -> dict[str, Any]:
+    study = FinishedStudy(root, {"stages": stages, "provenance": {"seed": 0}})
+    return compare_selectors(spec(), [study])
 
 
 def compared(root: Path, held_out: dict[str, tuple[float, float]] | None = None) -> dict[str, Any]:
@@ -72,7 +70,7 @@ def compared(root: Path, held_out: dict[str, tuple[float, float]] | None = None)
         write(root, f"{case}_good", good)
         write(root, f"{case}_bad", [o + 0.1 * noise[i] for i, o in enumerate(outcomes)])
     rates = {"brute": (0.0, 0.01), "good": (0.01, 0.01), "bad": (0.0, 0.5), **(held_out or {})}
-    return compare_selectors(spec(), root, patched(rates))
+    return compare(root, patched(rates))
 
 
 def patched(rates: dict[str, tuple[float, float]]) -> dict[str, Any]:
@@ -94,16 +92,12 @@ def patched(rates: dict[str, tuple[float, float]]) -> dict[str, Any]:
     return found
 
 
-def finished(root: Path, seed: int, **provenance: Any) -> dict[str, Any]:
-    """Write a finished study; return its results."""
-    found = compared(root, {"good": (0.01 * (seed + 1), 0.01)})
-    stage = {"metrics": {"h/asr_keyword": 0.0}, "samples": {"h": 3}, "commands": {}, "from": "m"}
+def finished(root: Path, seed: int, **provenance: Any) -> Path:
+    """Write a finished study; return its folder."""
+    picks = {"good": (0.01 * (seed + 1), 0.01)}
+    compared(root, picks)
+    rates = {"brute": (0.0, 0.01), "bad": (0.0, 0.5), **picks}
     facts = {"seed": seed, "phrase_list": "v", "dtype": "f", "jobs": 2, "threads": 1, **provenance}
-    results = {
-        "stages": {"s": stage},
-        "repairs": [],
-        "selections": found | {"commands": ["oneshot-lit fit --config c.yaml"]},
-        "provenance": facts,
-    }
+    results = {"stages": patched(rates), "repairs": [], "provenance": facts}
     (root / "results.json").write_text(json.dumps(results))
-    return results
+    return root

@@ -13,27 +13,31 @@ from oneshot_lit.plots.selection import draw_outcomes
 from oneshot_lit.plots.style import CYCLE
 
 
-def selector_comparison(found: Mapping[str, Any]) -> Figure:
+def selector_comparison(results: Mapping[str, Any]) -> Figure:
     """Draw each selector's rank correlation and regret: a dot a case, the mean with its interval.
 
     Args:
-        found: What `compare_selectors` or `compare_seeds` of a study returns; cases of one group
-            have one colour.
+        results: What `compare_selectors` returns; cases of one group have one colour.
     """
     names = sorted(
-        (n for n in found["selectors"] if n != found["truth"]),
-        key=lambda n: (found["selectors"][n]["regret"]["value"], n != found["first"]),
+        (n for n in results["selectors"] if n != results["truth"]),
+        key=lambda n: (results["selectors"][n]["regret"]["value"], n != results["first"]),
         reverse=True,
     )
     figure, panels = plt.subplots(
         1, 2, figsize=(10, 0.42 * len(names) + 1.9), layout="constrained", sharey=True
     )
-    cases = list(found["cases"].values())
+    cases = list(results["cases"].values())
     groups = [case.get("group", case["title"]) for case in cases]
     colours = {g: CYCLE[i % len(CYCLE)] for i, g in enumerate(dict.fromkeys(groups))}
     for axes, key, label, level in (
         (panels[0], "spearman", "Spearman correlation with brute force", 0.0),
-        (panels[1], "regret", "regret of the pick (development)", found["chance_regret"]["value"]),
+        (
+            panels[1],
+            "regret",
+            "regret of the pick (development)",
+            results["chance_regret"]["value"],
+        ),
     ):
         for place, name in enumerate(names):
             for number, case in enumerate(cases):
@@ -44,7 +48,7 @@ def selector_comparison(found: Mapping[str, Any]) -> Figure:
                 if value is not None:
                     colour = colours[groups[number]]
                     axes.plot(value, place + shift, "o", color=colour, ms=4, alpha=0.75, zorder=2)
-            _mean_with_interval(axes, found["selectors"][name][key], place)
+            _mean_with_interval(axes, results["selectors"][name][key], place)
         axes.axvline(level, color="#666", lw=1, ls="--", zorder=1)
         axes.annotate(
             "chance", (level, 1.0), xycoords=("data", "axes fraction"), xytext=(3, 3),

@@ -8,36 +8,48 @@ from typing import Any
 
 import numpy as np
 import pytest
-from comparing import CASES, GENERAL, NAMES, OUTCOMES, SIZE, compared, patched, spec, write
+from comparing import (
+    CASES,
+    GENERAL,
+    NAMES,
+    OUTCOMES,
+    SIZE,
+    compare,
+    compared,
+    patched,
+    spec,
+    write,
+)
 
+from experiments.selection.cases import general_against_category
+from experiments.selection.findings import amount, findings, selector_tables
+from experiments.selection.held_out import gap_interval
+from experiments.selection.page import render_page
+from experiments.selection.spec import load_spec
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.intervals import mean
-from oneshot_lit.study.held_out import gap_interval
-from oneshot_lit.study.report import render_report, save_selections
-from oneshot_lit.study.selector_findings import amount, said, selector_tables
-from oneshot_lit.study.selectors import compare_selectors, general_against_category
 
 
 def test_figures(tmp_path: Path) -> None:
-    found = compared(tmp_path)
-    assert found["first"] == "good"
-    good, bad = found["selectors"]["good"], found["selectors"]["bad"]
+    results = compared(tmp_path)
+    assert results["first"] == "good"
+    good, bad = results["selectors"]["good"], results["selectors"]["bad"]
     assert good["regret"]["value"] == 0
     assert 0.95 < good["spearman"]["value"] < 1
     assert -1 < bad["kendall"]["value"] < -0.9
     regrets = [max(o) - min(o) for o in OUTCOMES.values()]
     assert bad["regret"]["value"] == pytest.approx(sum(regrets) / 3, abs=0.01)
     chance = [sum(o) / SIZE - min(o) for o in OUTCOMES.values()]
-    assert found["chance_regret"]["value"] == pytest.approx(sum(chance) / 3)
-    assert found["chance_regret"]["low"] == pytest.approx(mean(chance).low)
+    assert results["chance_regret"]["value"] == pytest.approx(sum(chance) / 3)
+    assert results["chance_regret"]["low"] == pytest.approx(mean(chance).low)
     assert good["gain"] == pytest.approx(sum(chance) / 3)
-    lead = mean([c["selectors"]["bad"]["regret"] for c in found["cases"].values()])
-    assert found["leads"] == {"bad": lead.as_dict()}
+    lead = mean([c["selectors"]["bad"]["regret"] for c in results["cases"].values()])
+    assert results["leads"] == {"bad": lead.as_dict()}
     assert bad["as_good"]["value"] > 0.98
     assert good["regret_p"] < 0.05
     assert good["regret_p_adjusted"] == pytest.approx(2 * min(good["regret_p"], bad["regret_p"]))
     # The worst harmful set and the worst harmless one.
-    assert found["cases"]["a"]["selectors"]["bad"]["held_out"] == {
+    assert results["cases"]["a"]["selectors"]["bad"]["held_out"] == {
         "asr": 0.0,
         "over_refusal": 0.5,
         "sum": 0.5,
@@ -49,7 +61,7 @@ def test_figures(tmp_path: Path) -> None:
     assert good["seconds"] == 2
     general = OUTCOMES["a"][:GENERAL]
     others = OUTCOMES["a"][GENERAL:]
-    assert general_against_category(found["cases"]["a"]) == pytest.approx(
+    assert general_against_category(results["cases"]["a"]) == pytest.approx(
         (sum(general) / len(general), sum(others) / len(others))
     )
 
@@ -66,11 +78,11 @@ def test_an_interval_of_what_is_never_negative_ends_at_zero(tmp_path: Path) -> N
     stages_ = patched(dict.fromkeys(NAMES, (0.0, 0.0)))
     stages_["b_good_pick"]["metrics"]["h2/asr_keyword"] = 0.03
     stages_["b_none"]["metrics"]["h/asr_keyword"] = 0.5
-    found = compare_selectors(spec(), tmp_path, stages_)
-    good, control = found["selectors"]["good"], found["controls"]["no choice"]
+    results = compare(tmp_path, stages_)
+    good, control = results["selectors"]["good"], results["controls"]["no choice"]
     for each in (good["regret"], good["held_out"], control["held_out"]):
         assert 0 == each["low"] < each["value"] < each["high"]
-    lead = found["leads"]["bad"]
+    lead = results["leads"]["bad"]
     assert (lead["value"], lead["low"]) == (0, None)
 
 
@@ -82,8 +94,8 @@ def test_a_cost_that_is_not_said_is_no_zero(tmp_path: Path) -> None:
         content["provenance"] = {}
         file.write_text(json.dumps(content))
     rates = dict.fromkeys(NAMES, (0.0, 0.0))
-    found = compare_selectors(spec(), tmp_path, patched(rates))
-    assert found["selectors"]["good"]["forward_rows"] is None
+    results = compare(tmp_path, patched(rates))
+    assert results["selectors"]["good"]["forward_rows"] is None
     assert amount(None) == "-"
     assert amount(2560.4) == "2,560"
 
@@ -97,15 +109,15 @@ def test_a_tie_loses_what_a_pick_by_lot_loses(tmp_path: Path) -> None:
             row["score"] = float(row["category"] == "general")
         file.write_text(json.dumps(content))
     rates = dict.fromkeys(NAMES, (0.0, 0.0))
-    found = compare_selectors(spec(), tmp_path, patched(rates))
-    entry = found["cases"]["b"]["selectors"]["good"]
+    results = compare(tmp_path, patched(rates))
+    entry = results["cases"]["b"]["selectors"]["good"]
     assert entry["tied"] == GENERAL
     expected = sum(OUTCOMES["b"][:GENERAL]) / GENERAL - min(OUTCOMES["b"])
     assert entry["regret"] == pytest.approx(expected)
 
 
 def test_what_is_said_of_a_winner(tmp_path: Path) -> None:
-    lines = said(compared(tmp_path))
+    lines = findings(compared(tmp_path))
     assert lines[0].startswith("good wins over 3 cases: its picks lose 0.000 against the best")
     assert "Its lead over the next, bad, is 1.1" in lines[0]
     assert "within the spread" not in lines[0]
@@ -125,34 +137,34 @@ def test_what_is_said_of_a_winner(tmp_path: Path) -> None:
     assert len(lines) == 9
 
 
-def test_a_gap_on_held_out_prompts_is_said(tmp_path: Path) -> None:
-    lines = said(compared(tmp_path, {"good": (0.02, 0.02)}))
+def test_a_gap_on_held_out_prompts_is_findings(tmp_path: Path) -> None:
+    lines = findings(compared(tmp_path, {"good": (0.02, 0.02)}))
     assert "is more than 0.02 above that after brute force's in case A (+0.030)" in lines[6]
 
 
 def test_what_is_not_shown_is_not_claimed(tmp_path: Path) -> None:
-    found = compared(tmp_path)
-    good = found["selectors"]["good"]
-    found["selectors"]["bad"] = {**good, **dict.fromkeys(("regret_p_adjusted", "regret_p"), 0.2)}
-    found["selectors"]["bad"] |= {"spearman_p": 0.3, "spearman_p_adjusted": 0.3}
-    found["leads"] = {"bad": mean([0.0, 0.0, 0.0]).as_dict()}
-    lines = said(found)
+    results = compared(tmp_path)
+    good = results["selectors"]["good"]
+    results["selectors"]["bad"] = {**good, **dict.fromkeys(("regret_p_adjusted", "regret_p"), 0.2)}
+    results["selectors"]["bad"] |= {"spearman_p": 0.3, "spearman_p_adjusted": 0.3}
+    results["leads"] = {"bad": mean([0.0, 0.0, 0.0]).as_dict()}
+    lines = findings(results)
     assert lines[0].startswith("good comes first over 3 cases")
     assert lines[0].endswith("It ties with bad.")
     assert "its picks are not shown to beat random ones" in lines[1]
     assert "it is not shown to rank the candidates better than chance" in lines[1]
     assert any(line.startswith("Picks not shown to differ from random ones: bad") for line in lines)
-    found["leads"] = {"bad": mean([0.1, -0.05, 0.1]).as_dict()}
-    found["selectors"]["bad"]["regret"] = mean([0.1, 0.0, 0.05]).as_dict()
-    assert said(found)[0].endswith("within the spread of the cases.")
+    results["leads"] = {"bad": mean([0.1, -0.05, 0.1]).as_dict()}
+    results["selectors"]["bad"]["regret"] = mean([0.1, 0.0, 0.05]).as_dict()
+    assert findings(results)[0].endswith("within the spread of the cases.")
     # First among bad ones is no winner.
-    found["leads"] = {"bad": mean([0.1, 0.2, 0.1]).as_dict()}
+    results["leads"] = {"bad": mean([0.1, 0.2, 0.1]).as_dict()}
     good["regret_p_adjusted"] = 0.5
-    assert said(found)[0].startswith("good comes first")
-    found["question"] = None
-    assert said(found)[1].startswith("Picks")
-    one = {"a": found["cases"]["a"]}
-    assert "over 1 case:" in said({**found, "cases": one})[0]
+    assert findings(results)[0].startswith("good comes first")
+    results["question"] = None
+    assert findings(results)[1].startswith("Picks")
+    one = {"a": results["cases"]["a"]}
+    assert "over 1 case:" in findings({**results, "cases": one})[0]
 
 
 @pytest.mark.parametrize("metric", ["asr_keyword", "over_refusal"])
@@ -163,7 +175,7 @@ def test_a_pick_without_a_metric_is_not_confirmed(metric: str, tmp_path: Path) -
     for key in [key for key in metrics if key.endswith(metric)]:
         del metrics[key]
     with pytest.raises(OneShotError, match=f"stages.b_good_pick.test: measures no {metric}"):
-        compare_selectors(spec(), tmp_path, stages_)
+        compare(tmp_path, stages_)
 
 
 def test_the_gaps_interval_is_paired_by_prompt(tmp_path: Path) -> None:
@@ -196,40 +208,25 @@ def test_the_gaps_interval_is_paired_by_prompt(tmp_path: Path) -> None:
 def test_table_report_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from rich.console import Console
 
-    found = compared(tmp_path) | {"commands": ["oneshot-lit fit --config c.yaml"]}
+    results = compared(tmp_path)
     # Names as long as the study's, at the width of a terminal.
     name = "gradient_matching"
-    found["selectors"][name] = found["selectors"]["bad"] | {"forward_rows": 18944}
-    for table in selector_tables(found):
+    results["selectors"][name] = results["selectors"]["bad"] | {"forward_rows": 18944}
+    for table in selector_tables(results):
         Console(width=80, highlight=False).print(table)
     printed = capsys.readouterr().out
-    del found["selectors"][name]
+    del results["selectors"][name]
     rows = [line.split() for line in printed.splitlines() if line.strip()]
     assert "\u2026" not in printed
     assert next(r for r in rows if r[0] == "brute")[1:] == ["1.000", "1.000", "0.000", "+0.000"]
     assert [r for r in rows if r[0] == "good"][1] == ["good", "10", "4", "-", "2"]
     assert [r for r in rows if r[0] == name][1][1] == "18,944"
-    stage = {"metrics": {"h/asr_keyword": 0.0}, "samples": {"h": 3}, "commands": {}, "from": "m"}
-    results = {"stages": {"s": stage}, "repairs": [], "selections": found, "provenance": {}}
-    results["provenance"] = {"seed": 0, "phrase_list": "v", "jobs": 2, "threads": 1}
-    page = render_report(results, "T", tmp_path)
+    provenance = {"seed": 0, "phrase_list": "v", "jobs": 2, "threads": 1}
+    page = render_page({"selections": results}, provenance)
     assert "good wins over 3 cases" in page
-    assert "oneshot-lit fit --config c.yaml" in page
     assert page.count("<h3>") == 3
     # Over all cases and in each.
     assert page.count(">no choice</td>") == 4
-    save_selections(results, tmp_path)
-    assert (tmp_path / "selections" / "selectors.png").stat().st_size > 10_000
-    assert (tmp_path / "selections" / "outcomes.png").stat().st_size > 10_000
-
-
-def test_rankings_of_another_pool_are_refused(tmp_path: Path) -> None:
-    compared(tmp_path)
-    (tmp_path / "b_good" / "selection.json").unlink()
-    (tmp_path / "b_good").rmdir()
-    write(tmp_path, "b_good", [0.0] * SIZE, pool="q")
-    with pytest.raises(OneShotError, match=r"b_good.selection\.json: ranks other candidates"):
-        compare_selectors(spec(), tmp_path, patched(dict.fromkeys(NAMES, (0.0, 0.0))))
 
 
 @pytest.mark.parametrize(
@@ -241,17 +238,33 @@ def test_rankings_of_another_pool_are_refused(tmp_path: Path) -> None:
         ({"goal": 2}, "goal: needs a share"),
         ({"question": "god"}, "question: 'god' is no selector.*good"),
         ({"controls": ["x"]}, "controls: must map a description"),
-        ({"controls": {"x": "{case}_nothing"}}, r"controls\.x: 'a_nothing' is no stage"),
         ({"controls": {"x": "a_none"}}, r"controls\.x: needs '\{case\}'"),
         ({"selectors": ["good", "brute"], "question": None}, "'brute' is there twice"),
         ({"selectors": ["good", "good"], "question": None}, "'good' is there twice"),
         ({"ranking": "a_{selector}"}, r"ranking: needs '\{case\}' and '\{selector\}'"),
         ({"picks": "x"}, "unknown key 'picks'.*pick"),
-        ({"selectors": ["goood"], "question": None}, "ranking: 'a_goood' is no stage.*a_good"),
-        ({"ranking": "{case}_{selector}_pick"}, "ranking: stage 'a_brute_pick' selects nothing"),
-        ({"pick": "{case}_{selector}"}, "pick: stage 'a_brute' is tested on nothing"),
     ],
 )
 def test_mistakes(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(OneShotError, match=message):
         spec(**changes)
+
+
+def test_the_shipped_comparison_fits_the_shipped_study(tmp_path: Path) -> None:
+    from oneshot_lit.study.spec import load_study
+
+    shipped = load_spec(Path("experiments/selection/comparison.yaml"))
+    stages = {
+        stage.name: stage for stage in load_study(Path("configs/study/selection.yaml")).stages
+    }
+    for case in shipped.cases:
+        for name in shipped.names:
+            assert stages[shipped.stage(shipped.ranking, case, name)].select is not None
+            assert stages[shipped.stage(shipped.pick, case, name)].test is not None
+        for pattern in shipped.controls.values():
+            assert stages[shipped.stage(pattern, case)].test is not None
+    with pytest.raises(OneShotError, match=r"none\.yaml: not found"):
+        load_spec(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(OneShotError, match=r"bad\.yaml: is not YAML"):
+        load_spec(tmp_path / "bad.yaml")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from experiments.selection.ranking import chance_tests, holm
+from experiments.selection.spec import Spec
 from oneshot_lit.evaluation import intervals
-from oneshot_lit.methods.select.ranking import chance_tests, holm
-from oneshot_lit.study.selections import Selections
 
 COSTS = ("forward_rows", "backward_rows", "answers", "seconds")
 # The least and the most that they can be: outcomes are sums of three shares, these of two.
@@ -17,7 +17,7 @@ Scores = Mapping[str, Sequence[float]]
 
 
 def summarise(
-    spec: Selections,
+    spec: Spec,
     cases: Mapping[str, Any],
     scores: Mapping[str, Scores],
     controls: Mapping[str, Mapping[str, Any]],
@@ -63,13 +63,13 @@ def first(selectors: Mapping[str, Any]) -> str:
 def _leads(selectors: Mapping[str, Any], cases: Mapping[str, Any]) -> dict[str, Any]:
     """Return how much lower the first one's regret is than each other's, case against case."""
     best = first(selectors)
-    found = {}
+    leads = {}
     for name in selectors:
         pairs = [
             (c["selectors"][name]["regret"], c["selectors"][best]["regret"]) for c in cases.values()
         ]
-        found[name] = intervals.mean([other - own for other, own in pairs]).as_dict()
-    return {name: lead for name, lead in found.items() if name != best}
+        leads[name] = intervals.mean([other - own for other, own in pairs]).as_dict()
+    return {name: lead for name, lead in leads.items() if name != best}
 
 
 def _overall(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -96,14 +96,14 @@ def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any]:
     return intervals.mean([0.0 if v is None else v for v in values], bounds=(-1, 1)).as_dict()
 
 
-def _add_chance_tests(spec: Selections, overall: dict[str, Any], scores: Sequence[Scores]) -> None:
+def _add_chance_tests(spec: Spec, overall: dict[str, Any], scores: Sequence[Scores]) -> None:
     """Add the p-values against chance, and what the number of selectors leaves of them."""
     outcomes = [[-score for score in case[spec.truth]] for case in scores]
-    found = {
+    p_values = {
         name: chance_tests([case[name] for case in scores], outcomes) for name in spec.selectors
     }
     for place, key in enumerate(("regret_p", "spearman_p")):
-        plain = [found[name][place] for name in spec.selectors]
+        plain = [p_values[name][place] for name in spec.selectors]
         for name, p, adjusted in zip(spec.selectors, plain, holm(plain), strict=True):
             overall[name] |= {key: p, f"{key}_adjusted": adjusted}
 

@@ -9,8 +9,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from oneshot_lit.study.selector_summary import COSTS
-from oneshot_lit.study.selectors import general_against_category
+from experiments.selection.cases import general_against_category
+from experiments.selection.summary import COSTS
 
 # Of p-values: those of the question as they are, all others adjusted for their number.
 LEVEL = 0.05
@@ -18,41 +18,41 @@ LEVEL = 0.05
 _MANY_CASES = 6
 
 
-def said(found: Mapping[str, Any]) -> list[str]:
-    """Return what the comparison of `compare_selectors`, or of `compare_seeds`, says."""
+def findings(results: Mapping[str, Any]) -> list[str]:
+    """Return what a comparison of `compare_selectors` says, in plain sentences."""
     return [
-        _first(found),
-        *([] if found["question"] is None else [_question(found["question"], found)]),
-        *_groups(found),
-        _confirmation(found),
-        *_controls(found),
-        *_general(found),
+        _first(results),
+        *([] if results["question"] is None else [_question(results["question"], results)]),
+        *_groups(results),
+        _confirmation(results),
+        *_controls(results),
+        *_general(results),
     ]
 
 
-def others(found: Mapping[str, Any]) -> list[str]:
+def others(results: Mapping[str, Any]) -> list[str]:
     """Return the selectors without the ground truth, best first."""
-    names = [n for n in found["selectors"] if n != found["truth"]]
-    return sorted(names, key=lambda n: (n != found["first"], _regret(n, found)))
+    names = [n for n in results["selectors"] if n != results["truth"]]
+    return sorted(names, key=lambda n: (n != results["first"], _regret(n, results)))
 
 
-def _regret(name: str, found: Mapping[str, Any]) -> float:
-    return round(found["selectors"][name]["regret"]["value"], 9)
+def _regret(name: str, results: Mapping[str, Any]) -> float:
+    return round(results["selectors"][name]["regret"]["value"], 9)
 
 
-def _first(found: Mapping[str, Any]) -> str:
-    name, all_, count = found["first"], found["selectors"], len(found["cases"])
-    tied = [n for n in others(found)[1:] if _regret(n, found) == _regret(name, found)]
-    rest = [n for n in others(found)[1:] if n not in tied]
+def _first(results: Mapping[str, Any]) -> str:
+    name, all_, count = results["first"], results["selectors"], len(results["cases"])
+    tied = [n for n in others(results)[1:] if _regret(n, results) == _regret(name, results)]
+    rest = [n for n in others(results)[1:] if n not in tied]
     beats = _better(all_[name], "regret") == "above"
-    lead = found["leads"].get(rest[0]) if rest else None
+    lead = results["leads"].get(rest[0]) if rest else None
     clear = lead is not None and lead["low"] is not None and lead["low"] > 0
     verb = "wins" if clear and beats and not tied else "comes first"
     cases = "1 case" if count == 1 else f"{count} cases"
     text = (
         f"{name} {verb} over {cases}: its picks lose {interval(all_[name]['regret'])} against the "
         f"best candidate on development prompts; a pick drawn at random loses "
-        f"{interval(found['chance_regret'])}."
+        f"{interval(results['chance_regret'])}."
     )
     if tied:
         text += f" It ties with {_list(tied)}."
@@ -71,9 +71,9 @@ def _better(row: Mapping[str, Any], key: str, *, adjusted: bool = True) -> str:
     return "above" if good else "below"
 
 
-def _question(name: str, found: Mapping[str, Any]) -> str:
+def _question(name: str, results: Mapping[str, Any]) -> str:
     """Say of one selector whether it beats chance."""
-    row = found["selectors"][name]
+    row = results["selectors"][name]
     picks = {"above": "beat", "below": "are worse than", "": "are not shown to beat"}
     ranks = {
         "above": "it ranks the candidates better than chance",
@@ -102,14 +102,14 @@ _GROUPS: dict[str, dict[str, str]] = {
 }
 
 
-def _groups(found: Mapping[str, Any]) -> list[str]:
+def _groups(results: Mapping[str, Any]) -> list[str]:
     """Say which selectors' picks and rankings are better than chance, which are not shown to be."""
     lines = []
     for key, words in _GROUPS.items():
         for side, text in words.items():
             parts = []
-            for name in others(found):
-                row = found["selectors"][name]
+            for name in others(results):
+                row = results["selectors"][name]
                 if _better(row, key) == side:
                     value = row["gain"] if key == "regret" else row["spearman"]["value"]
                     parts.append(f"{name} {value:.3f} ({row[f'{key}_p_adjusted']:.4f})")
@@ -118,18 +118,18 @@ def _groups(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _controls(found: Mapping[str, Any]) -> list[str]:
+def _controls(results: Mapping[str, Any]) -> list[str]:
     """Say what the controls come to on held-out prompts."""
     return [
         f"{text}: attack success plus over-refusal {interval(row['held_out'])} on held-out "
         f"prompts, at most {row['gap']:+.3f} beside brute force's pick."
-        for text, row in found["controls"].items()
+        for text, row in results["controls"].items()
     ]
 
 
-def _confirmation(found: Mapping[str, Any]) -> str:
-    name, goal = found["first"], found["goal"]
-    rows = {c["title"]: c["selectors"][name]["held_out"] for c in found["cases"].values()}
+def _confirmation(results: Mapping[str, Any]) -> str:
+    name, goal = results["first"], results["goal"]
+    rows = {c["title"]: c["selectors"][name]["held_out"] for c in results["cases"].values()}
     missed = [f"{title} ({_gap(row)})" for title, row in rows.items() if row["gap"] > goal]
     start = "On held-out prompts, attack success plus over-refusal after"
     if missed:
@@ -149,8 +149,8 @@ def _gap(row: Mapping[str, Any]) -> str:
     return f"{row['gap']:+.3f}" + (f" [{ends[0]:+.3f}, {ends[1]:+.3f}]" if ends else "")
 
 
-def _general(found: Mapping[str, Any]) -> list[str]:
-    pairs = {c["title"]: general_against_category(c) for c in found["cases"].values()}
+def _general(results: Mapping[str, Any]) -> list[str]:
+    pairs = {c["title"]: general_against_category(c) for c in results["cases"].values()}
     known = {title: pair for title, pair in pairs.items() if pair is not None}
     if not known:
         return []
@@ -178,18 +178,18 @@ def _list(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def selector_tables(found: Mapping[str, Any]) -> list[Table]:
+def selector_tables(results: Mapping[str, Any]) -> list[Table]:
     """Return the selectors' figures and their costs for the terminal, best first."""
-    names = [*others(found), found["truth"]]
+    names = [*others(results), results["truth"]]
     # Two tables: in one a number would be cut off at 80 columns.
-    quality = _table(f"selectors, means over the cases ({len(found['cases'])})")
+    quality = _table(f"selectors, means over the cases ({len(results['cases'])})")
     for heading in ("Spearman", "Kendall", "regret", "largest gap\nheld out"):
         quality.add_column(heading, justify="right", no_wrap=True)
     cost = _table("what a selection costs")
     for heading in ("rows forward", "rows backward", "answers", "seconds"):
         cost.add_column(heading, justify="right", no_wrap=True)
     for name in names:
-        row = found["selectors"][name]
+        row = results["selectors"][name]
         shares = (row[key]["value"] for key in ("spearman", "kendall", "regret"))
         quality.add_row(Text(name), *(f"{v:.3f}" for v in shares), f"{row['gap']:+.3f}")
         cost.add_row(Text(name), *(amount(row[key]) for key in COSTS))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from oneshot_lit.methods.select.ranking import (
+from experiments.selection.ranking import (
     as_good,
     chance_regret,
     chance_tests,

@@ -60,12 +60,12 @@ def _estimate(
         return Estimate(None, None, None, n, 0)
     value = float(statistic(x, y, np.arange(n)[None])[0])
     drawn = np.random.default_rng(seed).integers(0, n, (RESAMPLES, n))
-    found = statistic(x, y, drawn)
+    resampled = statistic(x, y, drawn)
     # Resamples without an order, or all alike, say nothing about the spread.
-    if not np.isfinite(found).all() or np.ptp(found) == 0:
+    if not np.isfinite(resampled).all() or np.ptp(resampled) == 0:
         return Estimate(value, None, None, n, 0)
     tail = (1 - LEVEL) / 2
-    low, high = (float(each) for each in np.quantile(found, (tail, 1 - tail)))
+    low, high = (float(each) for each in np.quantile(resampled, (tail, 1 - tail)))
     return Estimate(value, min(low, value), max(high, value), n, 0, "bootstrap")
 
 
@@ -73,8 +73,8 @@ def _spearman(x: Array, y: Array, drawn: NDArray[np.int64]) -> Array:
     a, b = (stats.rankdata(each[drawn], axis=1) for each in (x, y))
     a, b = (each - each.mean(1, keepdims=True) for each in (a, b))
     with np.errstate(invalid="ignore"):
-        found: Array = (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))
-    return found
+        correlations: Array = (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))
+    return correlations
 
 
 def _kendall(x: Array, y: Array, drawn: NDArray[np.int64]) -> Array:
@@ -83,8 +83,8 @@ def _kendall(x: Array, y: Array, drawn: NDArray[np.int64]) -> Array:
     a, b = (np.sign(each[:, None] - each) for each in (x, y))
     agree, by_x, by_y = (((counts @ m) * counts).sum(1) for m in (a * b, a * a, b * b))
     with np.errstate(invalid="ignore"):
-        found: Array = agree / np.sqrt(by_x * by_y)
-    return found
+        correlations: Array = agree / np.sqrt(by_x * by_y)
+    return correlations
 
 
 def top(scores: Sequence[float]) -> list[int]:
@@ -146,7 +146,7 @@ def _shares(scores: Array) -> Array:
 
 
 def _unit(values: Array) -> Array:
-    """Return ranks, centred and of length 1: a product is a correlation, 0 without an order."""
+    """Return centred ranks of length 1, zeros without an order; a correlation is a dot product."""
     ranks = stats.rankdata(values) - (len(values) + 1) / 2
     length = float(np.linalg.norm(ranks))
     return ranks / length if length else ranks
@@ -164,8 +164,8 @@ def _two_sided(values: Array) -> float:
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return p-values adjusted for their number (Holm 1979)."""
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    found, highest = [0.0] * len(p_values), 0.0
+    adjusted, highest = [0.0] * len(p_values), 0.0
     for rank, place in enumerate(order):
         highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
-        found[place] = highest
-    return found
+        adjusted[place] = highest
+    return adjusted

@@ -1,15 +1,16 @@
-"""A study of selections from its file to its report, with real selections of a few candidates."""
+"""A study of selections from its file to the comparison: real selections of few candidates."""
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from experiments.selection.__main__ import main
 
 CPU = {"trainer.accelerator": "cpu"}
 POOL = {"data.train.limit": 3, "data.train.shuffle_seed": 0}
@@ -77,15 +78,17 @@ def write(path: Path, root: Path) -> Path:
                 },
             },
         },
-        "selections": {
-            "truth": "brute",
-            "selectors": ["random"],
-            "cases": {"a": "case A", "b": "case B"},
-            "question": "random",
-        },
     }
     path.write_text(yaml.safe_dump(study, sort_keys=False))
     return path
+
+
+COMPARISON = {
+    "truth": "brute",
+    "selectors": ["random"],
+    "cases": {"a": "case A", "b": "case B"},
+    "question": "random",
+}
 
 
 def states(err: str) -> list[str]:
@@ -93,17 +96,24 @@ def states(err: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_from_the_file_to_the_report(command, tmp_path: Path) -> None:
-    root = tmp_path / "out"
-    file = write(tmp_path / "study.yaml", root)
-    done = command("study", "--config", file)
+def test_from_the_file_to_the_comparison(
+    command, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    root, file, spec = tmp_path / "out", tmp_path / "study.yaml", tmp_path / "comparison.yaml"
+    spec.write_text(yaml.safe_dump(COMPARISON))
+    done = command("study", "--config", write(file, root))
     assert done.code == 0, done.err
     assert states(done.err) == ["done"] * 12
-    found = json.loads((root / "results.json").read_text())["selections"]
+    page = (root / "report.html").read_text()
+    assert "oneshot-lit fit --config configs/select/rule.yaml" in page
+    words = ["--comparison", str(spec), "--study", str(root)]
+    assert main(words) == 0
+    assert "random comes first over 2 cases" in capfd.readouterr().out
+    compared = json.loads((root / "selections" / "comparison.json").read_text())["selections"]
     for case, seed in (("a", 1), ("b", 2)):
         ranking = json.loads((root / f"{case}_random" / "selection.json").read_text())
         assert ranking["provenance"]["seed"] == seed
-        entry = found["cases"][case]["selectors"]["random"]
+        entry = compared["cases"][case]["selectors"]["random"]
         assert entry["pick"] == ranking["ranking"][0]["id"]
         # The pick's own row is what its model was patched with.
         config = yaml.safe_load((root / f"{case}_random_pick" / "fit.yaml").read_text())
@@ -113,13 +123,8 @@ def test_from_the_file_to_the_report(command, tmp_path: Path) -> None:
         truth = json.loads((root / f"{case}_brute" / "selection.json").read_text())
         outcomes = {row["id"]: -row["score"] for row in truth["ranking"]}
         assert entry["regret"] == pytest.approx(outcomes[entry["pick"]] - min(outcomes.values()))
-    assert found["selectors"]["brute"]["regret"]["value"] == 0
-    assert found["selectors"]["brute"]["answers"] == 3 * 12
-    assert "random comes first over 2 cases" in done.out
-    page = (root / "report.html").read_text()
-    assert "Which selector wins" in page
-    assert "oneshot-lit fit --config configs/select/rule.yaml" in page
-    assert (root / "selections" / "outcomes.png").exists()
+    assert compared["selectors"]["brute"]["regret"]["value"] == 0
+    assert compared["selectors"]["brute"]["answers"] == 3 * 12
     assert states(command("study", "--config", file).err) == ["kept"] * 12
     # A new choice patches again; what did not change stays.
     path = root / "a_random" / "selection.json"
@@ -128,15 +133,3 @@ def test_from_the_file_to_the_report(command, tmp_path: Path) -> None:
     path.write_text(json.dumps(content))
     again = command("study", "--config", file)
     assert states(again.err).count("done") == 2, again.err
-    # With another seed's study beside it: here the same one under another number.
-    other = tmp_path / "other"
-    shutil.copytree(root, other)
-    results = json.loads((other / "results.json").read_text())
-    results["provenance"]["seed"] = 7
-    (other / "results.json").write_text(json.dumps(results))
-    both = command("study", "--config", file, "--beside", other)
-    assert states(both.err) == ["kept"] * 12
-    assert "random comes first over 4 cases" in both.out
-    pooled = json.loads((root / "results.json").read_text())["all_seeds"]
-    assert pooled["seeds"] == [0, 7]
-    assert "over seeds 0 and 7</h2>" in (root / "report.html").read_text()

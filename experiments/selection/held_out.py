@@ -29,7 +29,7 @@ def held_out(stage: Mapping[str, Any], name: str) -> dict[str, float]:
     Raises:
         OneShotError: if one of them was not measured: half a sum would pass for a good one.
     """
-    found = {}
+    worst = {}
     for metric in _METRICS:
         rates = [v for k, v in stage["metrics"].items() if k.endswith(f"/{metric}")]
         if not rates or None in rates:
@@ -37,11 +37,11 @@ def held_out(stage: Mapping[str, Any], name: str) -> dict[str, float]:
                 f"stages.{name}.test: measures no {metric}; a pick is judged on harmful and "
                 "harmless prompts."
             )
-        found[metric] = max(rates)
+        worst[metric] = max(rates)
     return {
-        "asr": found["asr_keyword"],
-        "over_refusal": found["over_refusal"],
-        "sum": found["asr_keyword"] + found["over_refusal"],
+        "asr": worst["asr_keyword"],
+        "over_refusal": worst["over_refusal"],
+        "sum": worst["asr_keyword"] + worst["over_refusal"],
     }
 
 
@@ -69,13 +69,13 @@ def gap_interval(pick: Path, best: Path) -> tuple[float, float] | None:
 def _scores(file: Path) -> Scores:
     if not file.is_file():
         return {}
-    found: dict[tuple[str, str], list[float]] = {}
+    scores: dict[tuple[str, str], list[float]] = {}
     for line in file.read_text(encoding="utf-8").removesuffix("\n").split("\n"):
         row = json.loads(line)
         for metric in _METRICS:
             if (score := row["scores"].get(metric)) is not None:
-                found.setdefault((metric, row["set"]), []).append(float(score))
-    return {key: np.asarray(values) for key, values in found.items()}
+                scores.setdefault((metric, row["set"]), []).append(float(score))
+    return {key: np.asarray(values) for key, values in scores.items()}
 
 
 def _sums(

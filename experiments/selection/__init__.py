@@ -1,0 +1,1 @@
+"""Which selector finds the instance that repairs best? The analysis behind docs/selection.md."""
