@@ -18,8 +18,8 @@ from lightning.fabric import Fabric, seed_everything
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from oneshot_lit.data.digests import rows_digest
 from oneshot_lit.data.datamodule import SafetyDataModule
+from oneshot_lit.data.digests import rows_digest
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.io.files import file_written_whole, recover
 from oneshot_lit.io.runs import resume_conflict

@@ -22,6 +22,7 @@ from oneshot_lit.callbacks.run_checkpoint import CHECKPOINTS, LAST
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.io.files import write_json_atomically
 from oneshot_lit.io.runs import PRODUCTS, SELECTION_FILE
+from oneshot_lit.methods.job import STATE
 from oneshot_lit.methods.select.outcomes import CANDIDATES_FILE
 from oneshot_lit.study.inputs import command_fingerprint
 from oneshot_lit.study.schedule import Schedule
@@ -161,7 +162,8 @@ class Runner:
         if same and record.get("done") and output.exists():
             self.seconds.setdefault(stage.name, {})[verb] = float(record["seconds"])
             return _Running(stage, verb, "kept")
-        resumed = verb != "test" and same and (folder / CHECKPOINTS / LAST).exists()
+        state = folder / (Path(CHECKPOINTS) / LAST if verb == "fit" else STATE)
+        resumed = verb != "test" and same and state.exists()
         # What this study wrote earlier it may write again; anything else is another run's.
         owned = bool(record.get("owned")) or not output.exists()
         if verb != "test" and owned and not resumed:
@@ -169,7 +171,8 @@ class Runner:
             if not same:
                 # What other code or other inputs measured is not taken over.
                 (folder / CANDIDATES_FILE).unlink(missing_ok=True)
-        if resumed:
+        if resumed and verb == "fit":
+            # A job finds its state by itself.
             arguments += ["--ckpt_path", "last"]
         if owned and output.exists():
             arguments += ["--overwrite", "true"]

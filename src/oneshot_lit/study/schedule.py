@@ -42,7 +42,7 @@ def _verbs_needed(study: Study, stage: Stage, texts: set[str]) -> list[str]:
     if not below:
         return []
     model = Path(folder, PRODUCTS["fit"])
-    only_model = stage.fit is not None and all(path.is_relative_to(model) for path in below)
+    only_model = stage.makes_model and all(path.is_relative_to(model) for path in below)
     return ["fit"] if only_model else list(stage.commands())
 
 

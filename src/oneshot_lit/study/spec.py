@@ -22,8 +22,6 @@ from oneshot_lit.study.stages import Command, Stage
 from oneshot_lit.study.sweeps import Sweep, parse_sweeps
 
 _KEYS = ("name", "title", "root", "seed", "jobs", "test", "stages", "sweeps", "repairs", "goals")
-# A selection is a fit, too; only its output differs.
-_VERBS = {"select": "fit", "fit": "fit", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -47,11 +45,13 @@ class Study:
     def arguments(self, stage: Stage, verb: str) -> list[str]:
         """Return the command line of one of a stage's commands, without the program's name."""
         command = stage.commands()[verb]
-        model = stage.name if verb == "test" and stage.fit is not None else stage.model
+        model = stage.name if verb == "test" and stage.makes_model else stage.model
         source = next((s for s in self.stages if s.name == model), None)
         if source is not None:
-            model = str(self.folder(source) / PRODUCTS["fit"]) if source.fit else source.model
-        words = [_VERBS[verb]]
+            model = (
+                str(self.folder(source) / PRODUCTS["fit"]) if source.makes_model else source.model
+            )
+        words = [verb]
         for file in command.config:
             words += ["--config", file]
         words += ["--seed_everything", str(self.seed)]
@@ -125,7 +125,7 @@ def _stage(
     marks: Mapping[str, Any],
 ) -> Stage:
     place = f"{path}: stages.{name}"
-    fields = mapping(body, place, ("model", "fit", "test", "select", "each"))
+    fields = mapping(body, place, ("model", "fit", "edit", "test", "select", "each"))
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise OneShotError(f"{place}: a stage's name is its folder; use letters, digits, - _ and .")
     if "model" not in fields:
@@ -137,14 +137,17 @@ def _stage(
     if "/" not in model and not Path(model).exists() and model not in models:
         hint = did_you_mean(model, models)
         raise OneShotError(f"{place}: model '{model}' is no earlier stage and no folder{hint}.")
-    fit, test, select = (
-        _command(fields.get(verb), f"{place}.{verb}", marks) for verb in ("fit", "test", "select")
+    fit, edit, test, select = (
+        _command(fields.get(verb), f"{place}.{verb}", marks)
+        for verb in ("fit", "edit", "test", "select")
     )
-    if select is not None and (fit is not None or test is not None):
+    if select is not None and any(c is not None for c in (fit, edit, test)):
         raise OneShotError(f"{place}: selects; 'fit' and 'test' belong to a stage of their own.")
+    if fit is not None and edit is not None:
+        raise OneShotError(f"{place}: has 'fit' and 'edit'; give each a stage of its own.")
     if select is None and (test := test or default) is None:
         raise OneShotError(f"{place}: needs 'test', here or for the whole study.")
-    return Stage(name, model, fit, test, select)
+    return Stage(name, model, fit, test, select, edit)
 
 
 def _command(raw: Any, place: str, marks: Mapping[str, Any]) -> Command | None:

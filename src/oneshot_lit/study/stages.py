@@ -24,9 +24,10 @@ class Stage:
     Attributes:
         name: The stage's name and folder.
         model: A model folder, a hub name, or the name of an earlier stage.
-        fit: How to train; None for a stage that only tests its model.
+        fit: How to train; None for a stage that only tests its model, or edits its weights.
         test: How to test; None for a stage that selects.
         select: How to select; None for other stages.
+        edit: How to edit the weights, in place of training; None for other stages.
     """
 
     name: str
@@ -34,8 +35,19 @@ class Stage:
     fit: Command | None = None
     test: Command | None = None
     select: Command | None = None
+    edit: Command | None = None
+
+    @property
+    def makes_model(self) -> bool:
+        """Whether the stage has a model of its own."""
+        return self.fit is not None or self.edit is not None
 
     def commands(self) -> dict[str, Command]:
         """Return the stage's commands by verb, in their order."""
-        every = {"select": self.select, "fit": self.fit, "test": self.test}
+        every = {
+            "select": self.select,
+            "fit": self.fit,
+            "edit": self.edit,
+            "test": self.test,
+        }
         return {verb: command for verb, command in every.items() if command is not None}
