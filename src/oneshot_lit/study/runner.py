@@ -162,8 +162,8 @@ class Runner:
         if same and record.get("done") and output.exists():
             self.seconds.setdefault(stage.name, {})[verb] = float(record["seconds"])
             return _Running(stage, verb, "kept")
-        state = folder / (Path(CHECKPOINTS) / LAST if verb == "fit" else STATE)
-        resumed = verb != "test" and same and state.exists()
+        saved = folder / (Path(CHECKPOINTS) / LAST if verb == "fit" else STATE)
+        resumed = verb != "test" and same and saved.exists()
         # What this study wrote earlier it may write again; anything else is another run's.
         owned = bool(record.get("owned")) or not output.exists()
         if verb != "test" and owned and not resumed:
