@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,14 @@ from torch import Tensor, nn
 
 sys.path.append(str(Path(__file__).parent.parent / "strategies"))
 
+from anchoring import PAGE
 from processes import in_processes
 from seams import KINDS, direction, fit
 
-from oneshot_lit.data import ChatJsonl, SafetyDataModule
+from oneshot_lit.data import ChatJsonl, PromptSet, RowTransform, SafetyDataModule
+from oneshot_lit.data.chat import Encoded
+from oneshot_lit.data.datasets import Collate
+from oneshot_lit.data.side import SideSampler
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.models.hidden_states import chosen_modules, hidden_gradients, perturbed
 from oneshot_lit.models.loss import (
@@ -104,11 +110,23 @@ def plain_fit(
     data.use_tokenizer(AutoTokenizer.from_pretrained(folder))
     data.setup("fit")
     loader: Any = data.train_dataloader()
+    beside = SafetyDataModule(ChatJsonl(str(rows), skip=4), batch_size=4, seed=3)
+    beside.use_tokenizer(data.tokenizer)
+    beside.setup("fit")
+    # Seven rows in one order after the other, four a batch.
+    stream = []
+    for number in range(4):
+        generator = torch.Generator().manual_seed(3 * 1_000_003 + 500_009 + number)
+        stream += torch.randperm(7, generator=generator).tolist()
     named = {f"model.{n}": p for n, p in model.named_parameters()}
+    steps = 0
     for epoch in range(2):
         loader.sampler.set_epoch(epoch)
         for batch in loader:
-            loss_of(model, batch, start).backward()
+            items = [beside.training[i] for i in stream[4 * steps : 4 * steps + 4]]
+            side = Collate(data.tokenizer.pad_token_id, generation=False)(items)
+            steps += 1
+            loss_of(model, {**batch, "side": side}, start).backward()
             if edit is not None:
                 edit({n: p.grad for n, p in named.items()}, named)
             optimizer.step()
@@ -181,7 +199,16 @@ def two_pass_loss(model: Any, batch: dict[str, Tensor], start: Any) -> Tensor:
     return run(add=True)[0]
 
 
+def replayed_loss(model: Any, batch: dict[str, Tensor], start: Any) -> Tensor:
+    own, beside = batch, batch["side"]
+    counts = [(b["labels"][:, 1:] != -100).sum() for b in (own, beside)]
+    loss = counts[0] * plain_loss(model, own, start)
+    loss = loss + 0.5 * counts[1] * plain_loss(model, beside, start)
+    return loss / (counts[0] + 0.5 * counts[1])
+
+
 PLAIN: dict[str, tuple[Any, ...]] = {
+    "Replayed": (replayed_loss,),
     "Weighted": (weighted_loss,),
     "Referred": (referred_loss,),
     "Projected": (plain_loss, projected_gradients),
@@ -278,6 +305,102 @@ def test_a_reference_of_another_vocabulary_is_refused(tiny_folder: Path, tmp_pat
     module = ReferenceModule(str(tiny_folder), reference_name_or_path=str(tmp_path))
     with pytest.raises(OneShotError, match=r"reference_name_or_path: .* give one of the same"):
         module.configure_model()
+
+
+# ------------------------------------------------------------------------- the data
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("size", [3, 7, 40])
+def test_the_second_stream_in_any_number_of_processes(world_size: int, size: int) -> None:
+    """Each batch of all processes has the same rows, and no row comes twice in a pass."""
+    given = {"batches": 5, "batch_size": 4 // world_size, "seed": 9, "world_size": world_size}
+    samplers = [SideSampler(size, rank=rank, **given) for rank in range(world_size)]
+    alone = SideSampler(size, batches=5, batch_size=4, seed=9)
+    seen: list[int] = []
+    for epoch in range(3):
+        for each in [*samplers, alone]:
+            each.set_epoch(epoch)
+        own = [list(each) for each in samplers]
+        assert all(len(rows) == len(each) for rows, each in zip(own, samplers, strict=True))
+        whole = [rows[i] for i in range(len(own[0])) for rows in own]
+        assert whole == list(alone)
+        seen += whole
+    for start in range(0, len(seen) - size, size):
+        assert sorted(seen[start : start + size]) == list(range(size))
+
+
+def test_a_resumed_second_stream_goes_on_where_it_was() -> None:
+    whole = SideSampler(7, batches=5, batch_size=2, seed=1)
+    rows = []
+    for epoch in range(3):
+        whole.set_epoch(epoch)
+        rows += list(whole)
+    resumed = SideSampler(7, batches=5, batch_size=2, seed=1, start_epoch=1, skip=3)
+    again = list(resumed)
+    resumed.set_epoch(2)
+    assert again + list(resumed) == rows[5 * 2 + 3 * 2 :]
+
+
+class Prefixed(RowTransform):
+    """Puts words before every prompt."""
+
+    def __init__(self, words: str) -> None:
+        self.words = words
+
+    def text(self, row: Any) -> Any:
+        first, *rest = row.messages
+        return replace(row, messages=(replace(first, content=self.words + first.content), *rest))
+
+
+class HalfWeights(RowTransform):
+    """Halves the weight of each token, once more each time."""
+
+    def tokens(self, row: Encoded, tokenizer: Any) -> Encoded:
+        before = row.token_weights or [1.0] * len(row.input_ids)
+        return replace(row, token_weights=[w / 2 for w in before])
+
+
+def test_transforms_compose_and_change_no_prompt(tiny_folder: Path, rows_file: Path) -> None:
+    from transformers import AutoTokenizer
+
+    source = ChatJsonl(str(rows_file))
+    transforms = [Prefixed("now "), HalfWeights(), Prefixed("and "), HalfWeights()]
+    sets = {"val": PromptSet(source, "benign", metrics=["over_refusal"])}
+    data = SafetyDataModule(source, batch_size=4, transforms=transforms, val_sets=sets)
+    data.use_tokenizer(AutoTokenizer.from_pretrained(tiny_folder))
+    data.setup("fit")
+    assert all("and now how" in row.prompt_text for row in data.training.conversations)
+    assert all("now" not in row.prompt_text for row in data.prompt_sets("val")[0].conversations)
+    batch = next(iter(data.train_dataloader()))
+    assert batch["token_weights"].dtype == torch.float32
+    assert set(batch["token_weights"].unique().tolist()) <= {0.0, 0.25}
+    # All alike are as if there were none.
+    logits = torch.randn(*batch["labels"].shape, 11)
+    labels = batch["labels"].clamp(max=10)
+    weighted = next_token_loss(logits, labels, batch["token_weights"])
+    torch.testing.assert_close(weighted, next_token_loss(logits, labels))
+
+
+def test_the_documented_transform_and_stream_from_the_command_line(
+    command: Any, fit_words: list[str], rows_file: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    blocks = PAGE.read_text().split("```python\n")
+    for name in ("ReplayedFineTuning", "FirstTokensCountMore"):
+        code = next(block for block in blocks if f"class {name}" in block).split("```")[0]
+        (tmp_path / f"my_{name.lower()}.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    side = {"class_path": "oneshot_lit.data.ChatJsonl", "init_args": {"path": str(rows_file)}}
+    words = [
+        *[*fit_words, "--model", "my_replayedfinetuning.ReplayedFineTuning"],
+        *["--data.side", json.dumps({"alignment": side})],
+        *["--data.transforms", '[{"class_path": "my_firsttokenscountmore.FirstTokensCountMore"}]'],
+    ]
+    done = command(*words)
+    assert done.code == 0, done.err
+    assert (tmp_path / "run" / "model").is_dir()
+    report = json.loads((tmp_path / "run" / "data.json").read_text())["fit"]
+    assert report["side/alignment"]["rows"] == 12
 
 
 # ------------------------------------------------------------------------- small parts

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from anchoring import documented
 from lightning.pytorch import Trainer
 from torch import Tensor
 from training import Killed, strategy
@@ -80,7 +81,11 @@ class TwoPasses(LanguageModelModule):
             return plain(batch)
 
 
-KINDS = {each.__name__: each for each in (Weighted, Referred, Projected, Frozen, TwoPasses)}
+Replayed = documented("ReplayedFineTuning")
+KINDS: dict[str, Any] = {
+    **{each.__name__: each for each in (Weighted, Referred, Projected, Frozen, TwoPasses)},
+    "Replayed": Replayed,
+}
 
 
 def fit(
@@ -123,5 +128,8 @@ def fit(
         ],
         plugins=[AtomicCheckpointIO()],
     )
-    data = SafetyDataModule(ChatJsonl(rows), batch_size=4 // accumulate, share_batch=True, seed=3)
+    side = {"alignment": ChatJsonl(rows, skip=4)} if kind == "Replayed" else None
+    data = SafetyDataModule(
+        ChatJsonl(rows), batch_size=4 // accumulate, share_batch=True, seed=3, side=side
+    )
     trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True)

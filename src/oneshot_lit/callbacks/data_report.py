@@ -14,7 +14,7 @@ from oneshot_lit.io.locking import results_locked
 DATA_FILE = "data.json"
 # Command -> the first parts of the names of its sets.
 _SPLITS: dict[str, tuple[str, ...]] = {
-    "fit": ("train", "val"),
+    "fit": ("train", "side", "val"),
     "validate": ("val",),
     "test": ("test",),
     "predict": ("predict",),

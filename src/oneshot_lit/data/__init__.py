@@ -19,6 +19,7 @@ from oneshot_lit.data.sources import (
     Mixture,
 )
 from oneshot_lit.data.tables import HuggingFaceDataset, TableFile
+from oneshot_lit.data.transforms import RowTransform
 
 __all__ = [
     "Backdoor",
@@ -36,6 +37,7 @@ __all__ = [
     "PatchPoisoning",
     "PoolInstance",
     "PromptSet",
+    "RowTransform",
     "SafetyDataModule",
     "SafetyInstance",
     "SelectedInstance",

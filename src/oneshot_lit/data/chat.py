@@ -27,11 +27,14 @@ class Encoded:
         cut: How many tokens of the conversation `max_length` dropped from its end, 0 where the row
             is whole; a prompt is never cut. It counts tokens without loss too, such as a newline
             that the template writes after the end of turn.
+        token_weights: How much each token counts in the loss, length ``tokens``; all alike if not
+            given. What a transform of the data writes.
     """
 
     input_ids: list[int]
     loss_mask: list[bool]
     cut: int = 0
+    token_weights: list[float] | None = None
 
 
 def _tokenize(tokenizer: Any, text: str) -> tuple[list[int], list[int]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
@@ -22,14 +21,15 @@ from oneshot_lit.data.instance import SafetyInstance
 from oneshot_lit.data.leakage import refuse_shared
 from oneshot_lit.data.left_out import LeftOut
 from oneshot_lit.data.limits import Limits
-from oneshot_lit.data.position import EpochPosition, batches_let_through
+from oneshot_lit.data.position import EpochPosition
 from oneshot_lit.data.samplers import ResumableDataLoader, ResumableSampler
 from oneshot_lit.data.sources import ConversationSource
+from oneshot_lit.data.training_rows import TrainingRows
+from oneshot_lit.data.transforms import RowTransform
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.strategies.resumed_loops import correct_counts
 
 
-class SafetyDataModule(LightningDataModule):
+class SafetyDataModule(TrainingRows):
     """Data for harmful fine-tuning, single-example realignment and evaluation.
 
     For `fit` give either `train` or `instance`. The tokenizer is the module's, so that prompts and
@@ -55,6 +55,9 @@ class SafetyDataModule(LightningDataModule):
         shuffle: Shuffle the training rows each epoch.
         num_workers: Processes that collate batches.
         seed: Decides the order of rows; the run's `seed_everything` when not given.
+        side: Further streams of rows, by name: each batch comes with as many rows of them, in
+            ``batch["side"][name]``, for methods that need alignment data beside the task.
+        transforms: Change each training row, as text and as tokens, in this order.
     """
 
     def __init__(
@@ -75,6 +78,8 @@ class SafetyDataModule(LightningDataModule):
         shuffle: bool = True,
         num_workers: int = 0,
         seed: int | None = None,
+        side: dict[str, ConversationSource] | None = None,
+        transforms: list[RowTransform] | None = None,
     ) -> None:
         super().__init__()
         self.train, self.instance = train, instance
@@ -95,7 +100,9 @@ class SafetyDataModule(LightningDataModule):
         self.long_prompts = long_prompts
         self.shuffle, self.num_workers, self.seed = shuffle, num_workers, seed
         self.tokenizer: Any = None
+        self.side, self.transforms = side or {}, transforms or []
         self.training: TrainingDataset | None = None
+        self._sides: dict[str, TrainingDataset] = {}
         self._limits = Limits(max_length)
         self._prompts: dict[str, list[PromptDataset]] = {}
         # Of train and <split>/<set>, where loaded: how many rows, how long, how many left out.
@@ -110,6 +117,7 @@ class SafetyDataModule(LightningDataModule):
         if stage in ("fit", None):
             self._epochs = EpochPosition()
             self.training = self._training_dataset()
+            self._sides = self._side_datasets()
         if stage in ("fit", "validate", None):
             self._prompts["val"] = self._datasets("val", self.val_sets)
         if stage == "validate" and not self.val_sets:
@@ -140,33 +148,6 @@ class SafetyDataModule(LightningDataModule):
                 "SafetyDataModule has no tokenizer; use a module of oneshot_lit or use_tokenizer()."
             )
         return tokenizer
-
-    def _training_dataset(self) -> TrainingDataset:
-        if (self.train is None) == (self.instance is None):
-            given = "neither" if self.train is None else "both"
-            raise OneShotError(f"data: {given} of train and instance given; fit needs exactly one.")
-        if self.instance is not None:
-            rows = [self.instance.load()] * self.instance_repeats
-            dataset = TrainingDataset(rows, self.tokenizer, self._limits)
-        else:
-            assert self.train is not None
-            skip = self.train.skips_bad_rows
-            dataset = TrainingDataset(self.train.load(), self.tokenizer, self._limits, skip)
-        pairs = zip(dataset.conversations, dataset.encoded, strict=True)
-        shortened = [row for row, encoded in pairs if encoded.cut]
-        if shortened and self.instance is not None:
-            raise OneShotError(
-                f"data.instance: longer than data.max_length={self.max_length}, and its end would "
-                "not be learned; raise data.max_length or give a shorter one."
-            )
-        if shortened:
-            rank_zero_warn(
-                f"{len(shortened)} of {len(dataset)} training rows are cut to data.max_length="
-                f"{self.max_length} tokens; the first is {shortened[0].origin}"
-            )
-        self._note("train", self.train, dataset)
-        self.report["train"]["cut"] = len(shortened)
-        return dataset
 
     def _note(
         self, name: str, source: ConversationSource | None, dataset: TrainingDataset | PromptDataset
@@ -217,29 +198,12 @@ class SafetyDataModule(LightningDataModule):
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
 
-    def _position(self, batches: int) -> tuple[int, int]:
-        """Return the epoch and the batches done in it, from the progress a checkpoint restored."""
-        if self.trainer is None:
-            return 0, 0
-        loop: Any = self.trainer.fit_loop
-        if getattr(loop, "is_resuming", False):
-            # For a module that isn't of this package; ours has done so already.
-            state = loop.state_dict()
-            correct_counts(self.trainer, state)
-            loop.load_state_dict(state)
-        total: Any = loop.epoch_loop.batch_progress.total
-        per_epoch = batches_let_through(batches, self.trainer.limit_train_batches)
-        return self._epochs.resume(int(total.processed), per_epoch, self._rows_of_all())
-
-    def _rows_of_all(self) -> int:
-        """Return how many different rows a batch of all processes holds."""
-        processes = 1 if self.instance is not None else self._world()[1]
-        return self._batch_of_process() * processes
-
     def contents(self) -> dict[str, list[Any]]:
         """Return what a resumed run must find unchanged (see `contents_of`)."""
-        key = "data.train" if self.instance is None else "data.instance"
-        return contents_of(key, self.training, self._prompts.get("val", []))
+        rows = {f"data.side.{name}": dataset for name, dataset in self._sides.items()}
+        if self.training is not None:
+            rows["data.train" if self.instance is None else "data.instance"] = self.training
+        return contents_of(rows, self._prompts.get("val", []))
 
     def state_dict(self) -> dict[str, Any]:
         """Return how epochs are cut, which a checkpoint's position refers to."""
@@ -248,38 +212,6 @@ class SafetyDataModule(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember how the interrupted run cut its epochs."""
         self._epochs.cut = state_dict["cut"]
-
-    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """Return right-padded batches: ``input_ids``, ``attention_mask``, ``labels``, ``index``."""
-        assert self.training is not None
-        # Every process repeats the whole instance, so the mean gradient is the same for any number.
-        rank, world_size = self._world() if self.instance is None else (0, 1)
-        share = -(-len(self.training) // world_size)
-        batch_size = self._batch_of_process()
-        epoch, batches = self._position(-(-share // batch_size))
-        sampler = ResumableSampler(
-            len(self.training),
-            shuffle=self.shuffle,
-            seed=self.seed if self.seed is not None else torch.initial_seed(),
-            start_epoch=epoch,
-            skip=batches * batch_size,
-            rank=rank,
-            world_size=world_size,
-        )
-        return self._loader(self.training, sampler, batch_size, generation=False)
-
-    def _batch_of_process(self) -> int:
-        """Return how many rows a batch of this process has."""
-        world_size = self._world()[1]
-        if not self.share_batch or self.instance is not None:
-            return self.batch_size
-        share = -(-self.batch_size // world_size)
-        if share * world_size != self.batch_size:
-            rank_zero_warn(
-                f"data.batch_size {self.batch_size} does not divide by {world_size} processes: "
-                f"each takes {share}, together {share * world_size}"
-            )
-        return share
 
     def _loader(
         self, dataset: Dataset[Any], sampler: Any, batch_size: int, generation: bool

@@ -16,6 +16,7 @@ from oneshot_lit.data.limits import Limits
 from oneshot_lit.data.padding import pad_generation, pad_training
 from oneshot_lit.data.samplers import padding_row
 from oneshot_lit.data.sources import ConversationSource
+from oneshot_lit.data.transforms import RowTransform
 from oneshot_lit.errors import OneShotError, RowError
 from oneshot_lit.evaluation.metrics.base import TextScore
 from oneshot_lit.evaluation.metrics.registry import METRICS, Kind, metric_names
@@ -78,6 +79,7 @@ class TrainingDataset(Dataset[dict[str, Any]]):
         tokenizer: Encodes them.
         limits: What is longer is cut, as long as a token of an answer is left.
         skip_bad_rows: Leave out rows that cannot be trained on.
+        transforms: Change each row, as text and as tokens.
 
     Attributes:
         conversations: The rows used.
@@ -91,10 +93,16 @@ class TrainingDataset(Dataset[dict[str, Any]]):
         tokenizer: Any,
         limits: Limits,
         skip_bad_rows: bool = False,
+        transforms: Sequence[RowTransform] = (),
     ) -> None:
+        for transform in transforms:
+            conversations = [transform.text(row) for row in conversations]
+
         def encode(row: Conversation) -> Encoded:
             row = require_trainable(row)
             encoded = encode_conversation(tokenizer, row, max_length=limits.max_length)
+            for transform in transforms:
+                encoded = transform.tokens(encoded, tokenizer)
             limits.check_row(row.origin, len(encoded.input_ids))
             return encoded
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from oneshot_lit.conversation import Conversation
@@ -24,6 +24,8 @@ def tokens_digest(encoded: Iterable[Encoded], more: Any = None) -> str:
     for row in encoded:
         digest.update(array("q", [len(row.input_ids), *row.input_ids]).tobytes())
         digest.update(bytes(row.loss_mask))
+        if row.token_weights is not None:
+            digest.update(array("d", row.token_weights).tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -44,7 +46,7 @@ def facts_of(rows: Sequence[Conversation], encoded: Sequence[Encoded]) -> dict[s
 
 
 def contents_of(
-    key: str, training: TrainingDataset | None, prompt_sets: Iterable[PromptDataset]
+    rows: Mapping[str, TrainingDataset], prompt_sets: Iterable[PromptDataset]
 ) -> dict[str, list[Any]]:
     """Return how many rows a fit has and a hash of them, by the key that names their source.
 
@@ -52,13 +54,12 @@ def contents_of(
     can tell whether a file, a table or a template has changed meanwhile.
 
     Args:
-        key: Names the source of the training rows.
-        training: The training rows.
+        rows: The training rows, by the key that names their source.
         prompt_sets: The development sets.
     """
-    contents: dict[str, list[Any]] = {}
-    if training is not None:
-        contents[key] = [len(training), tokens_digest(training.encoded)]
+    contents: dict[str, list[Any]] = {
+        key: [len(dataset), tokens_digest(dataset.encoded)] for key, dataset in rows.items()
+    }
     for prompts in prompt_sets:
         scored = [prompts.kind, sorted(prompts.metrics), prompts.watch, prompts.references]
         digest = tokens_digest(prompts.encoded, scored)

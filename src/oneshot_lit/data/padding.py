@@ -16,13 +16,18 @@ from oneshot_lit.models.loss import IGNORE_INDEX
 def pad_training(rows: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
     """Right-pad encoded rows to ``input_ids``, ``attention_mask``, ``labels`` of (rows, tokens).
 
-    Labels are `IGNORE_INDEX` wherever the loss mask is False.
+    Labels are `IGNORE_INDEX` wherever the loss mask is False. With ``token_weights``, float32, if a
+    row has some; the tokens of other rows count 1.
     """
     labels = [
         torch.tensor(row.input_ids).where(torch.tensor(row.loss_mask), IGNORE_INDEX) for row in rows
     ]
     batch = _padded(rows, pad_id, "right")
-    return {**batch, "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX)}
+    batch["labels"] = pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX)
+    if any(row.token_weights is not None for row in rows):
+        weights = [torch.tensor(row.token_weights or [1.0] * len(row.input_ids)) for row in rows]
+        batch["token_weights"] = pad_sequence(weights, batch_first=True)
+    return batch
 
 
 def pad_generation(rows: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:

@@ -267,7 +267,10 @@ class LanguageModelModule(PromptScoring, ModelBuilding, RunState):
         return (self.global_step + 1) % period == 0 or self.trainer.is_last_batch
 
     def _rows(self, batch: dict[str, Tensor]) -> str:
-        dataset = getattr(self.trainer.train_dataloader, "dataset", None)
+        loader: Any = self.trainer.train_dataloader
+        # With a second stream there are several.
+        loader = loader.get("train") if isinstance(loader, dict) else loader
+        dataset = getattr(loader, "dataset", None)
         conversations = getattr(dataset, "conversations", None)
         if conversations is None or "index" not in batch:
             return "rows unknown"

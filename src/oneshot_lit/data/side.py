@@ -1,0 +1,77 @@
+"""A second stream of training batches beside the first, exact on resume and in any processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import Sampler
+
+
+class SideSampler(Sampler[int]):
+    """Rows of a second stream: one pass over all rows after another, whatever the first one does.
+
+    Which rows go with a batch of the first stream is a pure function of the seed and of the batch's
+    place in the run.
+
+    Args:
+        size: Number of rows of the stream.
+        batches: Batches of an epoch of the first stream.
+        batch_size: Rows a batch, of this process.
+        shuffle: Draw a new order for each pass; otherwise keep the rows' order.
+        seed: Decides every order.
+        start_epoch: The epoch that a resumed run continues.
+        skip: Batches already done in `start_epoch`.
+        rank: This process among `world_size`, which share the rows of each batch.
+        world_size: Number of processes.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        batches: int,
+        batch_size: int,
+        shuffle: bool = True,
+        seed: int = 0,
+        start_epoch: int = 0,
+        skip: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.size, self.batches, self.batch_size = size, batches, batch_size
+        self.shuffle, self.seed = shuffle, seed
+        self.start_epoch, self.skip = start_epoch, skip
+        self.rank, self.world_size = rank, world_size
+        self.epoch = start_epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch; Lightning calls this before each."""
+        self.epoch = epoch
+
+    def _pass(self, number: int) -> list[int]:
+        if not self.shuffle:
+            return list(range(self.size))
+        generator = torch.Generator()
+        # Another order than that of the first stream in any epoch.
+        generator.manual_seed((self.seed * 1_000_003 + 500_009 + number) % 2**63)
+        return torch.randperm(self.size, generator=generator).tolist()
+
+    def order(self) -> list[int]:
+        """Return this process's rows of the whole current epoch."""
+        count = self.batches * self.batch_size * self.world_size
+        first = self.epoch * count
+        number, offset = divmod(first, self.size)
+        rows: list[int] = []
+        while len(rows) < offset + count:
+            rows += self._pass(number)
+            number += 1
+        return rows[offset : offset + count][self.rank :: self.world_size]
+
+    def __iter__(self) -> Iterator[int]:
+        skipped = self.skip * self.batch_size if self.epoch == self.start_epoch else 0
+        return iter(self.order()[skipped:])
+
+    def __len__(self) -> int:
+        # The whole epoch: Lightning counts the batches already done itself.
+        return self.batches * self.batch_size
