@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from anchoring import documented
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor
 from training import Killed, strategy
 
@@ -85,6 +86,8 @@ Replayed = documented("ReplayedFineTuning")
 KINDS: dict[str, Any] = {
     **{each.__name__: each for each in (Weighted, Referred, Projected, Frozen, TwoPasses)},
     "Replayed": Replayed,
+    # Lightning's own callback does the work.
+    "Averaged": LanguageModelModule,
 }
 
 
@@ -125,6 +128,7 @@ def fit(
             HuggingFaceExport(),
             RunCheckpoint(every_n_train_steps=1, max_share=1.0),
             *([] if kill_at is None else [Killed(kill_at)]),
+            *([EMAWeightAveraging(decay=0.5)] if kind == "Averaged" else []),
         ],
         plugins=[AtomicCheckpointIO()],
     )
