@@ -54,7 +54,7 @@ DESCRIPTIONS = {
     "fit": "Train: attack a model, or realign it with one example. Writes a Hugging Face folder to "
     "<trainer.default_root_dir>/model. Example, in the micro-world: oneshot-lit fit --config "
     "configs/realign/one_shot.yaml. A model of your own needs its own rate, lengths, instance and "
-    "development prompts: see 'On your own model' in the README. Keys of a class: "
+    "development prompts: see docs/own_model.md. Keys of a class: "
     "--model.help CLASS, --data.help CLASS.",
     "validate": "Answer and score the development prompts (data.val_sets) and print the rates.",
     "test": "Answer and score the held-out prompts (data.test_sets). Writes the rates with their "

@@ -67,12 +67,9 @@ the same by hand
   oneshot-lit fit  --config configs/realign/one_shot.yaml
   oneshot-lit test --config configs/evaluate/microworld.yaml
 
-your own model: with your own instance and development prompts, see the README
-  oneshot-lit fit --config configs/realign/one_shot.yaml \\
-    --model.model_name_or_path path/to/broken/model --model.optimizer.lr 2e-5 \\
-    --model.decoding.max_new_tokens 128 --data.max_length 1024 --data.eval_batch_size 16 \\
-    --data.instance InlineInstance --data.instance.prompt "..." --data.instance.response "..." \\
-    --data.val_sets my_val_sets.yaml --trainer.default_root_dir runs/mine
+your own model: see docs/own_model.md
+  oneshot-lit fit --config configs/realign/own.yaml \\
+    --model.model_name_or_path path/to/broken/model --data.val_sets my_val_sets.yaml
 
 on several GPUs: the same with one more config, see docs/strategies.md
   oneshot-lit fit --config FILE --config configs/strategy/deepspeed_zero3.yaml
