@@ -7,7 +7,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long test-fast lint format bench checkpoints clean
+.PHONY: help setup demo test test-long lint format bench checkpoints clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,14 +28,11 @@ demo: $(STAMP)  ## Break an aligned model and repair it with one example; writes
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-test: $(STAMP)  ## Run the tests but the long ones of several processes
-	$(PYTEST) -m 'not long' $(PYTEST_ARGS)
+test: $(STAMP)  ## Run the quick tests, in a few minutes
+	$(PYTEST) -m 'not slow and not long' $(PYTEST_ARGS)
 
-test-long: $(STAMP)  ## Run those: every strategy trains, resumes, repairs and writes the same; a shipped model is rebuilt
-	$(PYTEST) -m long $(PYTEST_ARGS)
-
-test-fast: $(STAMP)  ## Run the quick tests only
-	$(PYTEST) -m 'not slow'
+test-long: $(STAMP)  ## Run the others: whole stories, kills, and every strategy trains, resumes and repairs the same
+	$(PYTEST) -m 'slow or long' $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## Check style and types
 	$(BIN)/ruff check .

@@ -288,6 +288,7 @@ def test_mistakes_are_one_line(command, tasks: Path, tmp_path: Path) -> None:
     assert "lm_eval.json" in said(*some, *own)
 
 
+@pytest.mark.slow
 def test_what_lm_eval_refuses_is_one_line(command, tasks: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
@@ -376,6 +377,7 @@ def test_facts_of_a_group_are_those_of_its_parts() -> None:
     assert (facts["samples"], facts["samples_of_task"]) == (2, 9)
 
 
+@pytest.mark.slow
 def test_a_defect_elsewhere_keeps_its_traceback(monkeypatch, tasks: Path) -> None:
     import lm_eval
 

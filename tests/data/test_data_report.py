@@ -145,6 +145,7 @@ def test_special_tokens_in_a_text_are_counted(build: Any) -> None:
         build("test", test_sets={"t": benign(Inline(turns), metrics=["over_refusal"])})
 
 
+@pytest.mark.slow
 def test_shipped_rows_hold_no_special_token(build: Any, recwarn: Any) -> None:
     build("fit", train=Microworld("pretrain_then_align", size=300))
     assert not [w for w in recwarn if "special tokens" in str(w.message)]

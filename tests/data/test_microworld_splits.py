@@ -80,6 +80,7 @@ def test_seed_never_moves_a_prompt_between_splits(name: str) -> None:
 
 
 @pytest.mark.parametrize("training", TRAINING)
+@pytest.mark.slow
 def test_no_scored_prompt_is_in_a_training_set(training: str) -> None:
     for name in (*DEV, *HELDOUT):
         assert not prompts(training) & prompts(name), name
@@ -172,6 +173,7 @@ def test_prompt_sets_bring_references_and_no_answers() -> None:
             assert row.reference
 
 
+@pytest.mark.slow
 def test_the_attack_answers_and_the_aligned_curriculum_refuses() -> None:
     recipes = {t.text: t.answer for t in lang.TOPICS}
 

@@ -130,6 +130,7 @@ class Modes(Callback):
 
 
 @pytest.mark.parametrize("peft", [None, {"r": 2, "target_modules": "all-linear"}])
+@pytest.mark.slow
 def test_validation_within_fit_changes_nothing_of_it(peft: Any, tmp_path: Path) -> None:
     def fitted(**sets: Any) -> tuple[Any, Any]:
         torch.manual_seed(0)

@@ -82,6 +82,7 @@ def test_attack_breaks_and_one_example_repairs(command, tmp_path: Path) -> None:
     assert (tmp_path / "patched" / "realignment.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_own_rows_and_own_instance(command, tmp_path: Path) -> None:
     """The same commands on files that a user brings."""
     assert command("microworld", "--out", tmp_path / "data").code == 0

@@ -183,6 +183,7 @@ def test_from_the_end_of_a_batch(name: str, run: Callable[..., Run]) -> None:
         assert resumed.equals(whole), path.name
 
 
+@pytest.mark.slow
 def test_from_the_middle_of_a_step(run: Callable[..., Run]) -> None:
     """Gradients are in no checkpoint: the step begins again."""
     settings = SETTINGS["accumulating"]

@@ -183,6 +183,7 @@ def weights(root: Path) -> dict[str, torch.Tensor]:
         ),
     ],
 )
+@pytest.mark.slow
 def test_a_finished_run_goes_on_as_the_longer_one(
     command: Any, fit_words: list[str], tmp_path: Path, short: list[str], long: list[str]
 ) -> None:
@@ -202,6 +203,7 @@ def test_a_finished_run_goes_on_as_the_longer_one(
     assert command(*words, *long).code == 0
 
 
+@pytest.mark.slow
 def test_scores_of_the_shorter_run_are_not_the_longer_ones(
     command: Any, fit_words: list[str], test_words: list[str], tmp_path: Path
 ) -> None:
@@ -227,6 +229,7 @@ def test_another_run_is_still_kept_out(command: Any, fit_words: list[str], tmp_p
         assert torch.equal(weight, before[name])
 
 
+@pytest.mark.slow
 def test_a_finished_realignment_goes_on(command: Any, broken: Path, tmp_path: Path) -> None:
     words = [*SAVED, "--model.optimizer.lr", "1e-4", "--model.attempt_steps", "3"]
     long = [*words, "--trainer.max_epochs", "8"]

@@ -9,6 +9,7 @@ import pytest
 from oneshot_lit.cli.main import run_command
 
 
+@pytest.mark.slow
 def test_a_users_error_that_mentions_nccl_shows_its_traceback(
     fit_words: list[str],
     tmp_path: Path,

@@ -201,6 +201,7 @@ def test_a_server_that_goes_away_leaves_the_rest_to_the_next_run(tmp_path: Path)
         assert [verdict.reason for _, verdict in given][-1] in (None, "cut_connection")
 
 
+@pytest.mark.slow
 def test_two_processes_pay_once_for_each_answer(tmp_path: Path) -> None:
     def slowly(request):
         reply = grade(request)

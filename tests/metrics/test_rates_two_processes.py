@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from oneshot_lit.evaluation.metrics import METRICS
 
 WORKER = """
@@ -50,6 +52,7 @@ def random_batches(rng: random.Random, name: str, sizes: list[int]) -> list[list
     return [[rng.choices(answers, k=size), rng.choices(references, k=size)] for size in sizes]
 
 
+@pytest.mark.slow
 def test_synced_rates_equal_those_of_one_process(tmp_path: Path) -> None:
     rng = random.Random(0)
     # Unequal shares: the mean of two rates would be wrong.

@@ -43,6 +43,7 @@ def weights(root: Path) -> bytes:
 SCHEDULE = ["--model.lr_scheduler", "torch.optim.lr_scheduler.LinearLR"]
 
 
+@pytest.mark.slow
 def test_a_second_attempt_is_a_first_one_at_twice_the_rate(
     command, attacked: Path, tmp_path: Path
 ) -> None:
@@ -66,6 +67,7 @@ def test_a_second_attempt_is_a_first_one_at_twice_the_rate(
     assert rows[2]["loss"] != plain[2]["loss"]
 
 
+@pytest.mark.slow
 def test_starting_over_finds_the_window_at_a_hopeless_rate(
     command, attacked: Path, tmp_path: Path
 ) -> None:
@@ -86,6 +88,7 @@ def test_attempts_are_validated(command, attacked: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("steps", ["0", "1"])
+@pytest.mark.slow
 def test_the_broken_model_is_always_scored_whole(
     command, attacked: Path, tmp_path: Path, steps: str
 ) -> None:
@@ -125,6 +128,7 @@ def test_rates_that_nobody_measures_choose_nothing(
     assert not (tmp_path / "run" / "model").exists()
 
 
+@pytest.mark.slow
 def test_parts_of_a_step_are_scored_in_the_precision_of_whole_steps(
     command, attacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,6 +148,7 @@ def test_parts_of_a_step_are_scored_in_the_precision_of_whole_steps(
     assert all(seen)
 
 
+@pytest.mark.slow
 def test_a_watched_set_is_drawn_and_chooses_nothing(
     command, attacked: Path, tmp_path: Path
 ) -> None:

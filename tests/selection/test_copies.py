@@ -175,6 +175,7 @@ def test_the_frozen_base_never_moves() -> None:
 
 @pytest.mark.parametrize("kind", [adapters, WholeModels])
 @pytest.mark.parametrize("wanted", [0, 1, 2])
+@pytest.mark.slow
 def test_the_candidate_that_teaches_the_reference_is_found(kind, wanted: int) -> None:
     # The reference is the model trained on one candidate, so that one reaches it and no other.
     reference = tiny_llama()

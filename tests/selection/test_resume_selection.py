@@ -97,6 +97,7 @@ ENDED: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("kind", list(ENDED))
+@pytest.mark.slow
 def test_a_run_killed_behind_its_last_step_takes_no_further_one(
     command, broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -167,6 +168,7 @@ def compare(killed: Path, whole: Path, measured: str) -> None:
     assert all(row["outcome"]["seconds"] > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_a_stopped_brute_force_measures_each_once(
     command, broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

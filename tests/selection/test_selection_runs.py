@@ -58,6 +58,7 @@ def test_a_patch_that_diverges_is_an_outcome(command, broken: Path, tmp_path: Pa
     assert all(json.loads(line)["outcome"]["loss"] is None for line in text.splitlines())
 
 
+@pytest.mark.slow
 def test_each_of_several_chosen_is_an_instance(command, broken: Path, tmp_path: Path) -> None:
     root = tmp_path / "selection"
     words = ("--model.m", "3", "--model.penalty.steps", "3")
@@ -104,6 +105,7 @@ def ranked(command, words: list[str], root: Path) -> dict[int, float]:
     return {each["row"]: each["score"] for each in product(root)["ranking"]}
 
 
+@pytest.mark.slow
 def test_rows_at_once_change_no_choice(command, broken: Path, tmp_path: Path) -> None:
     found = []
     for size in (64, 5):

@@ -20,6 +20,7 @@ def test_missing_deepspeed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_package_does_not_import_deepspeed() -> None:
     code = "import sys, oneshot_lit.strategies, oneshot_lit.callbacks; print(*sys.modules)"
     done = subprocess.run(
