@@ -447,3 +447,20 @@ def test_mixed_precision_steps_along_the_same_direction(tiny_folder: Path, tmp_p
         assert cosine > 0.98, name
         # Normalised steps have the spectral norm alpha, to single precision.
         assert float(torch.linalg.svdvals(other[name])[0]) == pytest.approx(0.1, rel=1e-4)
+
+
+def test_merging_into_files_with_other_names_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    from oneshot_lit.methods.posttuning.low_rank.adapter import require_named
+
+    file = load_file(tiny_folder / "model.safetensors")
+    names = [name.removesuffix(".weight") for name in file if "q_proj" in name]
+    require_named(names, tiny_folder)
+    # A prefix may be missing, as with GPT-2.
+    require_named([f"transformer.{name}" for name in names], tiny_folder)
+    other = {name.replace("q_proj", "query"): w for name, w in file.items()}
+    save_file(other, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text((tiny_folder / "config.json").read_text())
+    with pytest.raises(OneShotError, match="leave export.merged out and load the adapter"):
+        require_named(names, tmp_path)

@@ -210,7 +210,9 @@ class Job(LanguageModelModule):
             self.load_job_state(saved["state"])
         self.prepare()
         if saved is not None:
-            torch.set_rng_state(saved["rng"])
+            torch.set_rng_state(saved["rng"]["cpu"])
+            if self.device.type == "cuda" and "cuda" in saved["rng"]:
+                torch.cuda.set_rng_state(saved["rng"]["cuda"], self.device)
         self.seconds = before + time.monotonic() - start
         self._take_steps(root, progress or (lambda done, of, text: None))
         self.finish(root)
@@ -249,10 +251,13 @@ class Job(LanguageModelModule):
         return {"config": config, "contents": data.contents() | rows}
 
     def _save(self, root: Path) -> None:
+        rng = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.device)
         content = {
             "identity": self._identity(),
             "seconds": self.seconds,
-            "rng": torch.get_rng_state(),
+            "rng": rng,
             "state": self.job_state(),
         }
         with file_written_whole(root / STATE) as file:

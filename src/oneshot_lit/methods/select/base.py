@@ -97,7 +97,9 @@ class SelectionModule(Job):
         self.pool = data.training.conversations
         if left_out := data.training.left_out:
             # Each candidate is known by its row in the source.
-            raise OneShotError(f"data.train: {left_out.first}. Remove the row: a pool leaves none out.")
+            raise OneShotError(
+                f"data.train: {left_out.first}. Remove the row: a pool leaves none out."
+            )
         check_pool(self.pool, self.m, refusals=self.require_refusals)
         for kind, sets in (("development", data.val_sets), ("held-out", data.test_sets)):
             for name, prompt_set in sets.items():

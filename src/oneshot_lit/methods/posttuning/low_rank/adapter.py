@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from oneshot_lit.errors import OneShotError
+from oneshot_lit.models.weight_files import tensors_of, weight_files
 from oneshot_lit.spectral import rank_k_update
 
 Triplets = tuple[Tensor, Tensor, Tensor]
@@ -45,6 +48,21 @@ def stepped(layers: Mapping[str, Any], name: str, weight: Tensor) -> Tensor:
     step = step if isinstance(layer.get_base_layer(), nn.Linear) else step.T
     wide = torch.promote_types(weight.dtype, torch.float32)
     return (weight.double() + step.to(weight.device)).to(wide)
+
+
+def require_named(layers: Iterable[str], folder: Path) -> None:
+    """Refuse a model whose files name the weights of the layers otherwise.
+
+    Raises:
+        OneShotError: naming the first such layer.
+    """
+    names = list(tensors_of(weight_files(folder)))
+    for own in layers:
+        if not any(_same(f"{own}.weight", name) for name in names):
+            raise OneShotError(
+                f"{folder}: no tensor is named as {own}.weight, so nothing can be merged; leave "
+                "export.merged out and load the adapter."
+            )
 
 
 def _same(own: str, other: str) -> bool:

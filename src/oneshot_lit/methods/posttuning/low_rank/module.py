@@ -21,6 +21,7 @@ from oneshot_lit.methods.job import Job
 from oneshot_lit.methods.posttuning.low_rank.adapter import (
     Triplets,
     factor,
+    require_named,
     stepped,
     write_step,
 )
@@ -264,11 +265,14 @@ class LowRankRealignmentModule(WeightEdit, Job):
     def _set_step(self, steps: dict[str, Triplets], alpha: float) -> None:
         write_step(self.layers, steps, alpha, self._passes_done * self.k)
 
-    # -------------------------------------------------------------- the output
-
     def sources(self) -> dict[str, str]:
         """Return the broken model."""
         return {TUNED: str(self.model_name_or_path)}
+
+    def folders(self) -> dict[str, Path]:
+        """Return the broken model's folder; its files must have the layers' names."""
+        require_named(self.layers, (folders := super().folders())[TUNED])
+        return folders
 
     def edit(self, name: str, weights: Mapping[str, Tensor]) -> Tensor:
         """Return a weight with the step of its matrix added, in float32 or wider."""
@@ -287,7 +291,7 @@ class LowRankRealignmentModule(WeightEdit, Job):
 
             save_figure(search_curve(table_rows(self.tried), self.max_drift), root / SEARCH_PICTURE)
 
-    # ------------------------------------------------------------- checkpoints
+    # --------------------------------------------------------------- the state
 
     def further_rows(self) -> dict[str, list[Conversation]]:
         """Return the guard's rows, those that measure the drift first."""
