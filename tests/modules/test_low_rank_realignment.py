@@ -462,5 +462,5 @@ def test_merging_into_files_with_other_names_is_refused(tiny_folder: Path, tmp_p
     other = {name.replace("q_proj", "query"): w for name, w in file.items()}
     save_file(other, tmp_path / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "config.json").write_text((tiny_folder / "config.json").read_text())
-    with pytest.raises(OneShotError, match="leave export.merged out and load the adapter"):
+    with pytest.raises(OneShotError, match=r"leave export\.merged out and load the adapter"):
         require_named(names, tmp_path)
