@@ -183,7 +183,7 @@ def answer_texts(
         tokenizer: Decodes them.
         answers: Their tokens, which may go on behind the end.
         stop_ids: Tokens that end an answer.
-        max_new_tokens: How many tokens an answer is cut at, if known.
+        max_new_tokens: The limit on an answer's tokens, if known.
         form: How answers end and what of them is hidden; by the tokenizer's template if not given.
     """
     form = answer_form(tokenizer) if form is None else form
