@@ -1,4 +1,4 @@
-"""Reading the answers that are to be judged, ``predictions.jsonl`` of `oneshot-lit predict`."""
+"""Read the answers that are to be judged, ``predictions.jsonl`` of `oneshot-lit predict`."""
 
 from __future__ import annotations
 

@@ -27,13 +27,13 @@ def marked_number(text: str) -> Decimal | None:
     as a unit, does not matter.
     """
     _, mark, after = text.rpartition(MARK)
-    found = _AT_START.match(after) if mark else None
-    return None if found is None else _value(found)
+    number = _AT_START.match(after) if mark else None
+    return None if number is None else _value(number)
 
 
 def last_number(text: str) -> Decimal | None:
     """Return the last number of a text; None if there is none."""
-    values = [_value(found) for found in _ANYWHERE.finditer(text)]
+    values = [_value(number) for number in _ANYWHERE.finditer(text)]
     return next((value for value in reversed(values) if value is not None), None)
 
 
@@ -41,13 +41,13 @@ def reference_number(reference: str) -> Decimal | None:
     """Return the number behind the mark; of a reference without it, the number that it is."""
     if MARK in reference:
         return marked_number(reference)
-    found = _AT_START.fullmatch(reference.rstrip())
-    return None if found is None else _value(found)
+    number = _AT_START.fullmatch(reference.rstrip())
+    return None if number is None else _value(number)
 
 
-def _value(found: re.Match[str]) -> Decimal | None:
-    digits = found["digits"].rstrip(".,").replace(",", "")
-    signs = [sign for sign in (found["sign"], found["inner"]) if sign]
+def _value(number: re.Match[str]) -> Decimal | None:
+    digits = number["digits"].rstrip(".,").replace(",", "")
+    signs = [sign for sign in (number["sign"], number["inner"]) if sign]
     try:
         value = Decimal(digits)
     except InvalidOperation:  # several points, such as a date

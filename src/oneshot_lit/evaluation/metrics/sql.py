@@ -48,8 +48,8 @@ def normal_form(text: str, dialect: str | None = None) -> list[exp.Expression] |
     # Its warnings quote what it parses; logs never hold model outputs.
     logging.getLogger("sqlglot").setLevel(logging.ERROR)
     try:
-        found = sqlglot.parse(text if fenced is None else fenced[1], dialect=dialect)
-        statements: list[Any] = [each for each in found if each is not None]
+        parsed = sqlglot.parse(text if fenced is None else fenced[1], dialect=dialect)
+        statements: list[Any] = [each for each in parsed if each is not None]
         if not statements or not all(isinstance(each, _STATEMENTS) for each in statements):
             return None
         return [_normalised(each) for each in statements]
