@@ -106,7 +106,7 @@ def sweep_panels(scores: Mapping[str, Mapping[str, Any]], x: str) -> Figure:
         for i, (stage, value) in enumerate(part["levels"].items()):
             shade = ("black", "#999999")[i % 2]
             axes.axhline(value, color=shade, linewidth=1.2, linestyle=(0, (4, 2)), label=stage)
-        axes.set(xlabel=x, title=measure, xticks=range(len(place)), ylim=_with_room(part))
+        axes.set(xlabel=x, title=measure, xticks=range(len(place)), ylim=_limits(part))
         axes.set_xticklabels(
             [f"{n:g}" for n in place], rotation=45 if len(place) > 8 else 0, fontsize=8
         )
@@ -119,7 +119,7 @@ def sweep_panels(scores: Mapping[str, Mapping[str, Any]], x: str) -> Figure:
     return figure
 
 
-def _with_room(part: Mapping[str, Any]) -> tuple[float, float]:
+def _limits(part: Mapping[str, Any]) -> tuple[float, float]:
     """Return limits that show a flat line as flat: at least 0 to 0.1."""
     values = [v for line in part["lines"].values() for _, v in line] + [*part["levels"].values()]
     top = max([0.1, *values])
