@@ -98,7 +98,7 @@ def _taken(path: Path, wait: bool) -> int:
     """Return the handle of the locked file, which says who holds it.
 
     Raises:
-        BlockingIOError: if another process holds it and this one shall not wait.
+        BlockingIOError: if another process holds it and `wait` is false.
     """
     import fcntl
 

@@ -135,7 +135,7 @@ def mark_outdated(root: Path, digest: str) -> list[str]:
     Their scores stay, as they were paid for; judging again replaces them and the mark.
 
     Args:
-        root: Folder of the run, whose ``predictions.jsonl`` was written anew.
+        root: Folder of the run, whose ``predictions.jsonl`` was written again.
         digest: SHA-256 of that file.
 
     Raises:

@@ -264,7 +264,7 @@ def _read_parquet(path: str | Path, file: Any) -> Rows:
 
 
 def without_nulls(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row whose nested objects lack the keys that hold nothing.
+    """Return a row without the keys of nested objects that hold nothing.
 
     All objects of a column have the same keys, so a null there stands for a key that the object
     never had, such as a turn's `name`.

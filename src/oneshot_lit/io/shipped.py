@@ -7,7 +7,7 @@ from pathlib import Path
 
 CONFIGS, MODELS = "configs", "checkpoints"
 _PACKAGE = Path(__file__).parents[1]
-# In an installed package they lie inside it, in a clone beside src.
+# An installed package has them inside; in a clone they are beside src.
 ROOT = _PACKAGE if (_PACKAGE / CONFIGS).is_dir() else _PACKAGE.parents[1]
 
 
