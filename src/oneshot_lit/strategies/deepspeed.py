@@ -250,7 +250,7 @@ class HFDeepSpeedStrategy(DeepSpeedStrategy):
 
     @property
     def handles_gradient_accumulation(self) -> bool:
-        """Whether the engine decides when to step; not at the end of an epoch."""
+        """Whether the engine decides when to step; at the end of an epoch it does not."""
         return not self._ends_epoch()
 
     def _ends_epoch(self) -> bool:

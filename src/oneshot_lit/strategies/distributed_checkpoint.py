@@ -109,7 +109,7 @@ def read_tensors(state: dict[str, Any], folder: Path) -> None:
         folder: The checkpoint.
 
     Raises:
-        OneShotError: if one of them is not there, or the folder is no whole checkpoint.
+        OneShotError: if one of them is missing, or the folder is not a whole checkpoint.
     """
     from torch.distributed.checkpoint.api import CheckpointException
 

@@ -25,7 +25,7 @@ class FrozenEntries:
             is frozen; the same in all processes.
 
     Raises:
-        ValueError: for a name that is no trained parameter, or a mask of another shape.
+        ValueError: for a name that is not a trained parameter, or a mask of another shape.
     """
 
     def __init__(self, module: nn.Module, masks: Mapping[str, Tensor]) -> None:
