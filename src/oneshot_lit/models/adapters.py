@@ -39,7 +39,7 @@ def read_adapter(folder: Path) -> dict[str, Any]:
     """Return the config of an adapter's folder.
 
     Raises:
-        OneShotError: if it is no JSON mapping, or names no base model.
+        OneShotError: if it is not a JSON mapping, or names no base model.
     """
     try:
         config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))

@@ -157,14 +157,14 @@ def prompt_text(tokenizer: Any, messages: Sequence[Message], origin: str) -> tup
 
 @dataclass(frozen=True)
 class AnswerForm:
-    """How answers end and what of them is hidden, by a template.
+    """How answers end, and which parts of them are hidden, by a template.
 
     Attributes:
-        end: What the template writes behind an answer, up to and with the token that ends it.
+        end: What the template writes after an answer, up to and with the token that ends it.
         stop: The id of that token; None if the template marks no end, or with several tokens.
         end_text: The mark of several tokens, if there is one.
         thoughts: Opening and closing mark of the thoughts that the template keeps from the user.
-        thinking: The opening mark that stands unclosed at the end of every prompt, if one does.
+        thinking: The opening mark that every prompt ends with, unclosed, if there is one.
     """
 
     end: str = ""
@@ -230,14 +230,14 @@ def _own_ends(tokenizer: Any, after: str) -> list[tuple[str, bool]]:
 
 
 def _stop(tokenizer: Any, after: str, size: int, shared: bool) -> tuple[int, int] | None:
-    """Return the token that ends an answer, and where it ends in the text behind the answer.
+    """Return the token that ends an answer, and where it ends in the text after the answer.
 
-    It is the first special or added token of the answer's own `size` letters.
+    It is the first special or added token within the first `size` letters of that text.
     """
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     for token, (start, end) in _tokens(tokenizer, after):
         if end <= size and token in special and after[start:end].strip():
-            # Added tokens may stand in any text, such as <think>: an end has no words behind it.
+            # Added tokens such as <think> may be in any text, but no words follow an end.
             rest = _tokens(tokenizer, after[end:size])
             words = any(t not in special and after[end:][slice(*p)].strip() for t, p in rest)
             return None if words and not shared else (token, end)
