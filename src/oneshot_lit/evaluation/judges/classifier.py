@@ -116,7 +116,7 @@ class ClassifierJudge(Judge):
         import torch
 
         model, tokenizer = self._load()
-        # A head reads the last token that is no padding; padding behind it leaves every position as
+        # A head reads the last token that is not padding; padding after it leaves every position as
         # it is. A text may end with the token that usually pads, such as the end token: then
         # a token that no text uses pads instead.
         pad, used = tokenizer.pad_token_id, {token for row in rows for token in row}

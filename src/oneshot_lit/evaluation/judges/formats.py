@@ -175,7 +175,7 @@ class LlamaGuardFormat(AnswerFormat):
         turns.append(("assistant", answer.output))
         marks = special_texts(tokenizer)
         chat = [{"role": role, "content": disarm(text, marks)} for role, text in turns]
-        # The template itself ends with the mark of the turn in which the verdict stands.
+        # The template itself ends with the mark of the turn that holds the verdict.
         try:
             text = tokenizer.apply_chat_template(chat, tokenize=False)
         except Exception as error:

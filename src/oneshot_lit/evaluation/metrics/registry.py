@@ -48,7 +48,7 @@ def is_skill(key: str) -> bool:
     """
     owner, _, metric = key.rpartition("/")
     if owner.startswith(f"{LM_EVAL}/"):
-        # lm-eval names the filter behind the metric: exact_match,strict-match.
+        # lm-eval names the filter after the metric: exact_match,strict-match.
         return metric.split(",")[0] in _LM_EVAL_SKILLS
     return metric in METRICS and METRICS[metric].skill
 
