@@ -24,7 +24,7 @@ def safety_utility(stages: Mapping[str, Mapping[str, float]]) -> Figure:
     points = {n: (attack_success(m), helpfulness(m)) for n, m in stages.items()}
     for group in _near(points):
         for rank, name in enumerate(group):
-            # Stages that lie on each other show as rings.
+            # Stages at the same place show as rings.
             size = 260 * 0.45**rank
             colour = COLOURS.get(name, "#CC79A7")
             axes.scatter(*points[name], s=size, color=colour, edgecolor="white", zorder=3 + rank)
@@ -99,7 +99,7 @@ def sweep_panels(scores: Mapping[str, Mapping[str, Any]], x: str) -> Figure:
                 [value for _, value in line],
                 styles[i % len(styles)],
                 color=CYCLE[i % len(CYCLE)],
-                # Curves that lie on each other stay visible.
+                # Curves that coincide stay visible.
                 markersize=8 - 2 * (i % 3),
                 label=label,
             )

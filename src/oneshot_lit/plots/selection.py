@@ -1,4 +1,4 @@
-"""Pictures of a selection: its steps, or what each candidate came to."""
+"""Pictures of a selection: its steps, or the score of each candidate."""
 
 from __future__ import annotations
 
