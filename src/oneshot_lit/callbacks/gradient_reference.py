@@ -25,7 +25,7 @@ class GradientReference:
 
     Args:
         of: A source, whose first rows are a batch, such as safety instances or harmful examples;
-            its gradients are those at the weights of the step at hand. Or ``previous``: the
+            its gradients are those at the weights of the current step. Or ``previous``: the
             gradients that were measured last.
         rows: How many rows of the source.
         k: Leading singular vectors of the overlap.

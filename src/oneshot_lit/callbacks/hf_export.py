@@ -143,7 +143,7 @@ class HuggingFaceExport(Callback):
             raise OneShotError("the adapter has no trained weights; nothing to export.")
         on_adapter = module.model_name_or_path and is_adapter(module.model_name_or_path)
         if on_adapter and not self.merge_adapter:
-            # Its base would be a folder that is no model, and that peft loads without a word.
+            # Its base would be a folder that is not a model, which peft loads without a warning.
             rank_zero_warn(
                 f"{module.model_name_or_path} is an adapter itself, and an adapter on an "
                 "adapter loads nowhere else; the merged model is written."

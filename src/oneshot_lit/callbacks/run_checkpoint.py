@@ -1,4 +1,4 @@
-"""`RunCheckpoint`: the one checkpoint to resume from, saved no oftener than it is worth."""
+"""`RunCheckpoint`: the one checkpoint to resume from, saved only as often as it is worth."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class RunCheckpoint(Checkpoint):
         self.every_n_epochs = 1 if every_n_epochs is None else every_n_epochs
         self.max_share = max_share
         self._began, self._cost, self._last_step = time.monotonic(), 0.0, -1
-        # Whether the batch at hand ends a period of steps.
+        # Whether the current batch ends a period of steps.
         self._due = False
         # The command line sets what identifies the run.
         self.run: dict[str, Any] = {}
