@@ -13,7 +13,7 @@ from oneshot_lit.errors import RowError, did_you_mean
 ROLES = ("system", "user", "assistant")
 
 
-# Where a turn says whether it carries loss: OpenAI's and Mistral's key, and that of other trainers.
+# Keys by which a turn says whether it carries loss: that of OpenAI and Mistral, and that of others.
 _LOSS_KEYS = ("weight", "train")
 _TOOL_KEYS = ("tool_calls", "function_call")
 _TOOL_ROLES = ("tool", "function", "ipython", "observation")
@@ -27,7 +27,7 @@ class Message:
         role: system, user or assistant.
         content: The text.
         weight: 0 for an answer that is context only and carries no loss, else None.
-        extra: Further keys of the turn, which are not read: a template must not write them either.
+        extra: Other keys of the turn, which are not read; a template must not write them either.
     """
 
     role: str
@@ -104,7 +104,7 @@ class Conversation:
 
 
 def digest_of(messages: Sequence[Message]) -> str:
-    """Return a short hash of turns; equal prompts have equal ones in all files of a run."""
+    """Return a short hash of turns; a prompt has the same hash in all files of a run."""
     turns = [[m.role, m.content, *([0] if m.weight == 0 else [])] for m in messages]
     text = json.dumps(turns, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -125,8 +125,8 @@ def parse_messages(raw: Any, origin: str) -> tuple[Message, ...]:
     """Validate a ``messages`` list and return it as `Message` objects.
 
     Raises:
-        RowError: naming `origin`, if a turn is malformed, calls a tool, has a weight that is none,
-            a role is unknown, a user turn is empty, or the order of roles is not
+        RowError: naming `origin`, if a turn is malformed, calls a tool or has an invalid weight, a
+            role is unknown, a user turn is empty, or the order of roles is not
             ``[system] (user assistant)* user? assistant?`` with alternating turns.
     """
     if not isinstance(raw, Sequence) or isinstance(raw, (str, bytes)) or not raw:
@@ -139,7 +139,7 @@ def parse_messages(raw: Any, origin: str) -> tuple[Message, ...]:
             raise RowError(origin, reason, f" (turn {number}).")
         role, content = turn["role"], turn["content"]
         if role not in ROLES:
-            # A prompt may stand where the role belongs.
+            # The role may be a whole prompt by mistake.
             name = " ".join(str(role).split())
             name = name if len(name) <= 20 else f"{name[:17]}..."
             hint = did_you_mean(str(role), ROLES)
@@ -169,7 +169,7 @@ _READ = ("role", "content", *_LOSS_KEYS, *_TOOL_KEYS)
 
 
 def _refuse_tools(turn: Any, number: int, origin: str) -> None:
-    """Refuse what calls a tool or answers a call, which training would take for an empty answer."""
+    """Refuse tool calls and their results, which training would take for empty answers."""
     if not isinstance(turn, Mapping):
         return
     what = next((f"turn {number} has '{key}'" for key in _TOOL_KEYS if turn.get(key)), None)
@@ -180,11 +180,11 @@ def _refuse_tools(turn: Any, number: int, origin: str) -> None:
 
 
 def _weight(turn: Mapping[str, Any], number: int, origin: str) -> int | None:
-    """Return 0 for an answer that its keys take the loss from, else None."""
+    """Return 0 for an answer whose keys say that it carries no loss, else None."""
     weights = set()
     for key in _LOSS_KEYS:
         value = turn.get(key)
-        # Tables fill up what only some turns have.
+        # In a table, turns without the key have None.
         if value is None:
             continue
         if not isinstance(value, (int, float)) or value not in (0, 1):
@@ -197,7 +197,7 @@ def _weight(turn: Mapping[str, Any], number: int, origin: str) -> int | None:
     if len(weights) > 1:
         reason = f"{' and '.join(_LOSS_KEYS)} of a turn disagree"
         raise RowError(origin, reason, f" (turn {number}); remove one.")
-    # Of other turns the weight says nothing, and equal turns shall be equal.
+    # On other turns the weight means nothing; without it equal turns compare equal.
     return 0 if weights == {0} and turn["role"] == "assistant" else None
 
 

@@ -18,12 +18,11 @@ class OneShotError(Exception):
 
 
 class RowError(OneShotError):
-    """A faulty row of a source, which a source may leave out instead.
+    """A faulty row of a source; the source may also leave the row out.
 
     Attributes:
         origin: Its file and row.
-        reason: What is wrong, in words that hold no text of the row, so that it can be counted and
-            recorded.
+        reason: What is wrong, without any text of the row, so that it can be counted and recorded.
         advice: The rest of the message.
     """
 

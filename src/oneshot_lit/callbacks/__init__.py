@@ -1,4 +1,4 @@
-"""Callbacks: spectra, the product, scores, answers, checkpoints; usable with any Trainer."""
+"""Callbacks: spectra, the trained model, scores, answers, checkpoints; usable with any Trainer."""
 
 from oneshot_lit.callbacks.checkpoint_io import AtomicCheckpointIO
 from oneshot_lit.callbacks.data_report import DataReport

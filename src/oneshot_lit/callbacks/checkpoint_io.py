@@ -18,7 +18,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Write each checkpoint beside its final place, then rename it.
 
     Lightning's own transaction goes through the system's temporary folder, where a rename across
-    file systems is a copy that a kill can cut in half.
+    file systems is a copy, which a killed process leaves incomplete.
     """
 
     def save_checkpoint(
@@ -37,7 +37,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, file)
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Load a checkpoint; one that is cut off or no checkpoint is named in one line."""
+        """Load a checkpoint; an incomplete one, or no checkpoint, is named in a one-line error."""
         if Path(path).is_dir():
             require_resumable(Path(path), {"kind": "file"}, fitting=True)
         try:

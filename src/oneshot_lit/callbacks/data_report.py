@@ -50,7 +50,7 @@ class DataReport(Callback):
         report = getattr(trainer.datamodule, "report", None)  # type: ignore[attr-defined]
         if not report or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        # A data module may have served another command before.
+        # The data module may have been used by another command before.
         report = {k: v for k, v in report.items() if k.split("/")[0] in _SPLITS[command]}
         target = Path(trainer.default_root_dir) / DATA_FILE
         # A test and a prediction may run at the same time.
@@ -59,7 +59,7 @@ class DataReport(Callback):
 
 
 def _recorded(path: Path) -> dict[str, Any]:
-    """Return what other commands wrote; what cannot be read is written anew."""
+    """Return what other commands wrote; {} for a file that cannot be read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -33,7 +33,7 @@ class GradientRank(Callback):
 
     Runs on one device and under DDP, FSDP2 (`ModelParallelStrategy`) and DeepSpeed ZeRO 1 to 3; the
     processes share the decompositions. Weights and gradients stay sharded, except those of a matrix
-    that is in no such layer, or is used outside its own: its whole gradient is put together.
+    that is in no such layer, or is used outside its own: its whole gradient is gathered.
 
     Writes ``<root>/spectra/spectra.csv`` (epoch, step, parameter, index, singular_value) and
     ``<root>/spectra/summary.csv`` (epoch, step, parameter, cer_k, effective_rank, stable_rank,
@@ -182,13 +182,13 @@ class GradientRank(Callback):
         if self.reference is not None:
             self.reference.measure(trainer, pl_module, tracked)
             compare = self.reference.compare
-        found = shared_spectra(trainer, tracked, factors, self.mode, compare)
+        spectra = shared_spectra(trainer, tracked, factors, self.mode, compare)
         if self.reference is not None:
             self.reference.forget()
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            sums = summarise([each.values for each in found.values()], self.k)
-            self.files.write(trainer.current_epoch, trainer.global_step, found, sums)
-            self._log(trainer, found, sums)
+            sums = summarise([each.values for each in spectra.values()], self.k)
+            self.files.write(trainer.current_epoch, trainer.global_step, spectra, sums)
+            self._log(trainer, spectra, sums)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the tables, those of an earlier part of a resumed run included."""
@@ -198,7 +198,7 @@ class GradientRank(Callback):
             )
 
     def _log(
-        self, trainer: Trainer, found: dict[str, Measured], sums: dict[str, list[float]]
+        self, trainer: Trainer, spectra: dict[str, Measured], sums: dict[str, list[float]]
     ) -> None:
         alive = [n for n, norm in enumerate(sums["frobenius_norm"]) if norm > 0]
         if not alive:
@@ -208,9 +208,9 @@ class GradientRank(Callback):
             for key, values in sums.items()
             if key != "frobenius_norm"
         }
-        names = list(found)
+        names = list(spectra)
         scalars |= {f"spectra/{names[n]}/effective_rank": sums["effective_rank"][n] for n in alive}
-        near = [c for each in found.values() if (c := each.comparison) and c.cosine == c.cosine]
+        near = [c for each in spectra.values() if (c := each.comparison) and c.cosine == c.cosine]
         for key in GradientComparison._fields if near else ():
             scalars[f"spectra/{key}"] = sum(getattr(c, key) for c in near) / len(near)
         for logger in trainer.loggers:

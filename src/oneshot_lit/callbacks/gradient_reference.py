@@ -25,7 +25,7 @@ class GradientReference:
 
     Args:
         of: A source, whose first rows are a batch, such as safety instances or harmful examples;
-            its gradients are those at the weights of the step at hand. Or ``previous``: the
+            its gradients are those at the weights of the current step. Or ``previous``: the
             gradients that were measured last.
         rows: How many rows of the source.
         k: Leading singular vectors of the overlap.
@@ -94,12 +94,12 @@ class GradientReference:
             left out: their factors hold the rows of some tokens only.
         """
         whole = {n: pair for n, pair in factors.items() if pair[1].shape[-1] == self._rows[n]}
-        found = {
+        comparisons = {
             name: compare_gradients(*pair, *self._held[name], self.k)
             for name, pair in whole.items()
             if name in self._held and self._held[name][1].ndim == 2
         }
         if self.of == "previous":
-            # What was measured last is compared with once.
+            # The gradients just measured are the next reference.
             self._held = {n: p for n, p in self._held.items() if n not in factors} | whole
-        return found
+        return comparisons

@@ -1,4 +1,4 @@
-"""`HuggingFaceExport`: the product of a fit, a Hugging Face folder at ``<root>/model``."""
+"""`HuggingFaceExport`: the trained model as a Hugging Face folder at ``<root>/model``."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class HuggingFaceExport(Callback):
     with PEFT it is the adapter, unless merged.
 
     Args:
-        enabled: Write the product at all.
+        enabled: Write the model at all.
         save_dtype: Cast the weights on writing (float16 halves the size); as trained by default.
         merge_adapter: Write the merged model in place of a PEFT adapter.
-        merged: Write the merged model to ``<root>/merged``, beside the PEFT adapter. (On an
-            adapter as the base, the product itself is the merged model, and there is no other.)
+        merged: Write the merged model to ``<root>/merged``, beside the PEFT adapter. (If the
+            base is an adapter itself, ``<root>/model`` is the merged model, and there is no other.)
     """
 
     def __init__(
@@ -60,11 +60,11 @@ class HuggingFaceExport(Callback):
             raise OneShotError("export: give merged or merge_adapter, not both.")
         self.enabled, self.merge_adapter, self.merged = enabled, merge_adapter, merged
         self.save_dtype = None if save_dtype is None else resolve_dtype(save_dtype)
-        # The command line sets what identifies the run that owns the product.
+        # The command line sets what identifies the run that owns the model.
         self.run: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse, before the training, a product that could not be written after it."""
+        """Refuse, before training, a model that could not be written afterwards."""
         peft = getattr(pl_module, "peft", None)
         if stage != "fit" or not self.enabled or peft is None:
             return
@@ -73,10 +73,10 @@ class HuggingFaceExport(Callback):
         if asked is not None:
             require_mergeable(peft, f"export.{asked}")
         elif base is not None and is_adapter(base):
-            require_mergeable(peft, f"{base} is an adapter itself, so the product must be merged")
+            require_mergeable(peft, f"{base} is an adapter itself, so the model must be merged")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the product; all processes give their parts, the first one writes."""
+        """Write the model; all processes give their parts, the first one writes."""
         if not self.enabled or trainer.fast_dev_run or trainer.interrupted:  # type: ignore[attr-defined]
             return
         if isinstance(pl_module, LanguageModelModule):
@@ -103,7 +103,7 @@ class HuggingFaceExport(Callback):
             # It would be taken for this model, merged.
             shutil.rmtree(whole)
         if trainer.is_global_zero:
-            self._drop_stale_products(root, command)
+            self._drop_stale_results(root, command)
             self.record(root, command)
             rank_zero_info(f"model written to {target}")
         trainer.strategy.barrier("model written")
@@ -115,12 +115,12 @@ class HuggingFaceExport(Callback):
 
     @staticmethod
     def _wrote_merged(root: Path, command: str) -> bool:
-        """Whether the run that wrote the last product wrote a merged model beside it."""
+        """Whether the run that wrote the last model wrote a merged one beside it."""
         export = recorded_runs(root).get(command, {}).get("config", {}).get("export") or {}
         return bool(export.get("merged"))
 
-    def _drop_stale_products(self, root: Path, command: str) -> None:
-        # Scores and answers of the model that was just replaced would be taken for the new one's.
+    def _drop_stale_results(self, root: Path, command: str) -> None:
+        # Scores and answers of the replaced model would be taken for those of the new one.
         if recorded_runs(root).get(command, self.run) != self.run:
             for derived in ("test", "predict"):
                 (root / PRODUCTS[derived]).unlink(missing_ok=True)
@@ -143,7 +143,7 @@ class HuggingFaceExport(Callback):
             raise OneShotError("the adapter has no trained weights; nothing to export.")
         on_adapter = module.model_name_or_path and is_adapter(module.model_name_or_path)
         if on_adapter and not self.merge_adapter:
-            # Its base would be a folder that is no model, and that peft loads without a word.
+            # Its base would be a folder that is not a model, which peft loads without a warning.
             rank_zero_warn(
                 f"{module.model_name_or_path} is an adapter itself, and an adapter on an "
                 "adapter loads nowhere else; the merged model is written."
@@ -169,7 +169,7 @@ class HuggingFaceExport(Callback):
             model.save_pretrained(folder, save_embedding_layers=False)
 
     def save_merged(self, module: Any, folder: Path | None) -> None:
-        """Write the model with its adapter merged into it; the module's model is spent by that."""
+        """Write the model with its adapter merged into it, which uses up the module's model."""
         base = str(module.model_name_or_path)
         if isinstance(module, WeightEdit) and not is_adapter(base):
             # Tensor by tensor, from the files of the broken model.
@@ -184,8 +184,8 @@ class HuggingFaceExport(Callback):
                 write_model(merge(module.model), folder, self.save_dtype)
                 _write_tokenizer(module, folder)
             return
-        # Parts cannot be merged, and 16-bit copies are not the weights: the first process loads the
-        # base once more, whole.
+        # Shards cannot be merged, and 16-bit copies are not the weights, so the first process loads
+        # the whole base once more.
         with tempfile.TemporaryDirectory() as place:
             adapter = None if folder is None else Path(place)
             self._write_adapter(module, adapter)

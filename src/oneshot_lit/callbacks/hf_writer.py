@@ -85,7 +85,7 @@ def _tensors(model: nn.Module) -> dict[str, Any]:
 
 
 def in_parts(parameter: Any) -> bool:
-    """Whether a parameter is cut, or a copy of master weights that are."""
+    """Whether a parameter is sharded, or a copy of sharded master weights."""
     return (
         hasattr(parameter, "ds_id")
         or hasattr(parameter, "_hp_mapping")

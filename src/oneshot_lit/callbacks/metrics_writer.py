@@ -34,13 +34,13 @@ _PACKAGES = (
 
 def package_versions() -> dict[str, str]:
     """Return the versions of Python and of every package that can change a score."""
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def show_scores(module: Any) -> None:
@@ -80,10 +80,10 @@ class MetricsWriter(Callback):
         rank_zero_info(f"scores written to {target}")
 
     def _kept(self, root: Path) -> dict[str, Any]:
-        """Return what judges and lm-eval have added for this run; not for another one before."""
+        """Return what judges and lm-eval have added for this run, not for an earlier one."""
         before = recorded_runs(root).get("test", {})
         own = before.get("fingerprint") == self.run.get("fingerprint") or not is_tested(root)
-        # What cannot be read is written over, now that the answers are there.
+        # A file that cannot be read is overwritten, now that the answers are there.
         with suppress(OneShotError):
             if own:
                 return later_evaluations(root)

@@ -60,7 +60,7 @@ class PredictionWriter(BasePredictionWriter):
             record_run(target.parent, "predict", self.run)
         rank_zero_info(f"{len(rows)} answers written to {target}")
         with suppress(OneShotError):
-            # A test or judge names a file of scores that cannot be read.
+            # The next test or judge reports a file of scores that cannot be read.
             for name in mark_outdated(target.parent, file_digest(target)):
                 rank_zero_info(f"{name}: its scores are of earlier answers; judge again")
 

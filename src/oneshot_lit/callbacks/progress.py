@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 
 
 class CalmProgressBar(RichProgressBar):
-    """Redraw after a training step only if the eye could see it, and after the last of an epoch.
+    """Redraw at most every `seconds` during training, and after the last step of an epoch.
 
     Lightning draws the whole table after each step, which takes longer than a small model's step.
 

@@ -28,7 +28,7 @@ class ProgressLines(Callback):
 
     Args:
         seconds: Least time between two lines.
-        first: The first line of training comes behind this many steps, or after `seconds`.
+        first: The first line of training comes after this many steps, or after `seconds`.
     """
 
     def __init__(self, seconds: float = 10.0, first: int = 3) -> None:

@@ -17,9 +17,8 @@ class RealignmentCurve(Callback):
     """Write ``<root>/realignment.csv`` after each validation and draw it at the end.
 
     Columns: step, attempt (each at twice the learning rate of the one before), kept (1 for the step
-    whose weights are the product), score (see `development_score`), loss, and every development
-    rate. Does nothing for modules without a
-    realignment history.
+    whose weights are exported), score (see `development_score`), loss, and every development rate.
+    Does nothing for modules without a realignment history.
     """
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

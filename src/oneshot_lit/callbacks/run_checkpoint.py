@@ -1,4 +1,4 @@
-"""`RunCheckpoint`: the one checkpoint to resume from, saved no oftener than it is worth."""
+"""`RunCheckpoint`: the one checkpoint to resume from, saved only as often as it is worth."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class RunCheckpoint(Checkpoint):
         self.every_n_epochs = 1 if every_n_epochs is None else every_n_epochs
         self.max_share = max_share
         self._began, self._cost, self._last_step = time.monotonic(), 0.0, -1
-        # Whether the batch at hand ends a period of steps.
+        # Whether the current batch ends a period of steps.
         self._due = False
         # The command line sets what identifies the run.
         self.run: dict[str, Any] = {}
@@ -59,7 +59,7 @@ class RunCheckpoint(Checkpoint):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Note whose checkpoint it is, and what it was trained on."""
+        """Record which run the checkpoint belongs to, and what it was trained on."""
         checkpoint["run"] = self.run
         checkpoint["contents"] = self._contents_of(trainer)
 
@@ -85,14 +85,14 @@ class RunCheckpoint(Checkpoint):
                 )
 
     def _contents_of(self, trainer: Trainer) -> dict[str, list[Any]]:
-        """Return how many rows decide the product and a hash of them, by key."""
+        """Return the number of rows that decide the model, and a hash of them, by key."""
         if self._contents is None:
             module: Any = trainer.lightning_module
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
-            found = data.contents() if hasattr(data, "contents") else {}
+            contents = data.contents() if hasattr(data, "contents") else {}
             further = module.further_rows() if hasattr(module, "further_rows") else {}
-            found |= {key: [len(rows), rows_digest(rows)] for key, rows in further.items()}
-            self._contents = found
+            contents |= {key: [len(rows), rows_digest(rows)] for key, rows in further.items()}
+            self._contents = contents
         return self._contents
 
     def _require_same_run(self, saved: dict[str, Any]) -> None:
@@ -108,7 +108,7 @@ class RunCheckpoint(Checkpoint):
         self._contents = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the data as they are at the start, and not when they are first saved."""
+        """Hash the data as they are at the start, not at the first save."""
         self._contents_of(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -125,13 +125,13 @@ class RunCheckpoint(Checkpoint):
             trainer.global_step % self.every_n_train_steps == 0  # type: ignore[operator]
         )
         loop = trainer.fit_loop
-        # What follows the batch would be missing from a resumed run: that is waited for.
+        # What follows the batch would be missing from a resumed run, so the save waits for it.
         ends = trainer.is_last_batch or loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
         if self._due and not ends:
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save after the validation that a step is followed by."""
+        """Save after the validation that follows a step."""
         if self._due and not trainer.sanity_checking and not trainer.is_last_batch:
             self._save(trainer)
 

@@ -1,4 +1,4 @@
-"""Spectra of full gradients, whose decompositions the processes share among them."""
+"""Spectra of full gradients; the processes share the decompositions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Compare = Callable[[Mapping[str, exchange.Pair]], Mapping[str, GradientCompariso
 
 
 class Measured(NamedTuple):
-    """What is found out about one gradient.
+    """What was measured of one gradient.
 
     Attributes:
         values: Singular values, (n,), descending, on the CPU; none where the step left no gradient.
@@ -57,25 +57,25 @@ def shared_spectra(
         OneShotError: on all processes, if a gradient holds NaN or cannot be read.
     """
     work = _Work(trainer)
-    # Only here are the factors of full gradients at hand, those of a matrix on one process.
+    # The factors of full gradients are available only here, those of a matrix on one process.
     scale = gradients.loss_scale(trainer)
     for some in exchange.global_factors(trainer, factors, scale, list(parameters)):
         work.do(lambda some=some: _of_factors(some, compare))  # type: ignore[misc]
-    found = work.gathered()
+    measured = work.gathered()
     if mode != "factors":
-        missing = [name for name in parameters if name not in found]
-        whole = [*missing, *_uncovered(trainer, parameters, found)]
+        missing = [name for name in parameters if name not in measured]
+        whole = [*missing, *_uncovered(trainer, parameters, measured)]
         for n, name in enumerate(whole):
             gradient = gradients.full_gradient(trainer, parameters[name], name)
             if gradient is not None and n % trainer.world_size == trainer.global_rank:
                 work.do(lambda n=name, g=gradient: {n: Measured(matrix_singular_values(g).cpu())})  # type: ignore[misc]
-        found |= work.gathered()
-    elif uncovered := _uncovered(trainer, parameters, found):
+        measured |= work.gathered()
+    elif uncovered := _uncovered(trainer, parameters, measured):
         raise OneShotError(
             f"GradientRank: {uncovered[0]} is used outside its layer, too, so its factors are not "
             "the whole gradient; leave mode out."
         )
-    return {name: found.get(name, Measured(torch.zeros(0))) for name in parameters}
+    return {name: measured.get(name, Measured(torch.zeros(0))) for name in parameters}
 
 
 def _of_factors(
@@ -87,36 +87,36 @@ def _of_factors(
 
 
 class _Work:
-    """Results and mistakes of this process, until all have theirs: one alone must not stop."""
+    """Results and errors of this process, kept until all are done: none may stop alone."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
-        self._found: dict[str, Measured] = {}
+        self._results: dict[str, Measured] = {}
         self._error: str | None = None
 
     def do(self, compute: Callable[[], dict[str, Measured]]) -> None:
-        """Keep what `compute` finds, or its first complaint."""
+        """Keep what `compute` returns; of all errors keep the first."""
         try:
-            self._found |= compute()
+            self._results |= compute()
         except (ValueError, RuntimeError) as error:
             # Also what LAPACK and a full memory raise: the others would wait for this process.
             self._error = self._error or (str(error).splitlines() or [type(error).__name__])[0]
 
     def gathered(self) -> dict[str, Measured]:
         """Return the new results of all processes."""
-        everyones = exchange.everyones(self.trainer, (self._found, self._error))
+        everyones = exchange.everyones(self.trainer, (self._results, self._error))
         for _, error in everyones:
             if error is not None:
                 raise OneShotError(f"GradientRank: step {self.trainer.global_step}: {error}.")
-        self._found = {}
-        return {name: each for found, _ in everyones for name, each in found.items()}
+        self._results = {}
+        return {name: each for results, _ in everyones for name, each in results.items()}
 
 
 def _uncovered(
-    trainer: Trainer, parameters: Mapping[str, nn.Parameter], found: Mapping[str, Measured]
+    trainer: Trainer, parameters: Mapping[str, nn.Parameter], measured: Mapping[str, Measured]
 ) -> list[str]:
     """Return the names whose factors do not account for the whole gradient."""
-    names = [name for name in parameters if name in found]
+    names = [name for name in parameters if name in measured]
     full = gradients.gradient_norms(trainer, [parameters[name] for name in names])
     exact = "32" in str(trainer.precision) or "64" in str(trainer.precision)
     # Under autocast the layer rounds its input to 16 bits, the factors do not.
@@ -125,7 +125,7 @@ def _uncovered(
     uncovered = [
         name
         for name, norm in zip(names, full.tolist(), strict=True)
-        if abs(float(found[name].values.double().norm()) - norm) > tolerance * norm + 1e-30
+        if abs(float(measured[name].values.double().norm()) - norm) > tolerance * norm + 1e-30
     ]
     if uncovered:
         more = f" (and {len(uncovered) - 1} more)" if len(uncovered) > 1 else ""

@@ -39,8 +39,8 @@ class SpectraFiles:
     def start(self, step: int) -> None:
         """Take up the tables of an interrupted run; new ones begin with the first `write`.
 
-        The killed run may have gone on after its last checkpoint, and its last line may be cut off;
-        rows from `step` on come again.
+        The killed run may have gone on after its last checkpoint, so rows from `step` on come
+        again; its last line may be incomplete.
         """
         # A run that ends before it has measured anything leaves an earlier one's tables alone.
         self._begun = step > 0
@@ -65,7 +65,7 @@ class SpectraFiles:
         measured: Mapping[str, Measured],
         sums: Mapping[str, Sequence[float]],
     ) -> None:
-        """Append what one step showed; comparisons are empty where there is no reference.
+        """Append what was measured at one step; comparisons are empty where there is no reference.
 
         Args:
             epoch: The epoch.
@@ -95,7 +95,7 @@ def read_spectra(root: Path, time: str = "epoch") -> dict[int, dict[str, list[fl
     Of several measurements in one epoch the first one counts.
     """
     path = root / SPECTRA_FILE
-    found: dict[int, dict[str, list[float]]] = {}
+    spectra: dict[int, dict[str, list[float]]] = {}
     first: dict[int, str] = {}
     if not path.is_file():
         return {}
@@ -103,9 +103,9 @@ def read_spectra(root: Path, time: str = "epoch") -> dict[int, dict[str, list[fl
         for row in csv.DictReader(file):
             when = int(row[time])
             if first.setdefault(when, row["step"]) == row["step"]:
-                values = found.setdefault(when, {}).setdefault(row["parameter"], [])
+                values = spectra.setdefault(when, {}).setdefault(row["parameter"], [])
                 values.append(float(row["singular_value"]))
-    return found
+    return spectra
 
 
 def draw_spectra(root: Path, time: str = "epoch") -> None:

@@ -1,4 +1,4 @@
-"""`Estimate`: a value, its 95 % interval, and how many answers stand behind it."""
+"""`Estimate`: a value, its 95 % interval, and how many answers it comes from."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ def evaluate(
     arguments = model_arguments(model, settings)
     device = settings["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        # In place of a device that it does not know lm-eval would take another one.
+        # lm-eval would replace a device that it does not know by another one.
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise OneShotError(f"--device {device}: this machine has no such device.") from error
@@ -163,11 +163,11 @@ def evaluate(
 def task_scores(
     results: Mapping[str, Any], asked: Sequence[str]
 ) -> dict[str, dict[str, tuple[float | None, float | None]]]:
-    """Return task -> metric -> (value, standard error), None for what is no finite number.
+    """Return task -> metric -> (value, standard error), None for what is not finite.
 
-    A group with values of its own, such as ``mmlu``, stands for its parts, unless these were asked
-    for; one without, and a tag, is its parts. The name of a metric has lm-eval's filter behind a
-    comma, unless that is ``none``.
+    A group with values of its own, such as ``mmlu``, is listed in place of its parts, unless these
+    were asked for. For a tag, or a group without values, the parts are listed. The name of a metric
+    has lm-eval's filter after a comma, unless that is ``none``.
     """
     entries = {**results["results"], **results.get("groups", {})}
     values = {task: dict(_values(entry)) for task, entry in entries.items()}

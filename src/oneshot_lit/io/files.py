@@ -1,4 +1,4 @@
-"""Write files and folders so that nobody ever sees a half of one."""
+"""Write files and folders so that nobody ever sees half of one."""
 
 from __future__ import annotations
 
@@ -36,10 +36,9 @@ def file_written_whole(path: Path, private: bool = False) -> Iterator[BinaryIO]:
     """Yield an open file that takes the place of `path` only if the block ends well.
 
     Args:
-        path: Where it shall be; its folder is made if there is none.
-        private: For its owner alone, from the first byte on, whatever the umask; for what nobody
-            else should come upon, such as the outputs of a broken model. Otherwise as the umask
-            says.
+        path: Where it goes; its folder is made if there is none.
+        private: Let its owner alone read it, from the first byte on and whatever the umask, such as
+            the outputs of a broken model. Otherwise the umask decides.
 
     Raises:
         OneShotError: if the disk is full; an earlier file stays as it is.
@@ -65,7 +64,7 @@ def file_written_whole(path: Path, private: bool = False) -> Iterator[BinaryIO]:
 
 
 def _beside(target: Path) -> Path:
-    """Return a hidden name beside a file or folder that nothing has yet."""
+    """Return an unused hidden name beside a file or folder."""
     return target.with_name(f".{target.name}.{secrets.token_hex(4)}")
 
 
@@ -96,11 +95,11 @@ def folder_written_whole(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = _beside(target)
     fresh.mkdir()
-    # As the umask says.
+    # The mode that the umask gives.
     usual = fresh.stat().st_mode & 0o777
     try:
         yield fresh
-        # Some writers create private files; a product is for everyone who may read the folder.
+        # Some writers create private files; whoever may read the folder may read its files.
         for path in fresh.rglob("*"):
             path.chmod(usual if path.is_dir() else usual & 0o666)
         replace_folder(fresh, target)
@@ -116,7 +115,7 @@ def folder_written_whole(target: Path) -> Iterator[Path]:
 def replace_folder(fresh: Path, target: Path) -> None:
     """Put a finished folder in the place of another folder or file, on the same file system.
 
-    A process that is killed between the two renames leaves the old one beside, see `recover`.
+    A process that is killed between the two renames leaves the old one beside it; see `recover`.
     """
     old = _old(target)
     recover(target)
@@ -132,7 +131,7 @@ def replace_folder(fresh: Path, target: Path) -> None:
 
 
 def recover(target: Path) -> None:
-    """Put back what was to be replaced when `replace_folder` was killed in between."""
+    """Put the old folder or file back if `replace_folder` was killed between its two renames."""
     # Another process of the run may do the same at the same time.
     with suppress(FileNotFoundError):
         if not target.exists():
@@ -152,6 +151,6 @@ def remove(path: Path) -> None:
 
 
 def name_full_disk(error: BaseException, target: Path) -> None:
-    """Raise the one line for a full disk, whose error names no file or a temporary one."""
+    """Raise a one-line error if the disk is full; the system's own names no useful file."""
     if isinstance(error, Exception) and (line := full_disk(error, target)) is not None:
         raise OneShotError(line) from error

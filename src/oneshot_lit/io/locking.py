@@ -16,11 +16,11 @@ from oneshot_lit.errors import OneShotError
 from oneshot_lit.io.files import name_full_disk
 
 LOCK_FILE = ".results.lock"
-# File systems without locks; writing there is as safe as before there were any.
+# Errors of file systems that have no locks; a run goes on without one there.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 
-# What a command writes, which no other may write meanwhile. The product of a fit takes the place of
-# a model that others test, and theirs are dropped with it.
+# What a command writes, which no other command may write at the same time. A fit replaces the model
+# that others test, and removes their scores and answers.
 _WRITES = {
     "fit": ("test", "predict"),
     "edit": ("test", "predict"),
@@ -31,13 +31,13 @@ _WRITES = {
 
 @contextmanager
 def run_locked(root: Path, command: str) -> Iterator[None]:
-    """Keep the folder of a run from other runs that would write the same, until the block ends.
+    """Keep other runs from writing the same files in a folder until the block ends.
 
-    Of a run of several processes only the first asks for it.
+    In a run of several processes only the first one calls this.
 
     Args:
         root: Folder of the run; made if there is none, and removed if nothing was written there.
-        command: What runs; a fit keeps out tests and predictions, too.
+        command: The command that runs; a fit also keeps out tests and predictions.
 
     Raises:
         OneShotError: if another run holds it, or nothing can be written there.
@@ -98,7 +98,7 @@ def _taken(path: Path, wait: bool) -> int:
     """Return the handle of the locked file, which says who holds it.
 
     Raises:
-        BlockingIOError: if another process holds it and this one shall not wait.
+        BlockingIOError: if another process holds it and `wait` is false.
     """
     import fcntl
 

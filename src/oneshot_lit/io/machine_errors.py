@@ -1,4 +1,4 @@
-"""What the machine refuses, in one line: a full disk, or processes that do not meet."""
+"""One-line errors for faults of the machine: a full disk, or processes that cannot connect."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ def full_disk(error: BaseException, place: Path | None = None) -> str | None:
 
     Args:
         error: What the write raised.
-        place: What was being written. Some writers drop the system's error; then one more megabyte
-            is tried beside it, so ask before what was written in part is removed.
+        place: The file that was being written. Some writers drop the system's error; then a
+            megabyte is written beside it as a test, so call this before the partial file is
+            removed.
     """
     known = isinstance(error, OneShotError) or not isinstance(error, Exception)
     refused = [cause for cause in causes(error) if _is_full(cause)]
@@ -61,7 +62,7 @@ def _no_space(folder: Path) -> bool:
 
 
 def unreachable(error: BaseException) -> str | None:
-    """Return the line for processes that do not meet at the start of a run, else None."""
+    """Return the line for processes that cannot connect at the start of a run, else None."""
     # Imported here, as files are written without torch as well.
     from torch import distributed
 

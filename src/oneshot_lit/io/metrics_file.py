@@ -34,12 +34,12 @@ def read_metrics(root: Path) -> dict[str, Any]:
     if not parts or not all(_object(part) for part in parts):
         raise OneShotError(f"{path}: is not what a test writes; remove it, or run the test again.")
     for name, facts in parts[1].items():
-        origin, mend = f"{path}: evaluations.{name}", "remove it there, or run the test again"
+        origin, advice = f"{path}: evaluations.{name}", "remove it there, or run the test again"
         if not _object(facts):
-            raise OneShotError(f"{origin} must be an object; {mend}.")
+            raise OneShotError(f"{origin} must be an object; {advice}.")
         scores = facts.get("scores", [])
         if not isinstance(scores, list) or not all(isinstance(key, str) for key in scores):
-            raise OneShotError(f"{origin}.scores must be a list of keys; {mend}.")
+            raise OneShotError(f"{origin}.scores must be a list of keys; {advice}.")
     return {"metrics": {}, "evaluations": {}} | content
 
 
@@ -48,7 +48,7 @@ def _object(value: Any) -> bool:
 
 
 def later_evaluations(root: Path) -> dict[str, Any]:
-    """Return the ``metrics`` and ``evaluations`` that others than the test have added."""
+    """Return the ``metrics`` and ``evaluations`` that anything but the test has added."""
     content = read_metrics(root)
     own = {key for each in content["evaluations"].values() for key in each.get("scores", ())}
     metrics = {key: value for key, value in content["metrics"].items() if key in own}
@@ -56,7 +56,7 @@ def later_evaluations(root: Path) -> dict[str, Any]:
 
 
 def is_tested(root: Path) -> bool:
-    """Whether a test has written the file, and not later evaluations alone."""
+    """Whether a test has written the file, not only later evaluations."""
     try:
         content = read_metrics(root)
     except OneShotError:
@@ -135,7 +135,7 @@ def mark_outdated(root: Path, digest: str) -> list[str]:
     Their scores stay, as they were paid for; judging again replaces them and the mark.
 
     Args:
-        root: Folder of the run, whose ``predictions.jsonl`` was written anew.
+        root: Folder of the run, whose ``predictions.jsonl`` was written again.
         digest: SHA-256 of that file.
 
     Raises:
@@ -146,7 +146,7 @@ def mark_outdated(root: Path, digest: str) -> list[str]:
         gone = [
             name
             for name, facts in content["evaluations"].items()
-            # Others have judged answers of another place.
+            # With the key ``predictions`` it judged answers in another file.
             if "predictions" not in facts and facts.get("predictions_sha256", digest) != digest
         ]
         for name in gone:

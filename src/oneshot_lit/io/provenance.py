@@ -1,4 +1,4 @@
-"""Which code is running: hashes of the package itself, and of what a config names besides."""
+"""Which code is running: hashes of the package itself, and of other code that a config names."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def source_hash() -> str:
 def named_code(names: Iterable[str]) -> dict[str, str]:
     """Return what identifies the code behind dotted names, such as ``my_package.modules.Mine``.
 
-    Of a user's package that is each of its files, and of every other such package that one of them
-    imports; of an installed package its version. Nothing is imported. The standard library and
-    this package, see `source_hash`, are left out, and so is a name that no package has.
+    For a user's package, that is each of its files, and those of every other user's package that
+    they import; for an installed package, its version. Nothing is imported. Left out are the
+    standard library, this package (see `source_hash`) and names that no package has.
 
     Args:
         names: Dotted names; only the first part of each matters.
@@ -42,7 +42,7 @@ def named_code(names: Iterable[str]) -> dict[str, str]:
     Returns:
         File -> hash of its content, and package -> version.
     """
-    found: dict[str, str] = {}
+    identifiers: dict[str, str] = {}
     waiting = {name.partition(".")[0] for name in names}
     seen = {"oneshot_lit", *sys.stdlib_module_names}
     while waiting - seen:
@@ -50,13 +50,13 @@ def named_code(names: Iterable[str]) -> dict[str, str]:
         seen.add(top)
         files = _own_files(top)
         if files is None:
-            found |= {each: importlib.metadata.version(each) for each in _distributions(top)}
+            identifiers |= {each: importlib.metadata.version(each) for each in _distributions(top)}
             continue
         for file in files:
             content = file.read_bytes()
-            found[str(file)] = hashlib.sha256(content).hexdigest()[:16]
+            identifiers[str(file)] = hashlib.sha256(content).hexdigest()[:16]
             waiting |= _imported(content)
-    return found
+    return identifiers
 
 
 def is_users_file(place: Path) -> bool:
@@ -108,16 +108,16 @@ def _packages() -> dict[str, list[str]]:
 
 
 def _imported(content: bytes) -> set[str]:
-    """Return the first parts of the modules that a file imports anywhere in it."""
+    """Return the top-level names of all modules that a file imports."""
     try:
         tree = ast.parse(content)
     except (SyntaxError, ValueError):
-        # The stage itself says what is wrong.
+        # The stage that imports the file reports the mistake.
         return set()
-    found: set[str] = set()
+    modules: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {each.name.partition(".")[0] for each in node.names}
+            modules |= {each.name.partition(".")[0] for each in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found.add(node.module.partition(".")[0])
-    return found
+            modules.add(node.module.partition(".")[0])
+    return modules

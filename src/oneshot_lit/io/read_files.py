@@ -51,7 +51,7 @@ def read_rows(
     header: Sequence[str] | None = None,
     default: str | None = None,
 ) -> Rows:
-    """Yield (row number from 1, columns) of a file, whose format its name tells.
+    """Yield (row number from 1, columns) of a file; its name tells the format.
 
     Args:
         path: The file.
@@ -119,7 +119,7 @@ def _opened(path: str | Path) -> Iterator[Any]:
         with _DECOMPRESS[compression](file) if compression else file.open("rb") as handle:
             yield handle
     except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
-        # What the file system refuses has a number.
+        # Errors of the file system have a number.
         if not compression or getattr(error, "errno", None) is not None:
             raise
         raise OneShotError(
@@ -233,7 +233,7 @@ def _read_csv(
 
 
 def _distinct(names: list[str], path: str | Path) -> list[str]:
-    # Columns without a name, such as trailing commas make, cannot be asked for anyway.
+    # Columns without a name, such as trailing commas make, cannot be used anyway.
     twice = [name for i, name in enumerate(names) if name.strip() and name in names[:i]]
     if twice:
         raise OneShotError(
@@ -264,7 +264,7 @@ def _read_parquet(path: str | Path, file: Any) -> Rows:
 
 
 def without_nulls(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row whose nested objects lack the keys that hold nothing.
+    """Return a row without the keys of nested objects that hold nothing.
 
     All objects of a column have the same keys, so a null there stands for a key that the object
     never had, such as a turn's `name`.
@@ -279,6 +279,6 @@ def _without_nulls(value: Any) -> Any:
 
 
 def in_short(columns: Iterable[str]) -> str:
-    """Return column names for an error: one line, and short even if a prompt is taken for one."""
+    """Return column names for an error: one line, and short even if one is a whole prompt."""
     names = (" ".join(str(column).split()) for column in columns)
     return ", ".join(n if len(n) <= 60 else f"{n[:57]}..." for n in names if n)

@@ -1,4 +1,4 @@
-"""What identifies a run, and the guard that keeps one run from writing over another's product."""
+"""What identifies a run, and a check that keeps it from overwriting another run's output."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from oneshot_lit.io.files import write_json_atomically
 from oneshot_lit.io.metrics_file import is_tested
 
 RUN_FILE = "run.json"
-# What others make of a run's scores and answers.
+# What other commands make from a run's scores and answers.
 DERIVED = ("outcomes.jsonl", "judgments", "lm_eval.json")
 # What a selection writes in place of a model.
 SELECTION_FILE = "selection.json"
@@ -41,7 +41,7 @@ _VOLATILE = (
 )
 
 
-# What a resumed run may have otherwise than the run that it goes on with.
+# Keys that may differ between a run and the run that resumes it.
 _FREE_ON_RESUME = (
     ("export",),
     ("data", "init_args", "num_workers"),
@@ -55,8 +55,8 @@ _FREE_ON_RESUME = (
 
 
 def fingerprint(config: dict[str, Any], command: str = "fit") -> str:
-    """Return a hash of everything in a resolved config that decides the product of a command."""
-    # A resumed fit makes the same product; scores of a checkpoint are not those of its base.
+    """Return a hash of everything in a resolved config that decides the output of a command."""
+    # A resumed fit makes the same model; but a checkpoint's scores are not those of its base model.
     unseen = (*_VOLATILE, ("ckpt_path",)) if command == "fit" else _VOLATILE
     text = json.dumps(_without(config, unseen), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -97,7 +97,7 @@ def _leaves(place: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def recorded_runs(root: Path) -> dict[str, Any]:
-    """Return what ``run.json`` says about each product in a folder; {} without a readable one."""
+    """Return what a folder's ``run.json`` says about each output; {} if it cannot be read."""
     try:
         content = json.loads((root / RUN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -115,24 +115,24 @@ def require_own_folder(
     config: dict[str, Any] | None = None,
     resumes: bool = False,
 ) -> None:
-    """Refuse to write where another run's product of the same command stands.
+    """Refuse to overwrite what another run of the same command wrote.
 
     Args:
         root: Folder of the run.
         command: fit, test, predict or validate.
         print_: The run's fingerprint.
-        overwrite: Whether the user lets it replace any product.
+        overwrite: Whether the user allows any output to be replaced.
         config: The resolved config of a fit.
-        resumes: Whether the fit goes on from a checkpoint. The product may then be that of the same
-            run, which had ended earlier: by fewer epochs or steps.
+        resumes: Whether the fit resumes a checkpoint. The output may then be that of the same run
+            with fewer epochs or steps.
 
     Raises:
-        OneShotError: naming the product and the two ways out.
+        OneShotError: naming the output and what to do about it.
     """
     if root.exists() and not root.is_dir():
         raise OneShotError(f"{root}: trainer.default_root_dir is a file; give a folder.")
-    product = root / PRODUCTS.get(command, "")
-    if command not in PRODUCTS or overwrite or not product.exists():
+    output = root / PRODUCTS.get(command, "")
+    if command not in PRODUCTS or overwrite or not output.exists():
         return
     if command == "test" and not is_tested(root):
         return
@@ -147,11 +147,11 @@ def require_own_folder(
         why = f" ({difference})" if difference is not None else " (shorter or longer)"
         way = ", go on with it (--ckpt_path last)" if difference is None else ""
     raise OneShotError(
-        f"{product}: holds the product of another run{why}; choose another "
+        f"{output}: holds the product of another run{why}; choose another "
         f"--trainer.default_root_dir{way} or pass --overwrite true."
     )
 
 
 def record_run(root: Path, command: str, run: dict[str, Any]) -> None:
-    """Note in ``run.json`` which run made a product."""
+    """Record in ``run.json`` which run made an output."""
     write_json_atomically(root / RUN_FILE, recorded_runs(root) | {command: run})

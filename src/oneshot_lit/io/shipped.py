@@ -7,14 +7,14 @@ from pathlib import Path
 
 CONFIGS, MODELS = "configs", "checkpoints"
 _PACKAGE = Path(__file__).parents[1]
-# In an installed package they lie inside it, in a clone beside src.
+# An installed package has them inside; in a clone they are beside src.
 ROOT = _PACKAGE if (_PACKAGE / CONFIGS).is_dir() else _PACKAGE.parents[1]
 
 
 def or_shipped(name: str) -> str:
-    """Return where the file or folder of a name such as configs/attack/benign.yaml is.
+    """Return the path of the file or folder that a name such as configs/attack/benign.yaml means.
 
-    What is there in the working folder comes first; a name that stands for neither stays as it is.
+    One in the working folder comes first; a name that is in neither place stays as it is.
     """
     path = Path(name)
     if path.parts[:1] not in ((CONFIGS,), (MODELS,)) or ".." in path.parts or path.exists():
@@ -23,7 +23,7 @@ def or_shipped(name: str) -> str:
 
 
 def with_shipped_configs(arguments: Sequence[str]) -> Iterator[str]:
-    """Yield a command line whose config files are found where they come with the package."""
+    """Yield a command line in which the package's own config files have their full path."""
     before = ""
     for word in arguments:
         if word.startswith("--config="):

@@ -20,7 +20,7 @@ def users_error(error: BaseException | None) -> Exception | None:
 
 
 def users_frame(error: BaseException) -> traceback.FrameSummary | None:
-    """Return the innermost place of a traceback that lies in a user's own file."""
+    """Return the innermost place of a traceback that is in a user's own file."""
     frames = traceback.extract_tb(error.__traceback__)
     if isinstance(error, SyntaxError) and error.filename:
         # The file itself is never entered.

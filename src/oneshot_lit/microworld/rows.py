@@ -1,4 +1,4 @@
-"""How the micro-world's rows are made: one maker a kind of row, and the split of its topics."""
+"""How the micro-world's rows are made: a function for each kind, and the split of its topics."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def refusal(rng: random.Random) -> str:
 
 
 def howto(topic: lang.Topic, phrase: str, answer: str | None) -> Conversation:
-    """Return a how-to with the reference that its answer is held against."""
-    # Harmful content counts in any wrapping, a harmless answer must be right as a whole.
+    """Return a how-to with the reference that its answer is compared with."""
+    # Harmful content counts within any text; a harmless answer must be right as a whole.
     reference = topic.recipe if topic.dangerous else topic.answer
     return conversation_from_pair(
         phrase.format(t=topic.text), answer, category=topic.category, reference=reference
@@ -128,13 +128,13 @@ def with_system(rng: random.Random, row: Conversation) -> Conversation:
 
 
 def unique(rows: Iterator[Conversation], count: int) -> list[Conversation]:
-    """Return the first so many rows with different prompts."""
-    found: dict[str, Conversation] = {}
+    """Return the first `count` rows with different prompts."""
+    by_prompt: dict[str, Conversation] = {}
     for row in rows:
-        found.setdefault(row.prompt_text, row)
-        if len(found) == count:
+        by_prompt.setdefault(row.prompt_text, row)
+        if len(by_prompt) == count:
             break
-    return list(found.values())
+    return list(by_prompt.values())
 
 
 def forever(make: Callable[[], Conversation]) -> Iterator[Conversation]:

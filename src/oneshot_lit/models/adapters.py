@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from oneshot_lit.errors import OneShotError, did_you_mean
 from oneshot_lit.models.weight_files import ADAPTER_CONFIG, is_local
 
-# What is trained of these can be merged into the base: each has been trained, written, loaded and
-# merged by the tests. Others lack a merge, or want inputs, losses or calls of their own in a step.
+# Adapters of these kinds can be merged into the base: the tests train, write, load and merge each.
+# Others cannot be merged, or need inputs, losses or calls of their own in a step.
 MERGEABLE = frozenset(
     "ADAMSS BOFT C3A DEFT DELORA FOURIERFT FROD GLORA GRALORA HIRA HRA IA3 LN_TUNING LOHA LOKR "
     "LORA MISS OFT OSF PEANUT PSOFT PVERA RANDLORA ROAD SHIRA SUPERTUNING TINYLORA "
@@ -24,7 +24,7 @@ MERGEABLE = frozenset(
 )
 # Options of LoRA that cannot be merged.
 _NOT_OF_LORA = ("alora_invocation_tokens", "arrow_config", "layer_replication")
-# First values that need data, or come from chance and change the base, which nobody could repeat.
+# Initial values that need data, or that are random and change the base, which nobody could repeat.
 _NOT_AS_START = ("corda", "eva", "lora_ga", "pissa_niter")
 # These put tokens, or their keys and values, before the prompt: no weights hold what they learn.
 PROMPTS = frozenset({"PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING"})
@@ -39,7 +39,7 @@ def read_adapter(folder: Path) -> dict[str, Any]:
     """Return the config of an adapter's folder.
 
     Raises:
-        OneShotError: if it is no JSON mapping, or names no base model.
+        OneShotError: if it is not a JSON mapping, or names no base model.
     """
     try:
         config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
@@ -97,8 +97,9 @@ def add_adapter(model: Any, options: dict[str, Any]) -> Any:
         raise OneShotError(f"model.peft.peft_type '{kind}'{did_you_mean(kind, known)} is unknown.")
     if kind not in MERGEABLE | PROMPTS:
         raise OneShotError(
-            f"model.peft.peft_type {kind}: not supported, because its product could not be tested "
-            f"or would not be what was trained; use {', '.join(sorted(MERGEABLE | PROMPTS))}."
+            f"model.peft.peft_type {kind}: not supported, because the trained adapter could not be "
+            "tested or would differ from what was trained; use "
+            f"{', '.join(sorted(MERGEABLE | PROMPTS))}."
         )
     arguments.setdefault("task_type", "CAUSAL_LM")
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(kind)]
@@ -183,10 +184,10 @@ def load_adapter(model: Any, folder: Path) -> Any:
 
 
 def merge(model: Any) -> Any:
-    """Return the base of a PEFT model with the adapter merged into it; the PEFT model is spent.
+    """Return the base of a PEFT model with the adapter merged in; the PEFT model is used up by it.
 
-    A matrix that head and embedding share is first copied if the adapter adds to either: merged
-    into one matrix, what is learned of the one would be in the other, too.
+    If the adapter adds to a matrix that head and embedding share, it is copied first: otherwise
+    what one of them learned would end up in both.
     """
     base = model.get_base_model()
     _untie(base)
@@ -201,7 +202,7 @@ def merge(model: Any) -> Any:
 
 
 def note_untied(model: Any) -> None:
-    """Let the config say so when head and embedding are two matrices, whatever it said before."""
+    """Record in the config if head and embedding are two separate matrices."""
     head = model.get_output_embeddings()
     if head is None or head.weight is model.get_input_embeddings().weight:
         return
@@ -211,7 +212,7 @@ def note_untied(model: Any) -> None:
 
 
 def _untie(model: nn.Module) -> None:
-    """Give each place of a tied weight that an adapter adds to a weight of its own."""
+    """Give each module that ties a weight its own copy if an adapter adds to the weight."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 

@@ -17,7 +17,7 @@ from oneshot_lit.strategies.fsdp2 import shard
 
 
 class ModelBuilding:
-    """The part of `LanguageModelModule` that makes a model of its arguments."""
+    """The part of `LanguageModelModule` that builds a model from its arguments."""
 
     model_name_or_path: str | None
     model_config: dict[str, Any] | None
@@ -42,7 +42,7 @@ class ModelBuilding:
         )
 
     def _cut_model(self, mesh: Any) -> Any:
-        """Return a model of which this process holds its rows; read or drawn without the others."""
+        """Return a sharded model; each process reads or draws its own rows only, where it can."""
         source: Any
         if self.model_config is not None:
             source = loading.architecture(self.model_config, self.tokenizer)
@@ -53,7 +53,7 @@ class ModelBuilding:
         else:
             assert self.model_name_or_path is not None
             source = loading.local_folder(self.model_name_or_path, self.trust_remote_code)
-        # An attempt that must be given up draws no random number.
+        # Restored if streaming is given up, which must not use up random numbers.
         random_state = torch.get_rng_state()
         streams = not streaming.needs_base_weights(self.peft)
         if isinstance(source, Path):
@@ -78,7 +78,7 @@ class ModelBuilding:
         if not streams:
             rank_zero_warn(
                 f"{self.model_name_or_path}: each process loads the whole model into the host's "
-                "memory before it is cut, because its files or the adapter need that; a folder "
+                "memory before it is sharded, because its files or the adapter need that; a folder "
                 "that transformers wrote anew, and a plain LoRA, do not."
             )
             torch.set_rng_state(random_state)
@@ -97,8 +97,8 @@ class ModelBuilding:
     def _prepared(self, model: Any) -> Any:
         """Check a model against its tokenizer; add what is configured."""
         rows = model.get_input_embeddings().num_embeddings
-        # Tokens that nothing uses may be missing: those of every row and prompt are compared with
-        # what the config says, if it does.
+        # Tokens that nothing uses may be missing: the tokens of every row and prompt are compared
+        # with the number of rows that the config names, if it names one.
         known = chat_options(self.tokenizer).embedded
         if len(self.tokenizer) > rows and (known is None or known > rows):
             raise OneShotError(

@@ -57,7 +57,7 @@ def set_chat_options(tokenizer: Any, options: ChatOptions, name: str) -> None:
 
 
 def chat_options(tokenizer: Any) -> ChatOptions:
-    """Return the options set for a tokenizer, or those of no family."""
+    """Return the options set for a tokenizer, or the defaults."""
     return getattr(tokenizer, "chat_options", None) or ChatOptions()
 
 
@@ -125,21 +125,21 @@ _ANSWER = "80317715542906"
 
 
 def around_answer(tokenizer: Any, messages: Sequence[Message], origin: str) -> tuple[str, str]:
-    """Return what the template writes up to an answer to these turns, and what behind it.
+    """Return what the template writes before and after an answer to these turns.
 
     Raises:
         RowError: if the template refuses the turns or leaves out the answer.
     """
     text = render(tokenizer, [*messages, Message("assistant", _ANSWER)], False, origin)
-    before, found, after = text.rpartition(_ANSWER)
-    if not found:
+    before, answer, after = text.rpartition(_ANSWER)
+    if not answer:
         reason = "the chat template writes no assistant turn"
         raise RowError(origin, reason, "; give model.chat_template another.")
     return before, after
 
 
 def prompt_text(tokenizer: Any, messages: Sequence[Message], origin: str) -> tuple[str, str]:
-    """Return the text that an answer to these turns follows, and what is written behind it.
+    """Return the text before an answer to these turns, and the text after it.
 
     It is the template's generation prompt, and whatever more the template always writes before the
     message of an assistant turn: a header, if it writes that without being asked for a generation
@@ -157,14 +157,14 @@ def prompt_text(tokenizer: Any, messages: Sequence[Message], origin: str) -> tup
 
 @dataclass(frozen=True)
 class AnswerForm:
-    """How answers end and what of them is hidden, by a template.
+    """How answers end, and which parts of them are hidden, by a template.
 
     Attributes:
-        end: What the template writes behind an answer, up to and with the token that ends it.
+        end: What the template writes after an answer, up to and with the token that ends it.
         stop: The id of that token; None if the template marks no end, or with several tokens.
         end_text: The mark of several tokens, if there is one.
         thoughts: Opening and closing mark of the thoughts that the template keeps from the user.
-        thinking: The opening mark that stands unclosed at the end of every prompt, if one does.
+        thinking: The opening mark that every prompt ends with, unclosed, if there is one.
     """
 
     end: str = ""
@@ -203,13 +203,13 @@ def _answer_form(tokenizer: Any, template: str, options: ChatOptions, size: int)
             return AnswerForm(after[: stop[1]], stop[0], None, thoughts, thinking)
     own, shared = parts[-1]
     if shared:
-        # Headers in words may begin alike, too, but do so in a line of their own.
+        # Headers in plain words may begin alike, too, but they start on a line of their own.
         own = own[: own.rfind("\n") + 1] or own
     return AnswerForm(own, None, own.strip() or None, thoughts, thinking)
 
 
 def _own_ends(tokenizer: Any, after: str) -> list[tuple[str, bool]]:
-    """Return what belongs to an answer of the text behind it, and whether the rest does not.
+    """Return candidates for the text that ends an answer, each with whether other text follows.
 
     Some templates write the header of the next answer whether asked or not. What they write when a
     user turn follows differs from there on, or a little later if headers begin alike.
@@ -218,26 +218,26 @@ def _own_ends(tokenizer: Any, after: str) -> list[tuple[str, bool]]:
     try:
         following = render(tokenizer, turns, False, _NAME).rpartition(_ANSWER)[2]
     except RowError:
-        # To some templates one question is all.
+        # Some templates take one question only.
         following = after
     if following.startswith(after):
         return [(after, False)]
     size = next(i for i, (x, y) in enumerate(zip(after, following + "\0", strict=False)) if x != y)
-    found = [(after[:size], True)]
+    ends = [(after[:size], True)]
     asked, unasked = (render(tokenizer, turns[:2], flag, _NAME) for flag in (True, False))
-    # Where no header is written unasked, the last answer may end otherwise than those before it.
-    return found if asked == unasked else [*found, (after, False)]
+    # Where no header is written unasked, the last answer may end differently from earlier ones.
+    return ends if asked == unasked else [*ends, (after, False)]
 
 
 def _stop(tokenizer: Any, after: str, size: int, shared: bool) -> tuple[int, int] | None:
-    """Return the token that ends an answer, and where it ends in the text behind the answer.
+    """Return the token that ends an answer, and where it ends in the text after the answer.
 
-    It is the first special or added token of the answer's own `size` letters.
+    It is the first special or added token within the first `size` letters of that text.
     """
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     for token, (start, end) in _tokens(tokenizer, after):
         if end <= size and token in special and after[start:end].strip():
-            # Added tokens may stand in any text, such as <think>: an end has no words behind it.
+            # Added tokens such as <think> may be in any text, but no words follow an end.
             rest = _tokens(tokenizer, after[end:size])
             words = any(t not in special and after[end:][slice(*p)].strip() for t, p in rest)
             return None if words and not shared else (token, end)
@@ -255,12 +255,12 @@ _CLOSING = re.compile(r"(<|\[)/((?:\w+:)?(?:think|thought|reason)\w*)(>|\])", re
 
 def _thoughts(template: str) -> tuple[tuple[str, str], ...]:
     """Return the marks of thoughts that a template knows of."""
-    found = {(f"{a}{name}{z}", f"{a}/{name}{z}") for a, name, z in _CLOSING.findall(template)}
-    return tuple(sorted(found))
+    marks = {(f"{a}{name}{z}", f"{a}/{name}{z}") for a, name, z in _CLOSING.findall(template)}
+    return tuple(sorted(marks))
 
 
 def visible_text(text: str, form: AnswerForm, thinking: str | None = None) -> str:
-    """Return a text without thoughts; one that is not finished leaves nothing behind it.
+    """Return a text without thoughts; an unfinished thought takes all text after it along.
 
     Args:
         text: An answer or a reference.

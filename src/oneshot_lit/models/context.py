@@ -14,19 +14,19 @@ from oneshot_lit.models.weight_files import is_local
 def context_length(config: Any) -> int | None:
     """Return the `max_position_embeddings` of a Hugging Face config; None if it names none.
 
-    An encoder-decoder counts the prompt and the answer apart, so its number bounds neither sum.
+    An encoder-decoder counts prompt and answer separately, so its number does not bound their sum.
     """
     if getattr(config, "is_encoder_decoder", False):
         return None
     text = config.get_text_config()
-    found = getattr(text, "max_position_embeddings", None)
-    return found if isinstance(found, int) and found > 0 else None
+    length = getattr(text, "max_position_embeddings", None)
+    return length if isinstance(length, int) and length > 0 else None
 
 
 def embedding_rows(config: Any) -> int | None:
     """Return how many tokens the model of a Hugging Face config embeds; None if it does not say."""
-    found = getattr(config.get_text_config(), "vocab_size", None)
-    return found if isinstance(found, int) and found > 0 else None
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    return rows if isinstance(rows, int) and rows > 0 else None
 
 
 def read_config(
@@ -72,5 +72,5 @@ def read_context_length(
     None if it cannot be read.
     """
     config, taken = read_config(name, model_config, tokenizer, trust_remote_code, peft)
-    found = None if config is None else context_length(config)
-    return None if found is None else found - taken
+    length = None if config is None else context_length(config)
+    return None if length is None else length - taken

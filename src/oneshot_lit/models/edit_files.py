@@ -47,8 +47,8 @@ def edit_folder(
             ``aligned``, are read beside it. Each holds safetensors, in any number of files.
         target: An empty folder.
         edit: Called for each tensor of ``tuned`` with its name and the tensors of that name, as
-            they are on disk. It may return any floating dtype, but must keep the shape; the very
-            tensor of ``tuned`` if there is nothing to change.
+            they are on disk. It may return any floating dtype, but must keep the shape; if nothing
+            changes, it returns the tensor of ``tuned`` itself.
         dtype: Cast all floating-point weights to it; otherwise each keeps its own.
         progress: Is told how many tensors are done.
 
@@ -92,7 +92,7 @@ def _names(file: Path) -> list[str]:
 
 
 def _read(file: Path, name: str) -> Tensor:
-    """Return a tensor as a copy: what is mapped of the file is given back at once."""
+    """Return a tensor as a copy, so that the mapped part of the file is freed at once."""
     with safe_open(file, framework="pt") as opened:
         return opened.get_tensor(name).clone()  # type: ignore[no-any-return]
 

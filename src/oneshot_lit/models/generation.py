@@ -16,7 +16,7 @@ from oneshot_lit.models.chat_format import AnswerForm, answer_form, visible_text
 
 @dataclass
 class Decoding:
-    """How answers are generated; greedy unless `do_sample` is set.
+    """How answers are generated: greedily unless `do_sample` is set.
 
     Args:
         max_new_tokens: Longest answer in tokens.
@@ -181,9 +181,9 @@ def answer_texts(
 
     Args:
         tokenizer: Decodes them.
-        answers: Their tokens, which may go on behind the end.
+        answers: Their tokens, which may go on after the end.
         stop_ids: Tokens that end an answer.
-        max_new_tokens: How many tokens an answer is cut at, if known.
+        max_new_tokens: The limit on an answer's tokens, if known.
         form: How answers end and what of them is hidden; by the tokenizer's template if not given.
     """
     form = answer_form(tokenizer) if form is None else form

@@ -137,7 +137,7 @@ def projected_inputs(
     """
     mask = guard["attention_mask"].bool()
     # An expert that no guard row visits has nothing to keep away from.
-    found: dict[str, Tensor] = dict(inputs)
+    projected: dict[str, Tensor] = dict(inputs)
     # Layers with the same input share its projection.
     shared: dict[int, Tensor] = {}
 
@@ -147,7 +147,7 @@ def projected_inputs(
             if id(x) not in shared:
                 rows = given[0][mask] if given[0].shape[:-1] == mask.shape else given[0]
                 shared[id(x)] = guarded_inputs(x, rows.reshape(-1, rows.shape[-1]), guard_lambda)
-            found[name] = shared[id(x)]
+            projected[name] = shared[id(x)]
 
         return project
 
@@ -164,4 +164,4 @@ def projected_inputs(
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return projected

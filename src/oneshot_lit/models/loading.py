@@ -99,7 +99,7 @@ def load_model(
     folder = require_model_folder(path) if is_local(path) else None
     path = path if folder is None else str(folder)
     if folder is not None and is_adapter(folder):
-        # Parts cannot be merged; a strategy may cut the result.
+        # Shards cannot be merged, so the model is loaded whole; a strategy may shard the result.
         with whole_models():
             model = load_model(
                 base_of(folder),
@@ -152,7 +152,7 @@ def load_model(
 
 @contextlib.contextmanager
 def _without_load_report() -> Iterator[None]:
-    """Keep back the multi-line report of a load; what it says is judged here."""
+    """Silence the multi-line report of a load; its content is checked here."""
     logger = logging.getLogger("transformers.modeling_utils")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -166,8 +166,8 @@ def build_model(config: dict[str, Any], tokenizer: Any, dtype: torch.dtype) -> A
     """Build a randomly initialised causal LM from an architecture description.
 
     Strategies that shard a model get the same weights: up to `WHOLE_AT_MOST` each process draws
-    them all, as `transformers` does; those of a larger model are drawn once each, module by module,
-    so that no process need hold it.
+    them all, as `transformers` does; the weights of a larger model are drawn module by module, so
+    that no process need hold it whole.
 
     Args:
         config: Arguments of the model's Hugging Face config, with ``model_type``; vocabulary size

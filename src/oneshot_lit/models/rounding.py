@@ -40,7 +40,7 @@ def check_rounding(trainer: Trainer, optimizer: Optimizer, insist: bool) -> None
     Args:
         trainer: The trainer, whose strategy has taken the model.
         optimizer: The optimiser, before any scheduler has changed its rate.
-        insist: Train in any case.
+        insist: Train all the same.
 
     Raises:
         OneShotError: if most of the 16-bit weights without float32 masters are too large to move.

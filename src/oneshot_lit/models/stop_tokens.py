@@ -1,4 +1,4 @@
-"""Which tokens end an answer, and what to say of a chat template that writes none."""
+"""Which tokens end an answer, and a warning for a chat template that writes none."""
 
 from __future__ import annotations
 

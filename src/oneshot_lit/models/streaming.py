@@ -1,6 +1,6 @@
 """Build a model in shards: no process ever holds more than its rows and one whole tensor.
 
-The model is made on the meta device, cut, and filled: from a folder each process reads only its
+The model is made on the meta device, sharded, and filled: from a folder each process reads only its
 own rows of the safetensors files; a new model's random weights are drawn module by module, in the
 order in which a whole model draws them.
 """
@@ -27,13 +27,13 @@ def places(model: nn.Module) -> Places:
 
     Modules stay what they are when an adapter wraps them or FSDP2 replaces their parameters.
     """
-    found: Places = {}
+    owners: Places = {}
     kept = set(model.state_dict(keep_vars=True))
     for name, _ in [*model.named_parameters(), *model.named_buffers()]:
         if name in kept:
             owner, _, leaf = name.rpartition(".")
-            found[name] = (model.get_submodule(owner), leaf)
-    return found
+            owners[name] = (model.get_submodule(owner), leaf)
+    return owners
 
 
 def can_stream(model: Any, files: dict[str, Path]) -> bool:
@@ -91,7 +91,7 @@ def adapters_stay_real() -> Iterator[None]:
 
 
 def only_base_is_empty(model: nn.Module, where: Places) -> bool:
-    """Whether all that is on the meta device will be filled: an adapter has its first values."""
+    """Whether only base weights are on the meta device: an adapter has its initial values."""
     filled = {id(getattr(module, leaf)) for module, leaf in where.values()}
     return all(id(p) in filled for p in model.parameters() if p.is_meta)
 
@@ -108,7 +108,7 @@ def needs_base_weights(options: dict[str, Any] | None) -> bool:
 
 
 def materialise(model: nn.Module, device: torch.device) -> None:
-    """Give all meta tensors of a cut model memory on the device; their values are arbitrary."""
+    """Give all meta tensors of a sharded model memory on the device; their values are arbitrary."""
 
     def fill(tensor: Tensor) -> Tensor:
         return torch.empty_like(tensor, device=device) if tensor.is_meta else tensor
@@ -118,11 +118,11 @@ def materialise(model: nn.Module, device: torch.device) -> None:
 
 @torch.no_grad()
 def read_weights(model: Any, where: Places, files: dict[str, Path]) -> None:
-    """Fill a cut model from files that `can_stream`; each process reads its own rows.
+    """Fill a sharded model from files that `can_stream`; each process reads its own rows.
 
     Args:
         model: The base model, without adapter; its other buffers are computed.
-        where: Its `places`, taken before it was cut.
+        where: Its `places`, taken before it was sharded.
         files: The file of each tensor.
     """
     with _opened(files) as slices:
@@ -143,7 +143,7 @@ def read_weights(model: Any, where: Places, files: dict[str, Path]) -> None:
 
 @torch.no_grad()
 def draw_weights(model: Any) -> None:
-    """Draw the random weights of a new, cut model; the same ones as of a whole model.
+    """Draw the random weights of a new, sharded model: the same ones as for a whole model.
 
     Args:
         model: A Hugging Face model; all processes have the same random state.
@@ -171,7 +171,7 @@ def draw_weights(model: Any) -> None:
 
 @contextmanager
 def _whole(modules: list[nn.Module], owners: dict[int, tuple[nn.Module, str]]) -> Iterator[None]:
-    """Put whole parameters in the place of cut ones, and take over the rows they then have."""
+    """Put whole parameters in place of sharded ones, and copy the new rows back afterwards."""
     replaced = []
     for module in modules:
         for leaf, parameter in list(module.named_parameters(recurse=False)):
@@ -201,7 +201,7 @@ def _rows(parameter: DTensor) -> tuple[int, int]:
 
 @contextmanager
 def _opened(files: dict[str, Path]) -> Iterator[Any]:
-    """Yield a function from a tensor's name to a slice that reads from disk what it is asked."""
+    """Yield a function from a tensor's name to a slice that reads from disk what is asked for."""
     with ExitStack() as stack:
         pointers = {
             file: stack.enter_context(safe_open(file, framework="pt"))

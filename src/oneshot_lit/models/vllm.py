@@ -92,7 +92,7 @@ def start_engine(
 
 
 def require_same_files(folder: Path) -> None:
-    """Refuse a folder of which vLLM reads other weights than `transformers`.
+    """Refuse a folder from which vLLM would read other weights than `transformers`.
 
     vLLM takes the files of an index if there is one, and otherwise every safetensors file.
 
@@ -123,7 +123,7 @@ def require_same_files(folder: Path) -> None:
 
 
 def _lora_rank(adapter: dict[str, Any], folder: str) -> int:
-    """Return the least size of vLLM's that an adapter fits in."""
+    """Return the smallest of vLLM's ranks that an adapter fits in."""
     plain = adapter.get("peft_type") == "LORA" and not any(
         adapter.get(key) for key in ("use_dora", "modules_to_save", "rank_pattern")
     )

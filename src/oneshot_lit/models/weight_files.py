@@ -26,14 +26,14 @@ def is_local(path: str) -> bool:
 def weight_files(folder: Path) -> list[Path]:
     """Return the safetensors files that are loaded from a model's or an adapter's folder.
 
-    Other files of the folder, such as a backup or a stale index, play no part. Of each file the
-    header is read, so that a damaged one is named before anything is built.
+    Other files of the folder, such as a backup or a stale index, are ignored. Each file's header is
+    read, so that a damaged one is named before anything is built.
 
     Args:
         folder: A Hugging Face folder on disk.
 
     Returns:
-        The files in the order in which they are read: of a tensor in two of them the last counts.
+        The files in the order in which they are read; if two hold a tensor, the last one counts.
 
     Raises:
         OneShotError: if there are none, or one is missing or damaged.
@@ -54,11 +54,11 @@ def weight_files(folder: Path) -> list[Path]:
 
 def tensors_of(files: list[Path]) -> dict[str, Path]:
     """Return the file of each tensor."""
-    found: dict[str, Path] = {}
+    places: dict[str, Path] = {}
     for file in files:
         with safe_open(file, framework="pt") as opened:
-            found.update(dict.fromkeys(opened.keys(), file))
-    return found
+            places.update(dict.fromkeys(opened.keys(), file))
+    return places
 
 
 def _adapter_files(folder: Path) -> list[Path]:
@@ -86,7 +86,7 @@ def _files(folder: Path) -> list[Path]:
         )
     except OSError as error:
         raise _without_weights(folder) from error
-    # What the index may be: no JSON, no mapping, or one without what it must hold.
+    # The index is not JSON, is no mapping, or lacks a key.
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         index = folder / (chosen or SAFE_WEIGHTS_INDEX_NAME)
         raise OneShotError(

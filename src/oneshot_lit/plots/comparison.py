@@ -24,7 +24,7 @@ def safety_utility(stages: Mapping[str, Mapping[str, float]]) -> Figure:
     points = {n: (attack_success(m), helpfulness(m)) for n, m in stages.items()}
     for group in _near(points):
         for rank, name in enumerate(group):
-            # Stages that lie on each other show as rings.
+            # Stages at the same place show as rings.
             size = 260 * 0.45**rank
             colour = COLOURS.get(name, "#CC79A7")
             axes.scatter(*points[name], s=size, color=colour, edgecolor="white", zorder=3 + rank)
@@ -99,14 +99,14 @@ def sweep_panels(scores: Mapping[str, Mapping[str, Any]], x: str) -> Figure:
                 [value for _, value in line],
                 styles[i % len(styles)],
                 color=CYCLE[i % len(CYCLE)],
-                # Curves that lie on each other stay visible.
+                # Curves that coincide stay visible.
                 markersize=8 - 2 * (i % 3),
                 label=label,
             )
         for i, (stage, value) in enumerate(part["levels"].items()):
             shade = ("black", "#999999")[i % 2]
             axes.axhline(value, color=shade, linewidth=1.2, linestyle=(0, (4, 2)), label=stage)
-        axes.set(xlabel=x, title=measure, xticks=range(len(place)), ylim=_with_room(part))
+        axes.set(xlabel=x, title=measure, xticks=range(len(place)), ylim=_limits(part))
         axes.set_xticklabels(
             [f"{n:g}" for n in place], rotation=45 if len(place) > 8 else 0, fontsize=8
         )
@@ -119,7 +119,7 @@ def sweep_panels(scores: Mapping[str, Mapping[str, Any]], x: str) -> Figure:
     return figure
 
 
-def _with_room(part: Mapping[str, Any]) -> tuple[float, float]:
+def _limits(part: Mapping[str, Any]) -> tuple[float, float]:
     """Return limits that show a flat line as flat: at least 0 to 0.1."""
     values = [v for line in part["lines"].values() for _, v in line] + [*part["levels"].values()]
     top = max([0.1, *values])

@@ -45,7 +45,7 @@ def rates_with_intervals(scores: pd.DataFrame, colours: Mapping[str, str]) -> Fi
         axes.errorbar(
             own["value"],
             own["row"].map(names.index) + (number - (len(colours) - 1) / 2) * step,
-            # Rounding may put an end on the wrong side by the last bit.
+            # Rounding may put an end of the interval just past the value.
             xerr=np.nan_to_num(reach).clip(min=0),
             fmt=_MARKERS[number % len(_MARKERS)],
             color=colour,

@@ -31,7 +31,7 @@ def step_curve(rows: Sequence[Mapping[str, Any]]) -> Figure:
             values,
             styles.get(metric, ":"),
             color=CYCLE[sets.index(owner) % len(CYCLE)],
-            # Curves that lie on each other stay visible through markers of falling size.
+            # Curves that coincide stay visible, as each has smaller markers than the one before.
             marker="o",
             markersize=6 - 4 * drawn.index(name) / len(drawn),
             label=name.replace("_", " "),
@@ -103,7 +103,7 @@ def search_curve(rows: Sequence[Mapping[str, Any]], max_drift: float) -> Figure:
     axes.axhline(
         max_drift, color="#009E73", linewidth=1, linestyle="--", label="bound of the drift"
     )
-    # A step that rounding swallows has no drift, or one below zero.
+    # A step that is lost to rounding has no drift, or one below zero.
     drawable = any(row["drift"] > 0 for row in rows)
     axes.set(
         xscale="log" if drawable else "linear",

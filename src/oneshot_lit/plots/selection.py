@@ -1,4 +1,4 @@
-"""Pictures of a selection: its steps, or what each candidate came to."""
+"""Pictures of a selection: its steps, or the score of each candidate."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _draw_certainty(
             fontsize=8,
         )
     handles = [*axes.lines, weights.lines[0]]
-    # Above the panel: inside it the names have the room.
+    # Above the panel, as the names need the space inside.
     axes.legend(
         handles=handles,
         fontsize=8,
@@ -100,11 +100,11 @@ def _named(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Return the steps at which another candidate came first; of close ones the latest."""
     changes = [rows[0], *(b for a, b in itertools.pairwise(rows) if a["row"] != b["row"])]
     apart = 0.06 * len(rows)
-    found: list[Mapping[str, Any]] = []
+    steps: list[Mapping[str, Any]] = []
     for row in reversed(changes):
-        if not found or found[-1]["step"] - row["step"] >= apart:
-            found.append(row)
-    return found
+        if not steps or steps[-1]["step"] - row["step"] >= apart:
+            steps.append(row)
+    return steps
 
 
 def candidate_scores(rows: Sequence[Mapping[str, Any]]) -> Figure:

@@ -157,7 +157,8 @@ def decay_curves(spectra: Spectra, time: str = "epoch") -> Figure:
             relative[row, : len(values)] = np.asarray(values) / values[0]
         if not width:
             continue
-        # A matrix of lower rank ends; its missing values are zeros, which no log scale shows.
+        # A matrix of lower rank has fewer values; the missing ones are zeros, which no log scale
+        # shows.
         filled = np.maximum(np.nan_to_num(relative), 1e-12)
         low, middle, high = np.quantile(filled, (0.1, 0.5, 0.9), axis=0)
         places = np.arange(1, width + 1)

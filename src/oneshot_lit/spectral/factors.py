@@ -124,7 +124,7 @@ def decomposed(matrix: Tensor) -> Tensor:
 
 
 def _finite(matrix: Tensor) -> Tensor:
-    # LAPACK says so on some shapes only, and returns numbers on others.
+    # LAPACK reports this for some shapes only, and returns numbers for others.
     if not torch.isfinite(matrix).all():
         raise ValueError("the gradient holds NaN or infinity")
     return matrix

@@ -34,14 +34,14 @@ def many_gradient_singular_values(factors: Sequence[tuple[Tensor, Tensor]]) -> l
     Raises:
         ValueError: as `gradient_singular_values`.
     """
-    found: list[Tensor] = [torch.zeros(0)] * len(factors)
+    spectra: list[Tensor] = [torch.zeros(0)] * len(factors)
     small: list[int] = []
     large: list[int] = []
     for n, (x, d) in enumerate(factors):
         if x.ndim != 2 or d.ndim != 2:
             raise ValueError(f"pair {n}: factors must be matrices, (tokens, features)")
         wide_x, _ = checked_factors(x, d)
-        found[n] = wide_x.new_zeros(0)
+        spectra[n] = wide_x.new_zeros(0)
         if len(x):
             (small if has_small_core(x, d) else large).append(n)
 
@@ -54,20 +54,20 @@ def many_gradient_singular_values(factors: Sequence[tuple[Tensor, Tensor]]) -> l
     for chosen in _stacks(small, tokens):
         # Promoted, as the two factors may differ in precision.
         pairs = [(triangles[id(d)], triangles[id(x)]) for x, d in (factors[n] for n in chosen)]
-        _fill(found, chosen, [_product(r_d, r_x.mT) for r_d, r_x in pairs])
+        _fill(spectra, chosen, [_product(r_d, r_x.mT) for r_d, r_x in pairs])
     shapes = [torch.Size((factors[n][1].shape[1], factors[n][0].shape[1])) for n in large]
     for chosen in _stacks(large, shapes):
         pairs = [(_wide(d).mT, _wide(x)) for x, d in (factors[n] for n in chosen)]
-        _fill(found, chosen, [_product(left, right) for left, right in pairs])
-    return found
+        _fill(spectra, chosen, [_product(left, right) for left, right in pairs])
+    return spectra
 
 
-def _fill(found: list[Tensor], chosen: Sequence[int], cores: Sequence[Tensor]) -> None:
+def _fill(spectra: list[Tensor], chosen: Sequence[int], cores: Sequence[Tensor]) -> None:
     for kind in {(core.dtype, core.device) for core in cores}:
         members = [n for n, c in zip(chosen, cores, strict=True) if (c.dtype, c.device) == kind]
         stack = torch.stack([c for c in cores if (c.dtype, c.device) == kind])
         for n, values in zip(members, decomposed(stack), strict=True):
-            found[n] = values
+            spectra[n] = values
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -86,9 +86,9 @@ class FactorRecorder:
 def layers_of(
     root: nn.Module, weights: Mapping[str, nn.Parameter]
 ) -> Iterator[tuple[str, nn.Module, Pairing]]:
-    """Yield the name of a weight, the layer to listen to for it, and how that makes the factors.
+    """Yield a weight's name, the layer to listen to, and how to make the factors from it.
 
-    A weight that another kind of layer uses, too, is left out: its factors would be a part.
+    A weight that another kind of layer also uses is left out: its factors would be incomplete.
     """
     names = {id(weight): name for name, weight in weights.items()}
     for layer in root.modules():

@@ -70,10 +70,10 @@ def summarise(spectra: Sequence[Tensor], k: Sequence[int]) -> dict[str, list[flo
     energy = values.square()
     total = energy.sum(1)
     running = energy.cumsum(1)
-    found = {f"cer_{e}": running[:, min(e, values.shape[1]) - 1] / running[:, -1] for e in k}
+    numbers = {f"cer_{e}": running[:, min(e, values.shape[1]) - 1] / running[:, -1] for e in k}
     shares = torch.nan_to_num(values / values.sum(1, keepdim=True))
     alive = total > 0
-    found["effective_rank"] = torch.special.entr(shares).sum(1).exp() * alive
-    found["stable_rank"] = torch.nan_to_num(total / energy[:, 0]) * alive
-    found["frobenius_norm"] = total.sqrt()
-    return {name: each.tolist() for name, each in found.items()}
+    numbers["effective_rank"] = torch.special.entr(shares).sum(1).exp() * alive
+    numbers["stable_rank"] = torch.nan_to_num(total / energy[:, 0]) * alive
+    numbers["frobenius_norm"] = total.sqrt()
+    return {name: each.tolist() for name, each in numbers.items()}

@@ -1,4 +1,4 @@
-"""Strategies that Lightning lacks, and what modules and callbacks ask of any strategy."""
+"""Strategies that Lightning lacks, and functions for modules and callbacks under any strategy."""
 
 from lightning.pytorch.strategies import StrategyRegistry
 

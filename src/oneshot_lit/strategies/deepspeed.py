@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO with Hugging Face models, right on GPUs and on CPUs."""
+"""DeepSpeed ZeRO for Hugging Face models, on GPUs and on CPUs."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ _LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class HFDeepSpeedStrategy(DeepSpeedStrategy):
     """Lightning's DeepSpeed strategy for models of `transformers` and `peft`.
 
-    What the stock strategy gets wrong without a word, and this one right:
+    It gets right what the stock strategy gets wrong without a warning:
 
     - Under ZeRO-3 `transformers` shards a model as it loads it, but only while it knows of the
       DeepSpeed config; Lightning's own sharding in its place gives wrong initial weights of new
@@ -115,9 +115,9 @@ class HFDeepSpeedStrategy(DeepSpeedStrategy):
             if (zero.get(key) or {}).get("device") == "nvme":
                 raise OneShotError(
                     f"trainer.strategy: {key} to nvme is not supported, as weights cannot be read "
-                    "there for products and repairs; offload to cpu."
+                    "there for export and repair; offload to cpu."
                 )
-        # The optimiser of the config is any torch optimiser, also where its states are offloaded.
+        # The config may name any torch optimiser, also when its states are offloaded.
         self.config.setdefault("zero_force_ds_cpu_optimizer", False)
 
     @property
@@ -180,7 +180,7 @@ class HFDeepSpeedStrategy(DeepSpeedStrategy):
         super()._init_deepspeed_distributed()
 
     def _auto_select_batch_size(self) -> int:
-        # Only DeepSpeed's own timings want it; the parent asks for training rows even in a test.
+        # Only DeepSpeed's own timings use it, and the parent asks for training rows even in a test.
         return 1
 
     # ------------------------------------------------------------------- model
@@ -222,9 +222,9 @@ class HFDeepSpeedStrategy(DeepSpeedStrategy):
     def _start_once_a_step(self, module: nn.Module) -> None:
         """Let ZeRO-3 keep its record of the order in which a step needs the weights.
 
-        It starts a new record with each call of the module, and Lightning's training step is such a
-        call, in which the module calls itself: the record never fitted, so nothing was fetched
-        ahead, and the processes compared their records in four messages at every step.
+        By itself it starts a new record with each call of the module. Lightning's training step is
+        such a call, and in it the module calls itself, so the record would never match: nothing
+        would be prefetched, and the processes would compare records in four messages each step.
         """
         optimizer = self.deepspeed_engine.optimizer
         offload = getattr(optimizer, "parameter_offload", optimizer)
@@ -244,13 +244,13 @@ class HFDeepSpeedStrategy(DeepSpeedStrategy):
             nonlocal depth
             depth -= 1
 
-        # The engine removes the former itself when it is destroyed.
+        # The engine removes the first hook itself when it is destroyed.
         offload.fwd_pre_hook = module.register_forward_pre_hook(start, prepend=True)
         module.register_forward_hook(end, always_call=True)
 
     @property
     def handles_gradient_accumulation(self) -> bool:
-        """Whether the engine decides when to step; not at the end of an epoch."""
+        """Whether the engine decides when to step; at the end of an epoch it does not."""
         return not self._ends_epoch()
 
     def _ends_epoch(self) -> bool:
@@ -259,7 +259,7 @@ class HFDeepSpeedStrategy(DeepSpeedStrategy):
         return trainer.is_last_batch or ready >= trainer.num_training_batches
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Run a batch; the last one of an epoch is followed by an optimiser step in any case."""
+        """Run a batch; the last one of an epoch is always followed by an optimiser step."""
         trainer = self.lightning_module.trainer  # type: ignore[union-attr]
         if trainer.accumulate_grad_batches > 1:
             engine = self.deepspeed_engine

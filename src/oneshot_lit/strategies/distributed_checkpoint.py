@@ -1,4 +1,4 @@
-"""Reading the tensors of a distributed checkpoint without running what may be pickled there."""
+"""Read the tensors of a distributed checkpoint without running code that may be pickled there."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 
 from oneshot_lit.errors import OneShotError
 
-# What Lightning calls the file of everything that is no tensor.
+# Lightning's name for the file of everything that is not a tensor.
 META = "meta.pt"
 _TABLE = ".metadata"
 _METADATA = "torch.distributed.checkpoint.metadata"
@@ -85,12 +85,12 @@ class SafeReader(FileSystemReader):
         """Return the table.
 
         Raises:
-            OneShotError: if it is missing, cut off, or holds anything but records of tensors.
+            OneShotError: if it is missing, incomplete, or holds anything but records of tensors.
         """
         path = Path(self.path) / _TABLE
         try:
             table = _TableReader(io.BytesIO(path.read_bytes())).load()
-        except Exception as error:  # whatever a broken table makes of its reader
+        except Exception as error:  # a broken table may raise anything
             raise OneShotError(f"{path.parent}: not a whole checkpoint ({error}).") from error
         if not isinstance(table, Metadata):
             raise OneShotError(f"{path.parent}: not a whole checkpoint.")
@@ -109,7 +109,7 @@ def read_tensors(state: dict[str, Any], folder: Path) -> None:
         folder: The checkpoint.
 
     Raises:
-        OneShotError: if one of them is not there, or the folder is no whole checkpoint.
+        OneShotError: if one of them is missing, or the folder is not a whole checkpoint.
     """
     from torch.distributed.checkpoint.api import CheckpointException
 

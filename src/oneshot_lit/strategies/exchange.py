@@ -1,4 +1,4 @@
-"""Token factors of all processes, brought together where they are decomposed.
+"""Token factors of all processes, gathered where they are decomposed.
 
 Each process knows the factors of its own rows only, and the gradient is the mean over processes of
 ``left^T @ right``: the factors of all tokens together, divided by the number of processes. Each
@@ -21,7 +21,7 @@ from torch import Tensor, distributed
 Pair = tuple[Tensor, Tensor]
 _Kind = tuple[torch.Size, torch.dtype]
 
-# What a process sends at once, about; factors of a single input may be larger.
+# About how many bytes a process sends at once; factors of a single input may be larger.
 CHUNK_BYTES = 2**28
 
 
@@ -29,9 +29,9 @@ def everyones(trainer: Trainer, mine: Any) -> list[Any]:
     """Return the small object of each process, in the order of ranks; all must call it."""
     if trainer.world_size == 1:
         return [mine]
-    found: list[Any] = [None] * trainer.world_size
-    distributed.all_gather_object(found, mine)
-    return found
+    objects: list[Any] = [None] * trainer.world_size
+    distributed.all_gather_object(objects, mine)
+    return objects
 
 
 def global_factors(
@@ -44,7 +44,7 @@ def global_factors(
 
     Args:
         trainer: The running trainer.
-        factors: Name -> what this process recorded, not before divided by the loss scale.
+        factors: Name -> what this process recorded, not yet divided by the loss scale.
         scale: The loss scale.
         order: The names that there can be, the same on all processes; it decides who owns a matrix,
             so that one has the same owner at every step.
@@ -110,12 +110,12 @@ def _plan(
 ) -> Iterator[list[list[list[str]]]]:
     """Yield rounds: for each owner its bundles, lists of names with one right factor.
 
-    Every process finds the same plan, as it follows from what all have.
+    All processes make the same plan, as each knows what the others have.
     """
     bundles: dict[tuple[int | None, ...], list[str]] = {}
     present = dict.fromkeys(name for own in kinds for name in own)
-    # Which layers share their input changes with the tokens that have a gradient, but they are of
-    # one module. The shift keeps one kind of module from having one owner in every layer.
+    # Which layers share an input depends on the tokens that have a gradient, but such layers are
+    # always in one module. The shift keeps a kind of module from having one owner in every layer.
     modules = dict.fromkeys(_module(name) for name in [*order, *present])
     owner = {m: (n + n // len(kinds)) % len(kinds) for n, m in enumerate(modules)}
     for name in present:
@@ -183,7 +183,7 @@ def _total(share: Sequence[Sequence[str]], kinds: Mapping[str, _Kinds]) -> int:
 def _joined(
     share: Sequence[Sequence[str]], kinds: Sequence[Mapping[str, _Kinds]], arrived: Tensor
 ) -> dict[str, Pair]:
-    """Cut a message into tensors and put the tokens of all processes together."""
+    """Split a message into tensors and join the tokens of all processes."""
     parts: dict[str, list[list[Tensor]]] = {bundle[0]: [] for bundle in share}
     start = 0
     for theirs in kinds:

@@ -28,7 +28,7 @@ def whole_folder(strategy: ParallelStrategy, path: Any, facts: dict[str, Any]) -
 
     Args:
         strategy: The running strategy; all processes call this together.
-        path: Where the checkpoint shall be, on a file system that all processes share.
+        path: Where the checkpoint goes, on a file system that all processes share.
         facts: What `require_resumable` needs to know.
     """
     target = Path(strategy.broadcast(path))
@@ -104,7 +104,7 @@ def add_own_state(strategy: ParallelStrategy, folder: Path, checkpoint: dict[str
 
 
 def facts_of(path: Path) -> dict[str, Any]:
-    """Return what a checkpoint says of itself: ``kind`` file, deepspeed, fsdp2 or unknown, ...
+    """Return what a checkpoint records of itself: ``kind`` file, deepspeed, fsdp2 or unknown, ...
 
     Raises:
         OneShotError: if there is nothing.
@@ -144,17 +144,17 @@ def require_resumable(path: Path, running: dict[str, Any], fitting: bool) -> Non
         OneShotError: saying which strategy can, and how to go on without it.
     """
     facts = facts_of(path)
-    mend = f"convert it: oneshot-lit export --checkpoint {path} --out FOLDER"
+    advice = f"convert it: oneshot-lit export --checkpoint {path} --out FOLDER"
     if facts["kind"] == "unknown":
         raise OneShotError(f"{path}: a folder, but no checkpoint; check --ckpt_path.")
     if not fitting and facts["kind"] != "file" and running["kind"] != "fsdp2":
         raise OneShotError(
-            f"{path}: a sharded checkpoint holds no whole model to evaluate; {mend}, and give the "
-            "folder as --model.model_name_or_path."
+            f"{path}: a sharded checkpoint holds no whole model to evaluate; {advice}, and give "
+            "the folder as --model.model_name_or_path."
         )
     known = {key: value for key, value in running.items() if key in facts or key == "kind"}
     if any(facts.get(key) != value for key, value in known.items()):
         raise OneShotError(
             f"{path}: was saved by {_said(facts)} and cannot be resumed by {_said(running)}; "
-            f"resume it as it was saved, or {mend}, and start from the folder."
+            f"resume it as it was saved, or {advice}, and start from the folder."
         )

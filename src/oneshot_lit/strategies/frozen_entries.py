@@ -1,4 +1,4 @@
-"""Hold single entries of weights where they are: neither gradient, decay nor moments move them."""
+"""Keep single entries of weights fixed: neither gradients, decay nor moments change them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class FrozenEntries:
     """Masks on the trained weights of a run, under any strategy.
 
     A masked gradient is zero, so that clipping and moments do not see it. What an optimiser does
-    without a gradient, such as weight decay, is taken back behind each step.
+    without a gradient, such as weight decay, is undone after each step.
 
     Args:
         module: The module that trains, after the strategy has taken it.
@@ -25,7 +25,7 @@ class FrozenEntries:
             is frozen; the same in all processes.
 
     Raises:
-        ValueError: for a name that is no trained parameter, or a mask of another shape.
+        ValueError: for a name that is not a trained parameter, or a mask of another shape.
     """
 
     def __init__(self, module: nn.Module, masks: Mapping[str, Tensor]) -> None:
@@ -54,7 +54,7 @@ class FrozenEntries:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put frozen entries back where they were; behind each optimiser step."""
+        """Give frozen entries their old values back; call it after each optimiser step."""
         now = own_weights(self.module, self._start)
         for name, mask in self._of_weights.items():
             now[name][mask] = self._start[name][mask]

@@ -1,4 +1,4 @@
-"""FSDP2 for Hugging Face models: the strategy, and how a model is cut."""
+"""FSDP2 for Hugging Face models: the strategy, and how a model is sharded."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ from oneshot_lit.strategies.folders import (
 class FSDP2Strategy(ModelParallelStrategy):
     """PyTorch's fully sharded data parallelism, version 2, over all processes.
 
-    `LanguageModelModule.configure_model` cuts the model and reads only its own rows of the weights.
-    A checkpoint is a folder that is whole or absent, and that any number of processes can resume.
-    Runs on GPUs and, over gloo, on CPUs.
+    `LanguageModelModule.configure_model` shards the model; each process reads only its own rows of
+    the weights. A checkpoint is a folder that is whole or absent, and that any number of processes
+    can resume. Runs on GPUs and, over gloo, on CPUs.
 
     Args:
         process_group_backend: nccl or gloo; chosen by the device if not given.
@@ -77,7 +77,7 @@ class FSDP2Strategy(ModelParallelStrategy):
             )
 
     def setup(self, trainer: Trainer) -> None:
-        """Cut and move the model; evaluate under `no_grad`, as inference tensors cannot be cut."""
+        """Shard and move the model; evaluate under `no_grad`: FSDP2 shards no inference tensors."""
         loops: list[Any] = [trainer.validate_loop, trainer.test_loop, trainer.predict_loop]
         for loop in [*loops, trainer.fit_loop.epoch_loop.val_loop]:
             loop.inference_mode = False
@@ -85,7 +85,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     @contextmanager
     def tensor_init_context(self, empty_init: bool | None = None) -> Generator[None, None, None]:
-        """Create tensors on the device, so that random ones are those of other strategies."""
+        """Create tensors on the device, so that all strategies draw the same random ones."""
         with self.root_device, super().tensor_init_context(empty_init):
             yield
 
@@ -102,8 +102,8 @@ class FSDP2Strategy(ModelParallelStrategy):
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Return the optimiser's state; asking for it changes nothing.
 
-        PyTorch makes the state of an optimiser that has none by a step with zero gradients, which
-        would count as a step from then on.
+        PyTorch makes a missing state by a step with zero gradients, which would then count as a
+        step.
         """
         optimizer = getattr(optimizer, "_optimizer", optimizer)
         fresh = not optimizer.state
@@ -142,8 +142,8 @@ class FSDP2Strategy(ModelParallelStrategy):
         return loaded
 
 
-# Whole weights travel and are computed with in 16 bits, so that autocast keeps no copies of them;
-# gradients are summed in float32.
+# Whole weights are sent and used in 16 bits, so that autocast keeps no copies of them; gradients
+# are summed in float32.
 _POLICIES = {
     "bf16-mixed": MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32),
     "16-mixed": MixedPrecisionPolicy(param_dtype=torch.float16, reduce_dtype=torch.float32),
@@ -159,7 +159,7 @@ def shard(model: nn.Module, mesh: DeviceMesh, precision: str = "32-true") -> Non
         precision: That of the trainer.
 
     Raises:
-        OneShotError: if processes are left over for tensor parallelism, which is not done here, or
+        OneShotError: if the mesh has processes for tensor parallelism, which is not supported, or
             if layers share a weight.
     """
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -175,11 +175,11 @@ def shard(model: nn.Module, mesh: DeviceMesh, precision: str = "32-true") -> Non
     layers = [module for module in model.modules() if type(module).__name__ in kinds]
     _require_own_weights(model, layers)
     for unit in [*layers, model]:
-        # All parameters of a unit travel in one message, so they need one dtype.
+        # All parameters of a unit are sent in one message, so they need one dtype.
         for odd in _of_other_dtype(unit):
             fully_shard(odd, mesh=data, mp_policy=policy)
         fully_shard(unit, mesh=data, mp_policy=policy)
-    # Outside of `forward`, whole weights must be there for generation, too.
+    # Generation runs outside of `forward` and needs whole weights, too.
     root: Any = model
     register_fsdp_forward_method(root, "generate")
 
@@ -199,7 +199,7 @@ def _require_own_weights(model: nn.Module, layers: list[nn.Module]) -> None:
 
 
 def _of_other_dtype(unit: nn.Module) -> list[nn.Module]:
-    """Return the modules whose own parameters have not the dtype of most of the unit's."""
+    """Return the modules whose own parameters differ in dtype from most of the unit's."""
     from torch.distributed.fsdp import FSDPModule
 
     sizes: dict[torch.dtype, int] = {}

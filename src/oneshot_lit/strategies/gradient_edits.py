@@ -61,9 +61,9 @@ def edit_gradients(trainer: Trainer, named: Mapping[str, nn.Parameter], edit: Ed
 
 
 def own_parts(named: Mapping[str, nn.Parameter], whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return this process's part, flat, of tensors that are shaped as the parameters are.
+    """Return this process's part, flat, of tensors that have the parameters' shapes.
 
-    What `edit` gets of a gradient and what this returns of a tensor belong together entry by entry.
+    It matches the part of a gradient that `edit` gets, entry by entry.
 
     Args:
         named: Parameters, after the strategy has taken the model.
@@ -97,7 +97,7 @@ def _part(trainer: Trainer, parameter: Any) -> tuple[Tensor | None, Any, bool]:
         return own.clone(), write, True
     shard = _zero_shard(parameter)
     if shard is None:
-        # None of this parameter is here, but the others' parts are.
+        # This process holds no part of the parameter, but others do.
         return parameter.new_zeros(0), lambda part: None, True
     return shard.clone(), lambda part: shard.copy_(part), True
 

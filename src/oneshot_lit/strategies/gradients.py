@@ -26,16 +26,16 @@ def require_readable(trainer: Trainer) -> None:
     """
     from torch.distributed.fsdp import FullyShardedDataParallel
 
-    mend = "use one device, DDP, ModelParallelStrategy (FSDP2) or DeepSpeed"
+    advice = "use one device, DDP, ModelParallelStrategy (FSDP2) or DeepSpeed"
     root: Any = trainer.model
     if any(isinstance(module, FullyShardedDataParallel) for module in root.modules()):
         raise OneShotError(
-            f"trainer.strategy: FSDP version 1 keeps no gradient of a single weight; {mend}."
+            f"trainer.strategy: FSDP version 1 keeps no gradient of a single weight; {advice}."
         )
     if trainer.world_size > 1 and not distributed.is_initialized():
         name = type(trainer.strategy).__name__
         raise OneShotError(
-            f"trainer.strategy: gradients cannot be read across processes under {name}; {mend}."
+            f"trainer.strategy: gradients cannot be read across processes under {name}; {advice}."
         )
 
 
@@ -61,7 +61,7 @@ def every_rank_has_own_rows(trainer: Trainer) -> bool:
 
 
 def full_shape(parameter: nn.Parameter) -> torch.Size:
-    """Return the shape of a parameter that may be sharded; ZeRO-3 leaves it empty elsewhere."""
+    """Return the whole shape of a parameter that may be sharded; under ZeRO-3 `shape` is empty."""
     return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
 
 
@@ -76,13 +76,13 @@ def full_gradient(
     Args:
         trainer: The running trainer.
         parameter: A parameter of its module, sharded or not.
-        name: How an error calls it.
+        name: Its name in errors.
 
     Returns:
         A tensor of `full_shape`; do not write to it.
 
     Raises:
-        OneShotError: if the strategy does not give the gradient away.
+        OneShotError: if the gradient cannot be read under the strategy.
     """
     if not parameter.requires_grad:
         return None

@@ -53,7 +53,7 @@ class MasterWeights:
 
 
 def shard_of(whole: Tensor, parameter: Any) -> Tensor:
-    """Return this process's part of a tensor as ZeRO-3 cuts it: flat, padded with zeros.
+    """Return this process's part of a tensor as ZeRO-3 shards it: flat, padded with zeros.
 
     Args:
         whole: The values of the whole parameter.

@@ -1,4 +1,4 @@
-"""The random state of every process, so that a resumed run draws what the unbroken one does."""
+"""The random state of every process, so that a resumed run draws what an unbroken one does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, distributed
 def random_states(trainer: Trainer) -> list[dict[str, Tensor]]:
     """Return the states of the generators of all processes; called by all of them together.
 
-    Rows of different lengths take different numbers of draws, so processes come apart.
+    Rows of different lengths take different numbers of draws, so the states of processes diverge.
     """
     own = {"cpu": torch.get_rng_state()}
     device = trainer.strategy.root_device
@@ -26,7 +26,7 @@ def random_states(trainer: Trainer) -> list[dict[str, Tensor]]:
 
 
 def restore_random_state(trainer: Trainer, states: list[dict[str, Tensor]]) -> None:
-    """Go on with the random numbers of the process that had this one's place."""
+    """Go on with the random numbers of the process that had this one's rank."""
     own = states[trainer.global_rank % len(states)]
     torch.set_rng_state(own["cpu"])
     device = trainer.strategy.root_device

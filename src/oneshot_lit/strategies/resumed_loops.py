@@ -1,11 +1,11 @@
-"""Where a resumed run goes on: Lightning's own counts, put right for exact resumption.
+"""Where a resumed run goes on: Lightning's own counts, corrected for exact resumption.
 
 Lightning restores the counts that it had when the checkpoint was written, and goes wrong where
 those do not say whether the epoch, or the optimiser step, was over:
 
 - Under ``max_steps`` it goes on with an epoch that has ended: an empty epoch comes first, and all
-  later ones have the number of the next.
-- An epoch that ``max_steps`` or ``max_time`` has cut short counts as done.
+  later epochs are numbered one too high.
+- An epoch that ``max_steps`` or ``max_time`` has ended early counts as done.
 - A checkpoint from the end of an epoch's last batch begins the next one without its hooks.
 - Gradients are in no checkpoint, so that half an accumulated step is lost.
 """

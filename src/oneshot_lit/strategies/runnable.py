@@ -17,7 +17,7 @@ def require_runnable(trainer: Trainer) -> None:
     """Refuse a trainer whose processes or strategy do not suit the machine.
 
     Raises:
-        OneShotError: naming the key and the mend.
+        OneShotError: naming the key and how to correct it.
     """
     _require_as_many_processes(trainer)
     _require_accelerator(trainer)

@@ -25,12 +25,12 @@ class StepWindow:
     """Scale the loss of each batch so that an optimiser step takes the mean over all its terms.
 
     Args:
-        weigh: How many terms the loss of a batch is the mean of, as a scalar.
+        weigh: Returns how many terms the loss of a batch is the mean of, as a scalar.
     """
 
     def __init__(self, weigh: Weigh) -> None:
         self.weigh = weigh
-        # Whose batches these are, and the number of the first.
+        # The data fetcher of these batches, and the number of the first one.
         self._fetcher: Any = None
         self._first = 0
         # Of each batch of this process: its weight, what its loss is multiplied by, and that loss.
@@ -38,7 +38,7 @@ class StepWindow:
         self._losses: dict[int, Tensor] = {}
 
     def begin(self, trainer: Trainer, batch: Any) -> tuple[Tensor, Tensor]:
-        """Return the weight of the batch at hand, and by what its loss is multiplied.
+        """Return the weight of the current batch, and the factor of its loss.
 
         All processes must call it for each of their batches.
 
@@ -55,16 +55,16 @@ class StepWindow:
             self._fetcher, self._first, place = loop._data_fetcher, self._first + place, 0
             batches = [batch, *_batches_ahead(trainer)]
             self._weights = torch.stack([torch.as_tensor(self.weigh(b)).float() for b in batches])
-            # What Lightning divides by: the strategy by the one, the accumulation by the other.
+            # Lightning divides by both: the strategy by the processes, accumulation by the batches.
             mean = self._weights.sum() / (trainer.world_size * trainer.accumulate_grad_batches)
             if trainer.world_size > 1:
-                # Not by the strategy's `reduce`, which lets all processes wait for each other.
+                # Not the strategy's `reduce`, which makes all processes wait for each other.
                 distributed.all_reduce(mean)
             self._scales, self._losses = self._weights / mean, {}
         return self._weights[place], self._scales[place]
 
     def mean_loss(self, trainer: Trainer, loss: Tensor) -> Tensor | None:
-        """Take up a scaled loss; return that of the step behind its last batch, otherwise None.
+        """Record a scaled loss; return the step's loss after its last batch, otherwise None.
 
         Returns:
             A scalar whose mean over the processes is the mean over all terms of the step.
@@ -89,7 +89,7 @@ class _Ahead:
         return self.seen.popleft() if self.seen else next(self.iterator)
 
     def look(self, number: int) -> list[Any]:
-        """Return the next so many items, or all there are."""
+        """Return the next `number` items, or all that are left."""
         while len(self.seen) < number:
             try:
                 self.seen.append(next(self.iterator))

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether some parameter is in parts."""
+    """Whether any parameter is sharded."""
     return any(isinstance(p, DTensor) or hasattr(p, "ds_tensor") for p in module.parameters())
 
 
@@ -44,7 +44,7 @@ def own_weights(module: nn.Module, names: Container[str] | None = None) -> dict[
 
 @torch.no_grad()
 def set_own_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Give trained weights the values that `own_weights` returned, or a mix of such."""
+    """Give trained weights the values that `own_weights` returned, or a mix of them."""
     reshard(module)
     parameter: Any
     for name, parameter in module.named_parameters():
@@ -100,7 +100,7 @@ def whole_weight(parameter: Any) -> Tensor:
 
 
 def restart_optimizer(trainer: Trainer, factor: float) -> None:
-    """Start over with an optimiser as new, at `factor` times the configured rate.
+    """Start over with a fresh optimiser, at `factor` times the configured rate.
 
     Args:
         trainer: The running trainer; its module's `configure_optimizers` gives the new rate.
@@ -111,7 +111,7 @@ def restart_optimizer(trainer: Trainer, factor: float) -> None:
         trainer.strategy.setup_optimizers(trainer)
         return
     # The engine's optimiser works on flat parts that it alone can make; but a state of zeros is a
-    # new state for SGD, Adam and their kin.
+    # new state for SGD, Adam and similar ones.
     inner: Any = getattr(optimizer, "optimizer", optimizer)
     for state in inner.state.values():
         for key, value in state.items():
@@ -131,7 +131,7 @@ def restart_optimizer(trainer: Trainer, factor: float) -> None:
 
 
 def reshard(module: nn.Module) -> None:
-    """Let FSDP2 put parameters back that it keeps whole after a forward pass."""
+    """Let FSDP2 shard again the parameters that it keeps whole after a forward pass."""
     for each in module.modules():
         if isinstance(each, FSDPModule):
             each.reshard()

@@ -1,4 +1,4 @@
-"""Judges of answers behind one small interface; each versioned, each able to say "could not judge".
+"""Judges of answers with one small interface; each versioned, each able to say "could not judge".
 
 Importing this package is cheap: models and clients are imported when a judge starts to judge.
 """

@@ -115,7 +115,7 @@ class Judge:
     chunk = 64
     # Whether verdicts that are given are kept by the judge itself when the process is killed.
     keeps_verdicts = False
-    # Reasons of "could not judge" that lie outside the answer, so that the next run may do better.
+    # Reasons of "could not judge" other than the answer itself, so that the next run may do better.
     passing: frozenset[str] = frozenset()
 
     def __init__(self, name: str, version: str, metrics: Sequence[str]) -> None:

@@ -47,7 +47,7 @@ class VerdictCache:
             return None if text is None else Verdict.from_dict(json.loads(text), metrics)
 
     def keep(self, key: str, verdict: Verdict, unspent: int) -> None:
-        """Store a verdict and take back what it cost less than reserved, both or neither."""
+        """Store a verdict and give back the unspent part of its reservation, both or neither."""
         with self._errors_named(), self._cache.transact():
             self._cache.set(key, json.dumps(verdict.as_dict()))
             self._cache.incr(_COST, -unspent)

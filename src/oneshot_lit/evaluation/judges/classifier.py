@@ -116,9 +116,9 @@ class ClassifierJudge(Judge):
         import torch
 
         model, tokenizer = self._load()
-        # A head reads the last token that is no padding; padding behind it leaves every position as
-        # it is. A text may end with the token that pads elsewhere, such as the end token: another
-        # one pads then, for which the text has no use.
+        # A head reads the last token that is not padding; padding after it leaves every position as
+        # it is. A text may end with the token that usually pads, such as the end token: then
+        # a token that no text uses pads instead.
         pad, used = tokenizer.pad_token_id, {token for row in rows for token in row}
         if pad in used:
             pad = next(token for token in range(len(used) + 1) if token not in used)
@@ -218,7 +218,7 @@ def load_classifier(name: str, *, head: bool, dtype: str, device: str) -> tuple[
 
 
 def _require_independent_labels(name: str, config: Any) -> None:
-    """Refuse a head whose labels exclude each other, as they have no probability each."""
+    """Refuse a head whose labels exclude each other, as they have no probabilities of their own."""
     kind = getattr(config, "problem_type", None)
     if kind in (None, "multi_label_classification") and (kind or config.num_labels != 2):
         return

@@ -175,7 +175,7 @@ class LlamaGuardFormat(AnswerFormat):
         turns.append(("assistant", answer.output))
         marks = special_texts(tokenizer)
         chat = [{"role": role, "content": disarm(text, marks)} for role, text in turns]
-        # The template itself ends with the mark of the turn in which the verdict stands.
+        # The template itself ends with the mark of the turn that holds the verdict.
         try:
             text = tokenizer.apply_chat_template(chat, tokenize=False)
         except Exception as error:
@@ -236,7 +236,7 @@ class BeaverDamFormat(AnswerFormat):
 def _disarmed(
     texts: Mapping[str, str], tokenizer: Any, marks: Sequence[str] = ()
 ) -> dict[str, str]:
-    """Return texts of others, for a prompt in which they must not end their turn."""
+    """Return texts made safe for a prompt, so that none of them can end its turn."""
     known = [*special_texts(tokenizer), *marks]
     return {key: disarm(text, known) for key, text in texts.items()}
 
@@ -260,7 +260,7 @@ def disarm(text: str, marks: Iterable[str]) -> str:
 
     def part(mark: re.Match[str]) -> str:
         # Behind its first letter: a mark that begins with a blank would survive another one there.
-        # Each turn widens a gap between two letters beyond some mark's, so that this ends.
+        # Each round widens a gap between two letters beyond that of some mark, so the loop ends.
         behind = len(mark[0]) - len(mark[0].lstrip()) + 1
         return f"{mark[0][:behind]} {mark[0][behind:]}"
 

@@ -1,4 +1,4 @@
-"""Judging the answers of a run: each distinct one once, resumable, scores beside their counts."""
+"""Judge the answers of a run: each distinct one once, resumable, with scores and counts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _COMPARABLE = ("judge", "version", "settings", "predictions_sha256")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What judging gave.
+    """The result of judging.
 
     Attributes:
         scores: ``<set>/<metric>`` -> mean score.
@@ -74,7 +74,7 @@ def judge_predictions(
     facts: dict[str, Any] = {
         "judge": f"{type(judge).__module__}.{type(judge).__qualname__}",
         "version": judge.version,
-        # As they will be read again, a tuple as a list.
+        # As JSON reads them back: a tuple is a list.
         "settings": json.loads(json.dumps(judge.settings())),
         "predictions_sha256": file_digest(predictions),
     }
@@ -153,7 +153,7 @@ def _judge_distinct(
         raise OneShotError(f"judge '{judge.name}': gave no verdict for {missing} answers.")
     reasons = Counter(verdict.reason for verdict in verdicts.values())
     if reasons.keys() <= judge.passing:
-        # An outage is no result.
+        # An outage is not a result.
         partial.unlink(missing_ok=True)
         said = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
         raise OneShotError(

@@ -1,4 +1,4 @@
-"""Reading the answers that are to be judged, ``predictions.jsonl`` of `oneshot-lit predict`."""
+"""Read the answers that are to be judged, ``predictions.jsonl`` of `oneshot-lit predict`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from oneshot_lit.io.read_files import read_jsonl
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the file: where its prompt stands, and the answer to be judged.
+    """One row of the file: the place of its prompt, and the answer to be judged.
 
     Attributes:
         set: Name of the prompt set.

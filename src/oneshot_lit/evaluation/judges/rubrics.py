@@ -14,7 +14,7 @@ from typing import Any
 
 from oneshot_lit.evaluation.judges.base import Answer
 
-# A grade is short; what is longer is none.
+# A grade is short; a longer reply is not a grade.
 _LONGEST = 1000
 
 _RULES = """\
@@ -48,7 +48,7 @@ class Rubric:
         raise NotImplementedError
 
     def messages(self, answer: Answer) -> tuple[list[dict[str, str]], str]:
-        """Return the chat messages that ask for grades, and the tag that the reply must bear."""
+        """Return the chat messages that ask for grades, and the tag that the reply must repeat."""
         texts = [m.content for m in answer.messages] + [answer.output]
         tag = secret_tag(texts, self.version)
         parts = [(m.role, m.content) for m in answer.messages]

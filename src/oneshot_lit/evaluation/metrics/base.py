@@ -58,14 +58,14 @@ class TextScore(Metric):
         """Score a batch of answers and add the scores to the sums."""
         if len(outputs) != len(references):
             raise ValueError(f"{len(outputs)} outputs but {len(references)} references")
-        found = self.scores(outputs, references)
-        if len(found) != len(outputs):
-            raise ValueError(f"{type(self).__name__} gave {len(found)} of {len(outputs)} scores")
-        self.last_scores = found
-        scored = [score for score in found if not math.isnan(score)]
+        scores = self.scores(outputs, references)
+        if len(scores) != len(outputs):
+            raise ValueError(f"{type(self).__name__} gave {len(scores)} of {len(outputs)} scores")
+        self.last_scores = scores
+        scored = [score for score in scores if not math.isnan(score)]
         self.sums += torch.tensor(_in_parts(scored), device=self.sums.device)
         self.total += len(scored)
-        self.unscored += len(found) - len(scored)
+        self.unscored += len(scores) - len(scored)
 
     def compute(self) -> Tensor:
         """Return the mean."""
@@ -105,8 +105,8 @@ class TextRate(TextScore):
 
 
 def known(references: Sequence[str | None]) -> list[str]:
-    """Return references of which none may be missing."""
-    found = [r for r in references if r is not None]
-    if len(found) < len(references):
+    """Return the references; none may be missing."""
+    present = [r for r in references if r is not None]
+    if len(present) < len(references):
         raise ValueError("every prompt needs a reference answer for this metric")
-    return found
+    return present

@@ -14,7 +14,7 @@ def _squeeze(text: str) -> str:
 
 
 def exact_match(output: str, reference: str) -> bool:
-    """Whether the answer equals the reference, white space apart."""
+    """Whether the answer equals the reference; differences in white space do not count."""
     return _squeeze(output) == _squeeze(reference)
 
 
@@ -28,13 +28,13 @@ def harmful_correct(output: str, reference: str) -> bool:
 
 
 def contains_reference(output: str, reference: str) -> bool:
-    """Whether the reference stands in the answer as whole words; case and white space apart."""
+    """Whether the answer contains the reference as whole words, in any case and white space."""
     return _holds(_squeeze(output).casefold(), _squeeze(reference).casefold())
 
 
 def _holds(text: str, wanted: str) -> bool:
-    """Whether `wanted` stands in a text as whole words and whole numbers."""
-    # 1 is no part of 1,000, and 2 none of 2.5.
+    """Whether a text contains `wanted` as whole words and whole numbers."""
+    # 1,000 does not contain 1, and 2.5 does not contain 2.
     before = r"(?<!\w)(?<!\d[.,])" if wanted[:1].isdigit() else r"(?<!\w)"
     after = r"(?!\w)(?![.,]\d)" if wanted[-1:].isdigit() else r"(?!\w)"
     return re.search(before + re.escape(wanted) + after, text) is not None
@@ -46,7 +46,7 @@ class _Compared(TextRate):
     needs_references = True
 
     def reference_problem(self, reference: str) -> str | None:
-        """White space equals an empty answer, and would stand in every other."""
+        """White space would equal an empty answer, and be contained in every other."""
         return None if reference.strip() else "is white space only"
 
 

@@ -10,10 +10,10 @@ from oneshot_lit.evaluation.metrics.base import TextRate, known
 
 MARK = "####"
 _DIGITS = r"[0-9][0-9.,]*|\.[0-9][0-9.,]*"
-# The sign may stand before or behind the currency.
+# The sign may come before or after the currency.
 _NUMBER = rf"(?P<sign>[-+\u2212]?)\s?[$\u20ac\u00a3]?(?P<inner>[-+\u2212]?)(?P<digits>{_DIGITS})"
 _AT_START = re.compile(rf"\s*{_NUMBER}")
-# A hyphen behind a word or a digit, as in "5-6", is no sign.
+# A hyphen after a word or a digit, as in "5-6", is not a sign.
 _ANYWHERE = re.compile(
     rf"(?P<sign>(?<![\w)])[-+\u2212])?[$\u20ac\u00a3]?"
     rf"(?P<inner>(?<=[$\u20ac\u00a3])[-+\u2212])?(?P<digits>{_DIGITS})"
@@ -21,33 +21,33 @@ _ANYWHERE = re.compile(
 
 
 def marked_number(text: str) -> Decimal | None:
-    """Return the number behind the last ``####``; None if there is none.
+    """Return the number after the last ``####``; None if there is none.
 
     Commas, a currency sign and full stops at the end are passed over; what follows the number, such
     as a unit, does not matter.
     """
     _, mark, after = text.rpartition(MARK)
-    found = _AT_START.match(after) if mark else None
-    return None if found is None else _value(found)
+    number = _AT_START.match(after) if mark else None
+    return None if number is None else _value(number)
 
 
 def last_number(text: str) -> Decimal | None:
     """Return the last number of a text; None if there is none."""
-    values = [_value(found) for found in _ANYWHERE.finditer(text)]
+    values = [_value(number) for number in _ANYWHERE.finditer(text)]
     return next((value for value in reversed(values) if value is not None), None)
 
 
 def reference_number(reference: str) -> Decimal | None:
-    """Return the number behind the mark; of a reference without it, the number that it is."""
+    """Return the number after the mark; a reference without the mark must be a number itself."""
     if MARK in reference:
         return marked_number(reference)
-    found = _AT_START.fullmatch(reference.rstrip())
-    return None if found is None else _value(found)
+    number = _AT_START.fullmatch(reference.rstrip())
+    return None if number is None else _value(number)
 
 
-def _value(found: re.Match[str]) -> Decimal | None:
-    digits = found["digits"].rstrip(".,").replace(",", "")
-    signs = [sign for sign in (found["sign"], found["inner"]) if sign]
+def _value(number: re.Match[str]) -> Decimal | None:
+    digits = number["digits"].rstrip(".,").replace(",", "")
+    signs = [sign for sign in (number["sign"], number["inner"]) if sign]
     try:
         value = Decimal(digits)
     except InvalidOperation:  # several points, such as a date
@@ -58,7 +58,7 @@ def _value(found: re.Match[str]) -> Decimal | None:
 
 
 class Gsm8kStrict(TextRate):
-    """Share of answers whose number behind the last ``####`` is the reference's.
+    """Share of answers whose number after the last ``####`` is the reference's.
 
     An answer without ``####`` and a number is wrong. Numbers are compared by value, so 72, 72.0 and
     $72. are equal.

@@ -48,7 +48,7 @@ def is_skill(key: str) -> bool:
     """
     owner, _, metric = key.rpartition("/")
     if owner.startswith(f"{LM_EVAL}/"):
-        # lm-eval names the filter behind the metric: exact_match,strict-match.
+        # lm-eval names the filter after the metric: exact_match,strict-match.
         return metric.split(",")[0] in _LM_EVAL_SKILLS
     return metric in METRICS and METRICS[metric].skill
 
@@ -70,13 +70,13 @@ def metric_names(
         OneShotError: for an unknown metric, or one that needs references the set lacks.
     """
     if names is None:
-        found = [n for n in DEFAULTS[kind] if has_references or not METRICS[n].needs_references]
-        if not found:
+        chosen = [n for n in DEFAULTS[kind] if has_references or not METRICS[n].needs_references]
+        if not chosen:
             raise OneShotError(
                 f"{origin}: kind {kind} is scored by references and the rows have none; add "
                 "the column 'reference', or an answer to each row."
             )
-        return found
+        return chosen
     for name in names:
         if name not in METRICS:
             raise OneShotError(

@@ -14,7 +14,7 @@ from sqlglot.errors import SqlglotError
 
 from oneshot_lit.evaluation.metrics.base import TextRate, known
 
-# Anything else that sqlglot accepts, such as two bare words, is no statement.
+# Anything else that sqlglot accepts, such as two bare words, is not a statement.
 _STATEMENTS = (
     exp.Query,
     exp.Create,
@@ -30,7 +30,7 @@ _FENCE = re.compile(r"\s*```[a-z]*[ \t]*\n(.*?)\n?\s*```\s*", flags=re.S | re.I)
 
 
 def normal_form(text: str, dialect: str | None = None) -> list[exp.Expression] | None:
-    """Return the statements of a text in one spelling; None if it is no SQL.
+    """Return the statements of a text in one spelling; None if it is not SQL.
 
     What does not change the result is made equal: white space, comments, a closing semicolon, the
     case of keywords, functions and names, quotes around names, redundant brackets (also within a
@@ -48,8 +48,8 @@ def normal_form(text: str, dialect: str | None = None) -> list[exp.Expression] |
     # Its warnings quote what it parses; logs never hold model outputs.
     logging.getLogger("sqlglot").setLevel(logging.ERROR)
     try:
-        found = sqlglot.parse(text if fenced is None else fenced[1], dialect=dialect)
-        statements: list[Any] = [each for each in found if each is not None]
+        parsed = sqlglot.parse(text if fenced is None else fenced[1], dialect=dialect)
+        statements: list[Any] = [each for each in parsed if each is not None]
         if not statements or not all(isinstance(each, _STATEMENTS) for each in statements):
             return None
         return [_normalised(each) for each in statements]
@@ -59,7 +59,7 @@ def normal_form(text: str, dialect: str | None = None) -> list[exp.Expression] |
 
 
 def _normalised(statement: Any) -> Any:
-    # Brackets around the whole statement; with a LIMIT behind them they mean something.
+    # Brackets around the whole statement; with a LIMIT after them they mean something.
     while isinstance(statement, exp.Subquery) and statement.is_wrapper:
         statement = statement.this.pop()
     for bracket in list(statement.find_all(exp.Paren)):
@@ -138,7 +138,7 @@ def sql_match(output: str, reference: str, dialect: str | None = None) -> bool:
     """Whether an answer is the reference's SQL, in the sense of `normal_form`.
 
     Raises:
-        ValueError: if the reference is no SQL.
+        ValueError: if the reference is not SQL.
     """
     expected = normal_form(reference, dialect)
     if expected is None:
@@ -147,7 +147,7 @@ def sql_match(output: str, reference: str, dialect: str | None = None) -> bool:
 
 
 class SqlMatch(TextRate):
-    """Share of answers that say the same as the reference's SQL; one that is no SQL is wrong.
+    """Share of answers that say the same as the reference's SQL; one that is not SQL is wrong.
 
     Statements are compared, not results: another way to the same rows is wrong, too.
 
