@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric, seed_everything
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
 
 from oneshot_lit.data.datamodule import SafetyDataModule
 from oneshot_lit.data.digests import rows_digest
@@ -278,9 +277,3 @@ class Job(LanguageModelModule):
             return None
         rank_zero_info("going on where the interrupted run was.")
         return saved
-
-    def all_sum(self, values: Tensor) -> Tensor:
-        """Return the sum of a tensor over all processes."""
-        if self.trainer.world_size == 1:
-            return values
-        return self.all_gather(values).sum(0)  # type: ignore[no-any-return, union-attr]

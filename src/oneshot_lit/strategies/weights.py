@@ -6,7 +6,7 @@ functions together and with the same parameters.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import torch
@@ -67,19 +67,6 @@ def set_own_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
                 from deepspeed.utils import safe_set_full_fp32_param
 
                 safe_set_full_fp32_param(parameter, value)
-
-
-def whole_weights(parameters: Iterable[tuple[str, nn.Parameter]]) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, whole tensor) one after another, so that no process ever holds all of them.
-
-    Args:
-        parameters: Names and parameters; buffers pass as they are.
-
-    Yields:
-        Detached tensors on the device of the model; do not write to them.
-    """
-    for name, parameter in parameters:
-        yield name, whole_weight(parameter)
 
 
 def whole_weight(parameter: Any) -> Tensor:

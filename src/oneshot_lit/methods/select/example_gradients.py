@@ -97,27 +97,6 @@ def inner_products(factors: Factors, gradients: Mapping[str, Tensor]) -> Tensor:
     return total
 
 
-@full_precision
-def squared_norms(factors: Factors) -> Tensor:
-    """Return <g_i, g_i> of every example i, summed over the weights.
-
-    Weights that several layers share, such as tied embeddings, have the parts of each in one
-    gradient, so that products between the parts count as well.
-
-    Returns:
-        (examples,), float64.
-    """
-    total: Tensor | None = None
-    for parts in factors.values():
-        for a, (left, right) in enumerate(parts):
-            for b, (other_left, other_right) in enumerate(parts[a:], a):
-                grams = _gram(left, other_left) * (right @ other_right.mT)
-                found = grams.double().sum((-1, -2)) * (1 if a == b else 2)
-                total = found if total is None else total + found
-    assert total is not None
-    return total
-
-
 def _gram(left: Tensor, other: Tensor) -> Tensor:
     """Return ``left @ other^T``, (examples, tokens, tokens), of dense rows or token ids."""
     if left.dtype == torch.long and other.dtype == torch.long:
