@@ -49,8 +49,8 @@ class SafetyDataModule(TrainingRows):
         share_batch: Let the processes share `batch_size` rows instead, so that their number changes
             nothing but the speed.
         eval_batch_size: Prompts answered together, of each process.
-        max_length: Most tokens of a training row (longer ones are truncated) and of a prompt
-            (a longer one is an error).
+        max_length: Maximum number of tokens; longer training rows are truncated, longer prompts
+            are an error.
         long_prompts: ``skip`` leaves out prompts longer than `max_length`, counts them and says so.
         instance_repeats: Rows an epoch when an instance is given; one step each at batch size 1.
         shuffle: Shuffle the training rows each epoch.
