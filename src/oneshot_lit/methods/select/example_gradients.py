@@ -27,18 +27,18 @@ Factors = dict[str, list[tuple[Tensor, Tensor]]]
 def example_factors(root: nn.Module, weights: Mapping[str, nn.Parameter]) -> Iterator[Factors]:
     """Collect the factors of each weight in one backward pass, example by example.
 
-    The loss must be a sum over the examples, so that none changes another's gradient.
+    The loss must be a sum over the examples, so that no example changes another's gradient.
 
     Args:
         root: The model.
         weights: Name -> two-dimensional weight of a linear, embedding or Conv1D layer.
     """
-    found: Factors = {}
+    factors: Factors = {}
     handles = []
     for name, layer, pair in layers_of(root, weights):
-        handles.append(layer.register_forward_hook(_hook(found.setdefault(name, []), pair)))
+        handles.append(layer.register_forward_hook(_hook(factors.setdefault(name, []), pair)))
     try:
-        yield found
+        yield factors
     finally:
         for handle in handles:
             handle.remove()
@@ -62,8 +62,8 @@ def require_examples(factors: Factors, examples: int) -> None:
     """Check that every layer has seen each example by itself.
 
     Raises:
-        OneShotError: naming a weight whose layer has one input for all of them, or saw their tokens
-            in one list, as experts do: whose gradient is whose cannot be told there.
+        OneShotError: naming a weight if its layer has one input for all examples, or gets their
+            tokens in one list, as experts do. The gradients cannot be told apart there.
     """
     for name, parts in factors.items():
         for left, right in parts:
@@ -90,9 +90,9 @@ def inner_products(factors: Factors, gradients: Mapping[str, Tensor]) -> Tensor:
         matrix = gradients[name]
         for left, right in parts:
             projected = matrix[left] if left.dtype == torch.long else left @ matrix.to(left.dtype)
-            # Terms of either sign: the sum over tokens and features loses too much in float32.
-            found = torch.linalg.vecdot(projected, right.to(projected.dtype)).double().sum(-1)
-            total = found if total is None else total + found
+            # The terms have both signs, so a float32 sum over tokens and features loses too much.
+            products = torch.linalg.vecdot(projected, right.to(projected.dtype)).double().sum(-1)
+            total = products if total is None else total + products
     assert total is not None
     return total
 
@@ -101,8 +101,8 @@ def inner_products(factors: Factors, gradients: Mapping[str, Tensor]) -> Tensor:
 def squared_norms(factors: Factors) -> Tensor:
     """Return <g_i, g_i> of every example i, summed over the weights.
 
-    Weights that several layers share, such as tied embeddings, have the parts of each in one
-    gradient, so that products between the parts count as well.
+    If several layers share a weight, as with tied embeddings, its gradient is the sum of their
+    parts, so the products between the parts count as well.
 
     Returns:
         (examples,), float64.
@@ -112,8 +112,8 @@ def squared_norms(factors: Factors) -> Tensor:
         for a, (left, right) in enumerate(parts):
             for b, (other_left, other_right) in enumerate(parts[a:], a):
                 grams = _gram(left, other_left) * (right @ other_right.mT)
-                found = grams.double().sum((-1, -2)) * (1 if a == b else 2)
-                total = found if total is None else total + found
+                norms = grams.double().sum((-1, -2)) * (1 if a == b else 2)
+                total = norms if total is None else total + norms
     assert total is not None
     return total
 
