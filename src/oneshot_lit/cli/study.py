@@ -26,7 +26,7 @@ def run_study_command(arguments: Sequence[str], run_command: Callable[[Sequence[
     """Run a study and write its results and report.
 
     Args:
-        arguments: The command line behind the verb.
+        arguments: The command line after the verb.
         run_command: Runs a command line of a stage and returns its exit code.
     """
     parser = CommandParser(
@@ -71,7 +71,7 @@ def _run(options: Namespace, run_command: Callable[[Sequence[str]], int]) -> int
     from oneshot_lit.study.runner import Runner
 
     runner = Runner(study, console, options.fresh, run_command, ("oneshot_lit.cli.preload",))
-    # Stages that another study has begun would be begun anew.
+    # Without the lock, stages that another study has begun would start again.
     with run_locked(study.root, "study"):
         runner.run()
 
