@@ -35,7 +35,7 @@ def score(row: Any, separator: str = " ") -> str:
 def verdict(key: str, value: float | None) -> str:
     """Return the colour class of a cell: good, bad or none."""
     metric = key.rsplit("/", 1)[-1]
-    # What is good depends on the task there.
+    # For these, what is good depends on the task.
     if value is None or metric == "harmful_correct" or key.startswith(f"{LM_EVAL}/"):
         return ""
     if is_skill(key):

@@ -1,4 +1,4 @@
-"""What files of a run must look like, as other tools and hands may have changed them."""
+"""Checks the files of a run, because other tools or people may have changed them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _is(value: Any, shape: str) -> bool:
         return isinstance(value, str)
     if shape == COUNT:
         return type(value) is int and value >= 0
-    # NaN is smaller than nothing.
+    # NaN fails every comparison.
     return type(value) in (int, float) and abs(value) < 1e300
 
 

@@ -85,7 +85,7 @@ def shown_agreement(agreement: pd.DataFrame) -> pd.DataFrame:
 
 
 def shown_scores(report: Report, text: Callable[[Any], str]) -> pd.DataFrame:
-    """Return the scores with a column for each run, whose cells hold `text` of a score."""
+    """Return the scores with a column for each run; each cell holds `text` of a score."""
     return wide(report.scores, ["set", "metric", "by"], report.names, text)
 
 
