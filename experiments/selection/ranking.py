@@ -1,4 +1,4 @@
-"""How well a selector ranks candidates whose outcomes are known.
+"""How well a selector ranks candidates with known outcomes.
 
 Scores are higher for better candidates, outcomes lower. An agreement of 1 is the right order, 0 is
 chance.
@@ -88,24 +88,24 @@ def _kendall(x: Array, y: Array, drawn: NDArray[np.int64]) -> Array:
 
 
 def top(scores: Sequence[float]) -> list[int]:
-    """Return the positions of the best score: one, or those that share it."""
+    """Return the positions of the best score; several if they tie."""
     best = max(scores)
     return [i for i, score in enumerate(scores) if score == best]
 
 
 def regret(scores: Sequence[float], outcomes: Sequence[float]) -> float:
-    """Return how much worse the pick's outcome is than the best one's; of a tie, the mean."""
+    """Return how much worse the pick's outcome is than the best; the mean over tied picks."""
     picked = top(scores)
     return sum(outcomes[i] for i in picked) / len(picked) - min(outcomes)
 
 
 def chance_regret(outcomes: Sequence[float]) -> float:
-    """Return the regret that a pick drawn at random has on average."""
+    """Return the mean regret of a random pick."""
     return sum(outcomes) / len(outcomes) - min(outcomes)
 
 
 def as_good(outcome: float, outcomes: Sequence[float]) -> float:
-    """Return the share of the candidates whose outcome is at least as good as this one."""
+    """Return the share of the candidates with an outcome at least as good as this one."""
     return sum(each <= outcome for each in outcomes) / len(outcomes)
 
 
@@ -117,10 +117,10 @@ def chance_tests(
 ) -> tuple[float, float]:
     """Return two p-values: of the mean regret, and of the mean Spearman correlation.
 
-    Permutation tests, two-sided, with the exact count of one more than the permutations as good.
-    Each permutation renames the candidates in all cases alike: a score that says nothing about the
-    candidates would do as well under any names, though broken models are alike and a rule may give
-    the same scores in every case, so that the cases are not independent.
+    Two-sided permutation tests; the observed order counts as one of the permutations. Each
+    permutation renames the candidates in the same way in all cases, because the cases are not
+    independent: broken models are alike, and a rule may give the same scores in every case. A score
+    that says nothing about the candidates does equally well under any names.
 
     Args:
         scores: A selector's scores in each case, (cases, candidates), of one pool.
@@ -140,7 +140,7 @@ def chance_tests(
 
 
 def _shares(scores: Array) -> Array:
-    """Return the chance of each candidate to be picked, ties broken by lot."""
+    """Return each candidate's chance of being picked, with ties broken at random."""
     top = scores == scores.max()
     return top / top.sum()
 
@@ -154,7 +154,7 @@ def _unit(values: Array) -> Array:
 
 def _two_sided(values: Array) -> float:
     """Return the p-value of the first value among all of them."""
-    # Sums in another order round differently.
+    # Equal sums may differ by rounding.
     slack = 1e-9
     above = (values >= values[0] - slack).mean()
     below = (values <= values[0] + slack).mean()
