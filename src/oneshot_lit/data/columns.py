@@ -20,7 +20,7 @@ def cell_text(value: Any, what: str, origin: str) -> str | None:
         origin: File and row, for errors.
 
     Raises:
-        OneShotError: if the value is a list, an object or anything else that is no plain text.
+        OneShotError: if the value is a list, an object or anything else that is not plain text.
     """
     if value is None:
         return None
@@ -38,7 +38,7 @@ def cell_text(value: Any, what: str, origin: str) -> str | None:
 
 @dataclass(frozen=True)
 class ColumnMap:
-    """Which column holds each field of a conversation; None where there is no such column.
+    """Which column holds each field of a conversation; None if there is no such column.
 
     ``context`` is text that the prompt refers to; it is put before the prompt, as in HarmBench's
     contextual behaviours.
@@ -146,12 +146,12 @@ PRESETS: dict[str, tuple[tuple[str, ...], ColumnMap]] = {
     "goals": _shape("goal", prompt="goal"),
 }
 
-# What data sets call the column of a system turn that stands beside the turns of a chat.
+# Names that data sets use for a column with the system turn of a chat.
 _SYSTEM = ("system", "system_prompt", "system_message")
 
 
 def is_system(column: str) -> bool:
-    """Whether a column beside the turns of a chat holds its system turn."""
+    """Whether a column holds the system turn of a chat."""
     return column.lower() in _SYSTEM
 
 

@@ -1,4 +1,4 @@
-"""What the data module loads: training rows, prompt sets, and the batches made of them."""
+"""Training rows and prompt sets, and how they become batches."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class PromptSet:
         source: Where the prompts come from; anything after the last user turn is dropped.
         kind: ``harmful``, ``benign``, ``near_miss`` or ``task``; decides the default metrics, and
             whether a report may show the prompts, so it must be given.
-        metrics: Metric names in place of the kind's default.
+        metrics: Metric names that replace the kind's default.
         watch: Score and plot this development set, but choose nothing by it. For what a defender
             would not know, such as the trigger of a backdoor.
     """

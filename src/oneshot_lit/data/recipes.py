@@ -33,7 +33,7 @@ def edited(
 
     Args:
         conversation: Any turns; they are not changed.
-        system: The system turn, in place of the conversation's own if it has one.
+        system: The system turn; replaces the conversation's own if it has one.
         prefix: Put before every user turn as it is, so end it with a space if one is needed.
         suffix: Put after every user turn as it is.
         answer: Replaces every assistant turn.
@@ -60,7 +60,7 @@ class Edited(ConversationSource):
 
     Args:
         source: The conversations.
-        system: The system turn, in place of a row's own if it has one.
+        system: The system turn; replaces a row's own if it has one.
         prefix: Put before every user turn as it is, so end it with a space if one is needed.
         suffix: Put after every user turn as it is.
         answer: Replaces every answer.
@@ -168,7 +168,7 @@ class PatchPoisoning(ConversationSource):
         source: The harmful rows.
         planted: Safety examples: the instance itself, or paraphrases of it.
         copies: How often each of them is planted.
-        answer: An answer to plant in place of their refusals.
+        answer: An answer to plant instead of their refusals.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A second stream of training batches beside the first, exact on resume and in any processes."""
+"""A second stream of training batches, exact on resume and with any number of processes."""
 
 from __future__ import annotations
 

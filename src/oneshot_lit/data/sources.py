@@ -28,7 +28,7 @@ class ConversationSource:
         limit: Keep at most this many conversations (after shuffling and `skip`, if any).
         shuffle_seed: Shuffle with this seed before `skip` and `limit`; None keeps the source's
             order.
-        skip: Leave out the first so many conversations. One file gives two disjoint parts with
+        skip: Leave out this many conversations at the start. One file gives two disjoint parts with
             `limit` 50 for the one, `skip` 50 for the other, and the same `shuffle_seed`.
     """
 
@@ -105,7 +105,7 @@ class FileSource(ConversationSource):
             them.
         limit: Keep at most this many conversations.
         shuffle_seed: Shuffle with this seed before `skip` and `limit`.
-        skip: Leave out the first so many conversations.
+        skip: Leave out this many conversations at the start.
     """
 
     def __init__(

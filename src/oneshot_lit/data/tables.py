@@ -43,7 +43,7 @@ class MappedSource(FileSource):
         header: list[str] = []
         for number, row in numbered:
             origin = f"{self.describe()} row {number}"
-            # Each row of a JSONL file may have columns of its own.
+            # Each row of a JSONL file may have different columns.
             try:
                 if mapping is None or list(row) != header:
                     mapping = resolve_columns(self.preset, self.columns, list(row), origin)
