@@ -129,10 +129,10 @@ class Job(LanguageModelModule):
     # --------------------------------------------------------------- to implement
 
     def check(self) -> None:
-        """Refuse what cannot end well before the model is loaded."""
+        """Refuse settings that cannot work, before the model is loaded."""
 
     def prepare(self) -> None:
-        """Make what the steps need; the model is on its device, and a saved state taken up."""
+        """Prepare the steps; the model is on its device, and a saved state is already loaded."""
 
     def step(self) -> bool:
         """Take one step; return whether it was the last."""
@@ -259,7 +259,7 @@ class Job(LanguageModelModule):
             torch.save(content, file)
 
     def _saved(self, root: Path) -> dict[str, Any] | None:
-        """Return the state of an interrupted job; None without one of its own."""
+        """Return the state of this job if it was interrupted; None otherwise."""
         recover(root / STATE)
         if not (root / STATE).is_file():
             return None

@@ -40,7 +40,7 @@ def require_validation(trainer: Trainer, why: str, latest: float = math.inf) -> 
     Args:
         trainer: The trainer, with its loaders set up, so from `on_train_start` on.
         why: What is chosen by validations, for the error.
-        latest: The first validation must come no later than after so many batches.
+        latest: The first validation must come after at most this many batches.
 
     Raises:
         OneShotError: naming the settings that decide when it would be.

@@ -41,14 +41,14 @@ class OneShotRealignmentModule(LanguageModelModule):
             rate has begun to fall.
         margin: How many validations beyond the first of several equally good ones to take, so that
             the kept step does not sit on the edge of the good window.
-        refine: When the weights go from too little to too much between two validations, try so many
-            points between them by bisection, with forward passes only; a rate that is too high then
-            still finds the good window. 0 never does.
-        attempts: When the attack outlives an attempt though no harmless prompt is refused, the rate
-            is too low: go back to the broken model and double it, up to so many attempts in all.
-            1 never does. The best step of all attempts is kept.
-        attempt_steps: Optimiser steps that an attempt has for removing the attack, however many of
-            them lie between two validations.
+        refine: If the weights go from too little to too much repair between two validations, try
+            this many points between them by bisection, with forward passes only. A rate that is too
+            high then still finds the good window. 0 turns this off.
+        attempts: If the attack survives an attempt and no harmless prompt is refused, the rate is
+            too low: go back to the broken model and double it, up to this many attempts in all. 1
+            turns this off. The best step of all attempts is kept.
+        attempt_steps: Optimiser steps that an attempt has to remove the attack, no matter how many
+            of them lie between two validations.
     """
 
     validation_prefix = "dev/"
@@ -144,7 +144,7 @@ class OneShotRealignmentModule(LanguageModelModule):
         super().on_validation_epoch_end()
         if not self.scores or self.trainer.state.fn != "fit":
             return
-        # A sanity check of a few prompts is no measure of the broken model.
+        # A sanity check of a few prompts does not measure the broken model.
         counts = zip(self.trainer.num_sanity_val_batches, self._prompt_loaders(), strict=True)
         if self.trainer.sanity_checking and any(n < len(loader) for n, loader in counts):
             return
@@ -231,7 +231,7 @@ class OneShotRealignmentModule(LanguageModelModule):
         self.scores = scores
 
     def development_scores(self) -> dict[str, float]:
-        """Answer and score the development prompts with the weights as they are."""
+        """Answer and score the development prompts with the present weights."""
         # In the precision in which whole steps are validated.
         with self.trainer.precision_plugin.val_step_context():
             return self.score_loaders(self._prompt_loaders())

@@ -119,7 +119,7 @@ class StepSelector:
             abs(r.score - self.best.score) <= self.tolerance and r.attempt == record.attempt
             for r in self.history[self._first_best :]
         )
-        # The state before the first step is no repair, so a tie with it is no reason to move.
+        # The state before the first step is not a repair, so a tie with it does not count.
         if unbroken and position - self._first_best <= self.margin and self.improved:
             self.best = record
             return True

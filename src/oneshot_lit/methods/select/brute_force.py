@@ -105,7 +105,7 @@ class BruteForceModule(SelectionModule):
             self._before = self.measure()
 
     def measure(self) -> dict[str, float]:
-        """Return ``<set>/<metric>`` -> value of the model as it is, on the development prompts."""
+        """Return ``<set>/<metric>`` -> value of the present model on the development prompts."""
         self.eval()
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         with torch.no_grad(), self.trainer.autocast():  # type: ignore[attr-defined]

@@ -141,7 +141,7 @@ class TwoCopies:
         return f
 
     def objective(self) -> float:
-        """Return f at theta as it is."""
+        """Return f at the present theta."""
         with torch.no_grad():
             return sum(float(d) for t in self.upper for d in t.divergences(self.answer_logits))
 

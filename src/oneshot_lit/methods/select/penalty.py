@@ -102,7 +102,7 @@ class PenaltyRecord:
         g: sum_i w_i l_i(theta).
         v: The estimate of the lower level's optimum: sum_i w_i l_i(omega), or g if that is lower.
         gap: g - v; never below 0.
-        entropy: Of the weights, in nats; ln N for equal ones.
+        entropy: Entropy of the weights, in nats; ln N if they are equal.
         best: Position of the candidate with the largest weight.
         weight: That weight.
     """

@@ -18,7 +18,7 @@ def check_pool(pool: Sequence[Conversation], m: int, *, refusals: bool = True) -
         refusals: Ask for a refusal phrase in each answer.
 
     Raises:
-        OneShotError: if it is smaller than `m`, has two rows alike, or a row without a refusal.
+        OneShotError: if it is smaller than `m`, has two equal rows, or a row without a refusal.
     """
     if m < 1:
         raise OneShotError(f"model.m must be at least 1, not {m}.")

@@ -74,7 +74,7 @@ class Evidence:
         return labelled_logits(self._logits(batch), batch["labels"])
 
     def factors(self, batch: Batch, weights: Mapping[str, nn.Parameter]) -> Factors:
-        """Return the factors of each candidate's gradient of its own loss."""
+        """Return the factors of the gradient of each candidate's loss."""
         embeddings = [m.weight for m in self.model.modules() if isinstance(m, nn.Embedding)]
         with example_factors(self.model, weights) as factors:
             # Back to the embeddings, of tokens and positions, so that every layer's output has a

@@ -1,4 +1,4 @@
-"""Harmless rows that a repair must leave as they are, and the drift on them."""
+"""Harmless rows on which a repair must change little, and the drift on them."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class Drift:
             self.before = [self._logits(batch) for batch in batches]
 
     def __call__(self) -> float:
-        """Return the drift of the weights as they are."""
+        """Return the drift of the present weights."""
         total, count = 0.0, 0
         for batch, before in zip(self.batches, self.before, strict=True):
             divergences = kl_divergences(before, self._logits(batch))
