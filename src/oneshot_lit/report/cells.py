@@ -11,7 +11,7 @@ from oneshot_lit.report.text import DASH
 
 # Shares above or below which a cell is coloured: a reading aid, not a test.
 _LOW, _HIGH = 0.02, 0.95
-# A score whose interval reaches further than this is not coloured as good.
+# A score is not coloured as good if its interval reaches further than this.
 _WIDE = 0.1
 
 

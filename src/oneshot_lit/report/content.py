@@ -34,7 +34,7 @@ class Report:
         title: Its title.
         outputs_shown: Whether examples hold model outputs and harmful prompts.
         runs: Name, path, counts and provenance of each run.
-        findings: What the numbers say, in sentences.
+        findings: The findings, in sentences.
         notes: What was left out, and what differs between the runs.
         scores: A row for each score and run.
         changes: A row for each score of two runs.

@@ -44,7 +44,7 @@ def wide(
         table: Scores or categories.
         keys: The columns that name a row.
         runs: The names of the runs.
-        text: What a cell shows of a row of `table`.
+        text: Returns the text of a cell from a row of `table`.
     """
     rows: dict[Any, dict[str, str]] = {}
     for row in table.itertuples():
