@@ -38,10 +38,10 @@ _BETWEEN_LINES = 15.0
 
 @dataclass
 class _Running:
-    """A command that has been started, or one whose output was there already.
+    """A command that has been started, or one with an output that was there already.
 
-    `before` is the stamp of an output that was there at its start, `shown` the last line of its log
-    that was printed.
+    `before` is the stamp of an output from before its start, `shown` the last line of its log that
+    was printed.
     """
 
     stage: Stage

@@ -39,7 +39,7 @@ class Stage:
 
     @property
     def makes_model(self) -> bool:
-        """Whether the stage has a model of its own."""
+        """Whether the stage makes its own model."""
         return self.fit is not None or self.edit is not None
 
     def commands(self) -> dict[str, Command]:

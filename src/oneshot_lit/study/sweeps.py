@@ -33,8 +33,8 @@ class Sweep:
 def parse_sweeps(raw: Any, stages: Sequence[str], place: str) -> tuple[Sweep, ...]:
     """Read the ``sweeps`` of a study file.
 
-    Each is a mapping of ``title``, ``x``, ``lines`` (label -> stage name with ``{}`` in place of
-    the number) and ``levels`` (a list of stage names).
+    Each is a mapping of ``title``, ``x``, ``lines`` (label -> stage name with ``{}`` for the
+    number) and ``levels`` (a list of stage names).
 
     Raises:
         OneShotError: naming the key, if it is malformed or names no stage.
