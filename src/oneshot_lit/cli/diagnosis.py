@@ -64,7 +64,7 @@ def find_mistake(parser: ArgumentParser, words: Sequence[str]) -> str | None:
 
 
 def _keys_of(parser: ArgumentParser) -> dict[str, Any]:
-    """Return the type of each key of a parser; a group of keys is a dictionary of its own."""
+    """Return the type of each key of a parser; a group of keys is a nested dictionary."""
     keys: dict[str, Any] = {}
     for action in parser._actions:
         if action.dest.endswith(".help"):

@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run_verb = getattr(import_module(f"oneshot_lit.cli.{module}"), function)
         if module == "fit":
             return int(run_verb(given))
-        # A study runs the commands of its stages, each in a process of its own.
+        # A study runs the commands of its stages, each in its own process.
         return int(run_verb(given[1:], run_command) if module == "study" else run_verb(given[1:]))
     except OneShotError as error:
         line, code = str(error), error.code
