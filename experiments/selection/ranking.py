@@ -26,8 +26,8 @@ def spearman(scores: Sequence[float], outcomes: Sequence[float], seed: int = 0) 
 
     Args:
         scores: A selector's scores, (candidates,).
-        outcomes: What patching with each came to, (candidates,).
-        seed: Of the bootstrap.
+        outcomes: The outcome of patching with each, (candidates,).
+        seed: Seed of the bootstrap.
     """
     return _estimate(scores, outcomes, seed, _spearman)
 
@@ -37,8 +37,8 @@ def kendall(scores: Sequence[float], outcomes: Sequence[float], seed: int = 0) -
 
     Args:
         scores: A selector's scores, (candidates,).
-        outcomes: What patching with each came to, (candidates,).
-        seed: Of the bootstrap.
+        outcomes: The outcome of patching with each, (candidates,).
+        seed: Seed of the bootstrap.
     """
     return _estimate(scores, outcomes, seed, _kendall)
 
@@ -55,13 +55,13 @@ def _estimate(
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ValueError("a score or an outcome is not a number")
     n = len(x)
-    # Without two different values there is no order.
+    # Without two different values there is no ranking.
     if n < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return Estimate(None, None, None, n, 0)
     value = float(statistic(x, y, np.arange(n)[None])[0])
     drawn = np.random.default_rng(seed).integers(0, n, (RESAMPLES, n))
     resampled = statistic(x, y, drawn)
-    # Resamples without an order, or all alike, say nothing about the spread.
+    # Resamples without a ranking, or all the same, say nothing about the spread.
     if not np.isfinite(resampled).all() or np.ptp(resampled) == 0:
         return Estimate(value, None, None, n, 0)
     tail = (1 - LEVEL) / 2
@@ -124,8 +124,8 @@ def chance_tests(
 
     Args:
         scores: A selector's scores in each case, (cases, candidates), of one pool.
-        outcomes: What patching came to in each case, (cases, candidates).
-        seed: Of the permutations.
+        outcomes: The outcomes of patching in each case, (cases, candidates).
+        seed: Seed of the permutations.
     """
     x, y = np.asarray(scores, dtype=np.float64), np.asarray(outcomes, dtype=np.float64)
     rng = np.random.default_rng(seed)

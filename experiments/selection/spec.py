@@ -1,4 +1,4 @@
-"""What is compared: selectors of a safety instance, the ground truth, and the broken models.
+"""What to compare: selectors of a safety instance, the ground truth, and the broken models.
 
 A case is a broken model. For each case a study has the rankings of every selector and of brute
 force, and the models patched with each selector's pick.
@@ -19,7 +19,7 @@ from oneshot_lit.io.files import read_text
 
 @dataclass(frozen=True)
 class Spec:
-    """What is compared.
+    """What to compare.
 
     Attributes:
         truth: The name of the brute force.

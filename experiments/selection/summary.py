@@ -25,7 +25,7 @@ def summarise(
     """Return each selector's figures over the cases, and which one comes first.
 
     Args:
-        spec: What is compared.
+        spec: What to compare.
         cases: Name of a case -> its figures.
         scores: Name of a case -> every selector's scores, all of one pool.
         controls: Description of a control -> name of a case -> its held-out figures.
