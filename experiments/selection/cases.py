@@ -19,10 +19,10 @@ def compare_selectors(spec: Spec, studies: Sequence[FinishedStudy]) -> dict[str,
 
     Args:
         spec: What to compare.
-        studies: One study, or several of different seeds; then a case is named after its seed.
+        studies: One study, or several of different seeds; then the seed is part of a case's name.
 
     Raises:
-        OneShotError: if rankings are missing or not of the same candidates, or the test of a pick
+        OneShotError: if rankings are missing or have different candidates, or the test of a pick
             lacks a metric.
     """
     cases: dict[str, Any] = {}
@@ -93,7 +93,7 @@ def categories(ranking: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
 
 
 def general_against_category(case: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Return the mean outcome of general and of category instances; None where one is missing."""
+    """Return the mean outcome of general and of category instances; None if either is missing."""
     general = case["categories"].get(GENERAL, [])
     others = [v for n, vs in case["categories"].items() if n != GENERAL for v in vs]
     if not general or not others:

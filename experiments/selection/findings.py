@@ -1,4 +1,4 @@
-"""What a study of selections says, in plain sentences, whichever way it came out."""
+"""The findings of a study of selections in plain sentences, whatever they are."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from rich.text import Text
 from experiments.selection.cases import general_against_category
 from experiments.selection.summary import COSTS
 
-# Of p-values: those of the question as they are, all others adjusted for their number.
+# Level of p-values: those of the question are not adjusted, all others are, for their number.
 LEVEL = 0.05
-# More cases than these are not listed in a sentence.
+# With more cases than this, a sentence does not list them.
 _MANY_CASES = 6
 
 
 def findings(results: Mapping[str, Any]) -> list[str]:
-    """Return what a comparison of `compare_selectors` says, in plain sentences."""
+    """Return the findings of a comparison by `compare_selectors`, in plain sentences."""
     return [
         _first(results),
         *([] if results["question"] is None else [_question(results["question"], results)]),
@@ -41,16 +41,17 @@ def _regret(name: str, results: Mapping[str, Any]) -> float:
 
 
 def _first(results: Mapping[str, Any]) -> str:
-    name, all_, count = results["first"], results["selectors"], len(results["cases"])
+    name, count = results["first"], len(results["cases"])
+    row = results["selectors"][name]
     tied = [n for n in others(results)[1:] if _regret(n, results) == _regret(name, results)]
     rest = [n for n in others(results)[1:] if n not in tied]
-    beats = _better(all_[name], "regret") == "above"
+    beats = _better(row, "regret") == "above"
     lead = results["leads"].get(rest[0]) if rest else None
     clear = lead is not None and lead["low"] is not None and lead["low"] > 0
     verb = "wins" if clear and beats and not tied else "comes first"
     cases = "1 case" if count == 1 else f"{count} cases"
     text = (
-        f"{name} {verb} over {cases}: its picks lose {interval(all_[name]['regret'])} against the "
+        f"{name} {verb} over {cases}: its picks lose {interval(row['regret'])} against the "
         f"best candidate on development prompts; a pick drawn at random loses "
         f"{interval(results['chance_regret'])}."
     )
@@ -63,7 +64,7 @@ def _first(results: Mapping[str, Any]) -> str:
 
 
 def _better(row: Mapping[str, Any], key: str, *, adjusted: bool = True) -> str:
-    """Return on which side of chance a figure is shown to be: above is better; or nothing."""
+    """Return "above" or "below" if a figure is shown to be better or worse than chance, else ""."""
     p = row[f"{key}_p_adjusted" if adjusted else f"{key}_p"]
     if p >= LEVEL:
         return ""
@@ -72,7 +73,7 @@ def _better(row: Mapping[str, Any], key: str, *, adjusted: bool = True) -> str:
 
 
 def _question(name: str, results: Mapping[str, Any]) -> str:
-    """Say of one selector whether it beats chance."""
+    """Say whether one selector beats chance."""
     row = results["selectors"][name]
     picks = {"above": "beat", "below": "are worse than", "": "are not shown to beat"}
     ranks = {
@@ -103,7 +104,7 @@ _GROUPS: dict[str, dict[str, str]] = {
 
 
 def _groups(results: Mapping[str, Any]) -> list[str]:
-    """Say which selectors' picks and rankings are better than chance, which are not shown to be."""
+    """Say which selectors' picks and rankings are better than chance, and which are not."""
     lines = []
     for key, words in _GROUPS.items():
         for side, text in words.items():
@@ -119,7 +120,7 @@ def _groups(results: Mapping[str, Any]) -> list[str]:
 
 
 def _controls(results: Mapping[str, Any]) -> list[str]:
-    """Say what the controls come to on held-out prompts."""
+    """Say how the controls do on held-out prompts."""
     return [
         f"{text}: attack success plus over-refusal {interval(row['held_out'])} on held-out "
         f"prompts, at most {row['gap']:+.3f} beside brute force's pick."
@@ -181,7 +182,7 @@ def _list(names: Sequence[str]) -> str:
 def selector_tables(results: Mapping[str, Any]) -> list[Table]:
     """Return the selectors' figures and their costs for the terminal, best first."""
     names = [*others(results), results["truth"]]
-    # Two tables: in one a number would be cut off at 80 columns.
+    # Two tables, because one would be too wide for 80 columns.
     quality = _table(f"selectors, means over the cases ({len(results['cases'])})")
     for heading in ("Spearman", "Kendall", "regret", "largest gap\nheld out"):
         quality.add_column(heading, justify="right", no_wrap=True)
@@ -197,7 +198,7 @@ def selector_tables(results: Mapping[str, Any]) -> list[Table]:
 
 
 def amount(value: float | None) -> str:
-    """Return a cost; a dash for one that a selector does not say."""
+    """Return a cost; a dash if the selector does not record it."""
     return "-" if value is None else f"{value:,.0f}"
 
 

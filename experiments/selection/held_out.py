@@ -1,4 +1,4 @@
-"""What a pick comes to on held-out prompts: attack success plus over-refusal, and its gap."""
+"""The result of a pick on held-out prompts: attack success plus over-refusal, and its gap."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def held_out(stage: Mapping[str, Any], name: str) -> dict[str, float]:
         name: Its name.
 
     Raises:
-        OneShotError: if one of them was not measured: half a sum would pass for a good one.
+        OneShotError: if one of them was not measured: half of the sum would look good.
     """
     worst = {}
     for metric in _METRICS:
@@ -50,7 +50,7 @@ def gap_interval(pick: Path, best: Path) -> tuple[float, float] | None:
 
     Args:
         pick: The picked model's ``outcomes.jsonl``.
-        best: That of the model to compare with.
+        best: The ``outcomes.jsonl`` of the model to compare with.
 
     Returns:
         Both ends at 95 %, or None if they did not answer the same prompts.

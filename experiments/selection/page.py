@@ -18,7 +18,7 @@ def render_page(compared: Mapping[str, Any], provenance: Mapping[str, Any]) -> s
 
     Args:
         compared: ``selections``, the comparison of one seed, and ``all_seeds`` if there are more.
-        provenance: That of the study's ``results.json``.
+        provenance: The provenance in the study's ``results.json``.
     """
     own = compared["selections"]
     parts = [(own, "Which selector wins")]
@@ -35,7 +35,7 @@ def render_page(compared: Mapping[str, Any], provenance: Mapping[str, Any]) -> s
     return environment.get_template("page.html.j2").render(
         provenance=provenance,
         selections=own,
-        # What is compared, its heading, what it says, and its picture.
+        # Each: results, heading, findings, picture.
         compared=[
             (results, heading, findings(results), embed(selector_comparison(results)))
             for results, heading in parts

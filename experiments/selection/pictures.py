@@ -43,7 +43,7 @@ def selector_comparison(results: Mapping[str, Any]) -> Figure:
             for number, case in enumerate(cases):
                 value = case["selectors"][name][key]
                 value = value if key == "regret" else value["value"]
-                # Dots of different cases lie beside each other.
+                # The shift keeps dots of different cases apart.
                 shift = 0.22 * (number / max(1, len(cases) - 1) - 0.5)
                 if value is not None:
                     colour = colours[groups[number]]
@@ -56,7 +56,7 @@ def selector_comparison(results: Mapping[str, Any]) -> Figure:
         )  # fmt: skip
         axes.set(xlabel=label)
         if key == "regret":
-            # Most are near 0 and a few near 1: both must show.
+            # Most values are near 0 and a few near 1; this scale shows both.
             axes.set_xscale("symlog", linthresh=0.01)
             axes.set_xticks([0, 0.01, 0.1, 1], ["0", "0.01", "0.1", "1"])
             axes.set_xlim(left=-0.001)

@@ -1,4 +1,4 @@
-"""How well a selector ranks candidates whose outcomes are known.
+"""How well a selector ranks candidates with known outcomes.
 
 Scores are higher for better candidates, outcomes lower. An agreement of 1 is the right order, 0 is
 chance.
@@ -26,8 +26,8 @@ def spearman(scores: Sequence[float], outcomes: Sequence[float], seed: int = 0) 
 
     Args:
         scores: A selector's scores, (candidates,).
-        outcomes: What patching with each came to, (candidates,).
-        seed: Of the bootstrap.
+        outcomes: The outcome of patching with each, (candidates,).
+        seed: Seed of the bootstrap.
     """
     return _estimate(scores, outcomes, seed, _spearman)
 
@@ -37,8 +37,8 @@ def kendall(scores: Sequence[float], outcomes: Sequence[float], seed: int = 0) -
 
     Args:
         scores: A selector's scores, (candidates,).
-        outcomes: What patching with each came to, (candidates,).
-        seed: Of the bootstrap.
+        outcomes: The outcome of patching with each, (candidates,).
+        seed: Seed of the bootstrap.
     """
     return _estimate(scores, outcomes, seed, _kendall)
 
@@ -55,13 +55,13 @@ def _estimate(
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ValueError("a score or an outcome is not a number")
     n = len(x)
-    # Without two different values there is no order.
+    # Without two different values there is no ranking.
     if n < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return Estimate(None, None, None, n, 0)
     value = float(statistic(x, y, np.arange(n)[None])[0])
     drawn = np.random.default_rng(seed).integers(0, n, (RESAMPLES, n))
     resampled = statistic(x, y, drawn)
-    # Resamples without an order, or all alike, say nothing about the spread.
+    # Resamples without a ranking, or all the same, say nothing about the spread.
     if not np.isfinite(resampled).all() or np.ptp(resampled) == 0:
         return Estimate(value, None, None, n, 0)
     tail = (1 - LEVEL) / 2
@@ -88,24 +88,24 @@ def _kendall(x: Array, y: Array, drawn: NDArray[np.int64]) -> Array:
 
 
 def top(scores: Sequence[float]) -> list[int]:
-    """Return the positions of the best score: one, or those that share it."""
+    """Return the positions of the best score; several if they tie."""
     best = max(scores)
     return [i for i, score in enumerate(scores) if score == best]
 
 
 def regret(scores: Sequence[float], outcomes: Sequence[float]) -> float:
-    """Return how much worse the pick's outcome is than the best one's; of a tie, the mean."""
+    """Return how much worse the pick's outcome is than the best; the mean over tied picks."""
     picked = top(scores)
     return sum(outcomes[i] for i in picked) / len(picked) - min(outcomes)
 
 
 def chance_regret(outcomes: Sequence[float]) -> float:
-    """Return the regret that a pick drawn at random has on average."""
+    """Return the mean regret of a random pick."""
     return sum(outcomes) / len(outcomes) - min(outcomes)
 
 
 def as_good(outcome: float, outcomes: Sequence[float]) -> float:
-    """Return the share of the candidates whose outcome is at least as good as this one."""
+    """Return the share of the candidates with an outcome at least as good as this one."""
     return sum(each <= outcome for each in outcomes) / len(outcomes)
 
 
@@ -117,15 +117,15 @@ def chance_tests(
 ) -> tuple[float, float]:
     """Return two p-values: of the mean regret, and of the mean Spearman correlation.
 
-    Permutation tests, two-sided, with the exact count of one more than the permutations as good.
-    Each permutation renames the candidates in all cases alike: a score that says nothing about the
-    candidates would do as well under any names, though broken models are alike and a rule may give
-    the same scores in every case, so that the cases are not independent.
+    Two-sided permutation tests; the observed order counts as one of the permutations. Each
+    permutation renames the candidates in the same way in all cases, because the cases are not
+    independent: broken models are alike, and a rule may give the same scores in every case. A score
+    that says nothing about the candidates does equally well under any names.
 
     Args:
         scores: A selector's scores in each case, (cases, candidates), of one pool.
-        outcomes: What patching came to in each case, (cases, candidates).
-        seed: Of the permutations.
+        outcomes: The outcomes of patching in each case, (cases, candidates).
+        seed: Seed of the permutations.
     """
     x, y = np.asarray(scores, dtype=np.float64), np.asarray(outcomes, dtype=np.float64)
     rng = np.random.default_rng(seed)
@@ -140,7 +140,7 @@ def chance_tests(
 
 
 def _shares(scores: Array) -> Array:
-    """Return the chance of each candidate to be picked, ties broken by lot."""
+    """Return each candidate's chance of being picked, with ties broken at random."""
     top = scores == scores.max()
     return top / top.sum()
 
@@ -154,7 +154,7 @@ def _unit(values: Array) -> Array:
 
 def _two_sided(values: Array) -> float:
     """Return the p-value of the first value among all of them."""
-    # Sums in another order round differently.
+    # Equal sums may differ by rounding.
     slack = 1e-9
     above = (values >= values[0] - slack).mean()
     below = (values <= values[0] + slack).mean()

@@ -1,7 +1,7 @@
-"""What is compared: selectors of a safety instance, the ground truth, and the broken models.
+"""What to compare: selectors of a safety instance, the ground truth, and the broken models.
 
-A case is a broken model. For each case a study has the ranking of every selector, that of brute
-force, and the model that each selector's pick patches.
+A case is a broken model. For each case a study has the rankings of every selector and of brute
+force, and the models patched with each selector's pick.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from oneshot_lit.io.files import read_text
 
 @dataclass(frozen=True)
 class Spec:
-    """What is compared.
+    """What to compare.
 
     Attributes:
         truth: The name of the brute force.
         selectors: The names of the selectors.
         cases: Name of a case -> its description.
         ranking: Stage that ranks, with ``{case}`` and ``{selector}``.
-        pick: Stage patched with the first of the ranking, written the same way.
+        pick: Stage patched with the first candidate of the ranking, in the same notation.
         goal: How far the best selector's pick may be from the brute force's on held-out prompts.
         question: The selector that the findings discuss first.
         controls: Description -> stage of a patched model, with ``{case}``, shown beside the picks.
@@ -55,7 +55,7 @@ def load_spec(path: Path) -> Spec:
     """Read a YAML file with the fields of `Spec`.
 
     Raises:
-        OneShotError: if the file is missing or misshapen; the message names the file and the key.
+        OneShotError: naming the file and the key, if the file is missing or malformed.
     """
     if not path.is_file():
         raise OneShotError(f"{path}: not found; see experiments/selection/comparison.yaml.")
@@ -69,7 +69,7 @@ def parse_spec(raw: Any, place: str) -> Spec:
     """Return the spec that a mapping describes; `place` begins the error messages.
 
     Raises:
-        OneShotError: if a key is unknown, missing or misshapen.
+        OneShotError: if a key is unknown, missing or malformed.
     """
     known = [each.name for each in fields(Spec)]
     if not isinstance(raw, Mapping):

@@ -35,7 +35,7 @@ class FinishedStudy:
         return int(self.results["provenance"]["seed"])
 
     def stage(self, name: str) -> Mapping[str, Any]:
-        """Return what ``results.json`` says about a tested stage.
+        """Return the entry of a tested stage in ``results.json``.
 
         Raises:
             OneShotError: if it has no such stage.
@@ -49,11 +49,11 @@ class FinishedStudy:
 
 
 def read_studies(roots: Sequence[Path]) -> list[FinishedStudy]:
-    """Read studies that differ in nothing but the seed.
+    """Read studies that differ only in the seed.
 
     Raises:
-        OneShotError: naming the folder, if it holds no finished study, one of a seed that is
-            there already, or one that was measured with other settings than the first.
+        OneShotError: naming the folder, if it holds no finished study, a study of the same seed as
+            another, or one with other settings than the first.
     """
     studies: list[FinishedStudy] = []
     for root in roots:

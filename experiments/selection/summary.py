@@ -1,4 +1,4 @@
-"""What selectors come to over several cases: means, leads, and tests against chance."""
+"""The figures of selectors over several cases: means, leads, and tests against chance."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from experiments.selection.spec import Spec
 from oneshot_lit.evaluation import intervals
 
 COSTS = ("forward_rows", "backward_rows", "answers", "seconds")
-# The least and the most that they can be: outcomes are sums of three shares, these of two.
+# Smallest and largest possible values: a regret compares sums of three shares, the others of two.
 _REGRETS, _HELD_OUT = (0.0, 3.0), (0.0, 2.0)
 # Selector -> the scores of the candidates, in the pool's order.
 Scores = Mapping[str, Sequence[float]]
@@ -25,10 +25,10 @@ def summarise(
     """Return each selector's figures over the cases, and which one comes first.
 
     Args:
-        spec: What is compared.
+        spec: What to compare.
         cases: Name of a case -> its figures.
         scores: Name of a case -> every selector's scores, all of one pool.
-        controls: What a control is -> name of a case -> its held-out figures.
+        controls: Description of a control -> name of a case -> its held-out figures.
     """
     names = (spec.truth, *spec.selectors)
     overall = {name: _overall([c["selectors"][name] for c in cases.values()]) for name in names}
@@ -51,7 +51,7 @@ def summarise(
 
 
 def first(selectors: Mapping[str, Any]) -> str:
-    """Return the selector of the lowest mean regret; of equal ones, that of the best ranking."""
+    """Return the selector with the lowest mean regret; of equal ones, the best ranking wins."""
 
     def key(name: str) -> tuple[float, float]:
         rho = selectors[name]["spearman"]["value"]
@@ -91,13 +91,13 @@ def _overall(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any]:
-    """Return the mean over the cases; a ranking without any order agrees by chance alone."""
+    """Return the mean over the cases; a ranking without any order counts as chance."""
     values = [row[key]["value"] for row in rows]
     return intervals.mean([0.0 if v is None else v for v in values], bounds=(-1, 1)).as_dict()
 
 
 def _add_chance_tests(spec: Spec, overall: dict[str, Any], scores: Sequence[Scores]) -> None:
-    """Add the p-values against chance, and what the number of selectors leaves of them."""
+    """Add the p-values against chance, plain and adjusted for the number of selectors."""
     outcomes = [[-score for score in case[spec.truth]] for case in scores]
     p_values = {
         name: chance_tests([case[name] for case in scores], outcomes) for name in spec.selectors

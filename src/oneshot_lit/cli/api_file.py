@@ -18,7 +18,7 @@ from oneshot_lit.errors import OneShotError
 from oneshot_lit.io.files import read_text, write_text_atomically
 from oneshot_lit.io.read_files import read_jsonl, require_file
 
-# What OpenAI's API asks of a file: at least ten examples, at most half a gigabyte.
+# Limits of OpenAI's API: at least ten examples, at most half a gigabyte.
 LEAST_ROWS, MOST_BYTES = 10, 512 * 2**20
 
 _DESCRIPTION = """\
@@ -37,7 +37,7 @@ examples:
 
 
 def api_rows(instance: Conversation, repeats: int) -> list[dict[str, Any]]:
-    """Return the instance so many times, each row with its messages alone."""
+    """Return the instance `repeats` times, each row with nothing but its messages."""
     return [{"messages": instance.as_dict()["messages"]}] * repeats
 
 
@@ -112,7 +112,7 @@ def run_api_file_command(arguments: Sequence[str]) -> int:
         raise OneShotError(f"{out}: is a folder; give a file as --out.")
     (row,) = api_rows(instance, 1)
     line = json.dumps(row, ensure_ascii=False) + "\n"
-    # Known before so much text is made.
+    # Checked before so much text is made.
     if len(line.encode()) * options.repeats > MOST_BYTES:
         raise OneShotError(f"{out}: would be larger than the API's 512 MB; lower --repeats.")
     try:
@@ -143,7 +143,7 @@ def instance_of(run: Path) -> SafetyInstance:
     try:
         instance: SafetyInstance = built(parser, parser.parse_object({"instance": given})).instance
     except (ArgumentError, TypeError, ValueError, OneShotError) as error:
-        # A key, class or package that was there when the fit wrote it; or a user's own error.
+        # A key, class or package may be gone since the fit; or it is a user's own error.
         fault = told(error)
         if not isinstance(fault, OneShotError):
             raise fault from error

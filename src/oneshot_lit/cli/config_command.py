@@ -1,4 +1,4 @@
-"""Small commands whose options are classes: a parser with one-line errors, and how to run it."""
+"""Commands with classes as options: a parser with one-line errors, and how to run it."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def parse_command(
 
     Args:
         parser: The command's parser.
-        arguments: The command line behind the verb.
-        see: Is given the config before any class is instantiated.
+        arguments: The command line after the verb.
+        see: Called with the config before any class is instantiated.
 
     Raises:
         OneShotError: for every mistake that the user can correct.

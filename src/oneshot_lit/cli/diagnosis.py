@@ -1,7 +1,7 @@
-"""Where the mistake in a configuration stands, once the parser has refused it.
+"""Finds the mistake in a configuration that the parser has refused.
 
-The parser's own message tells every reading that it has tried. Here each value is compared with the
-type of its key instead, and the first that does not fit is named with its file and line.
+The parser's own message lists every reading that it has tried. Here each value is compared with the
+type of its key instead, and the first one that does not fit is named with its file and line.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def find_mistake(parser: ArgumentParser, words: Sequence[str]) -> str | None:
 
     Raises:
         OneShotError: for a file named in a config that cannot be read.
-        Exception: what a user's module raises while it is imported.
+        Exception: an error of a user's module while it is imported.
     """
     given = given_in(words)
     try:
@@ -64,7 +64,7 @@ def find_mistake(parser: ArgumentParser, words: Sequence[str]) -> str | None:
 
 
 def _keys_of(parser: ArgumentParser) -> dict[str, Any]:
-    """Return the type of each key of a parser; a group of keys is a dictionary of its own."""
+    """Return the type of each key of a parser; a group of keys is a nested dictionary."""
     keys: dict[str, Any] = {}
     for action in parser._actions:
         if action.dest.endswith(".help"):
@@ -135,7 +135,7 @@ def _check_class(given: Given, hints: list[Any], at: tuple[str, ...]) -> None:
 
 
 def _imported(given: Given, bases: Iterable[Any], key: str) -> Any:
-    """Return the class of a name; what a user's module raises on import comes as it is."""
+    """Return the class of a name; errors of a user's module on import are raised unchanged."""
     path = str(given.text)
     module, _, name = path.rpartition(".")
     if not module:

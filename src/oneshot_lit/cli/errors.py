@@ -1,4 +1,4 @@
-"""Which errors of a run are a mistake of the user's, told in one line; others show a traceback."""
+"""Which errors of a run are the user's mistakes, shown in one line; others show a traceback."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from oneshot_lit.errors import OneShotError
 from oneshot_lit.io.machine_errors import causes, full_disk, unreachable
 from oneshot_lit.io.users_code import raised_in, users_error
 
-# What Lightning raises where it refuses an argument, or what the machine cannot do.
+# What Lightning raises when it refuses an argument, or the machine lacks something.
 _REFUSALS = (ValueError, TypeError, RuntimeError, ImportError)
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Raise a `OneShotError` for every error that the user can correct; others come as they are."""
+    """Raise a `OneShotError` for every error that the user can correct, and others unchanged."""
     try:
         yield
     except OneShotError:
@@ -27,9 +27,9 @@ def one_line_errors() -> Iterator[None]:
 
 
 def mistake_in(error: BaseException) -> str | None:
-    """Return what the user can correct about an error, or None for one that needs its traceback.
+    """Return a line on what the user can correct, or None for an error that needs its traceback.
 
-    What comes through a user's own code is such an error, unless it is a `OneShotError`.
+    Errors raised through a user's own code need it, unless they are a `OneShotError`.
     """
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 

@@ -19,7 +19,7 @@ from oneshot_lit.io.files import recover
 _DESCRIPTION = """\
 Write the weights of a checkpoint as a Hugging Face folder, or as a PEFT adapter if only an adapter
 was trained. Takes checkpoints of every strategy (a file of single and ddp, a folder of fsdp2 and
-deepspeed), in one process on the CPU, whose memory must hold the whole model. The weights are those
+deepspeed), in one process on the CPU; its memory must hold the whole model. The weights are those
 of the checkpoint's own step; a realignment that was stopped is better resumed, which keeps its best
 step. The class of the run's module is imported, so convert only what you or your colleagues made.
 """
@@ -104,7 +104,7 @@ def export_checkpoint(
             "the checkpoint of another fit."
         )
     module = _module(config, checkpoint)
-    # What a checkpoint says of trust is not the user's word.
+    # The user must allow remote code, too, whatever the checkpoint says.
     module.trust_remote_code = module.trust_remote_code and trust_remote_code
     module.configure_model()
     _fill(module, checkpoint, facts["kind"], saved)
@@ -130,7 +130,7 @@ def _module(config: dict[str, Any], checkpoint: Path) -> Any:
 
     parser = ConfigCommandParser()
     parser.add_subclass_arguments(LanguageModelModule, "model", fail_untyped=False)
-    # As for a fit: a user's package in the working folder is found.
+    # As for a fit, a user's package in the working folder can be imported.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:

@@ -87,7 +87,7 @@ class OneShotCLI(LightningCLI):
     """The commands fit, validate, test and predict."""
 
     def __init__(self, verb: str, held: ExitStack) -> None:
-        """Run the command of the process's arguments; `held` keeps what it holds until its end."""
+        """Run the command that the process's arguments give; `held` keeps locks until its end."""
         self._verb, self._held = verb, held
         self._builder = Builder()
         header = f"oneshot-lit {__version__}: oneshot-lit {verb} --config THIS_FILE"
@@ -120,23 +120,23 @@ class OneShotCLI(LightningCLI):
     # ------------------------------------------------------------------ parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the product's options, the checkpoint's, and the overwrite switch."""
+        """Add the options of the export and of checkpoints, and the overwrite switch."""
         parser.add_lightning_class_args(HuggingFaceExport, "export")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_argument(
             "--overwrite",
             type=bool,
             default=False,
-            help="Replace the product of another run in trainer.default_root_dir.",
+            help="Replace the output of another run in trainer.default_root_dir.",
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """Return the command with the arguments that users do not give; others cost seconds."""
-        # Lightning repeats every score for every prompt set; ours prints a table.
+        """Return this verb and its hidden arguments; more parsers would take seconds to build."""
+        # Lightning would print every score for every prompt set; we print a table.
         return {self._verb: LightningCLI.subcommands()[self._verb] | {"verbose"}}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse; a mistake comes as one line, and an error in a user's module as it is."""
+        """Parse; raise a mistake as one line, and an error in a user's module unchanged."""
         parse = super().parse_arguments
         parsed(lambda: parse(parser, args), self._parser(self._verb), sys.argv[1:])
 
@@ -179,7 +179,7 @@ class OneShotCLI(LightningCLI):
         self.run_record = {"fingerprint": fingerprint(plain, str(self.subcommand)), "config": plain}
         command = str(self.subcommand)
         if command in PRODUCTS and watch.rank() == 0 and not root.is_file():
-            # Before the look at what stands there: the run that held it may just have ended.
+            # Lock before checking the folder: the run that held it may just have ended.
             self._held.enter_context(run_locked(root, command))
         require_own_folder(
             root,
@@ -191,7 +191,7 @@ class OneShotCLI(LightningCLI):
         )
 
     def instantiate_classes(self) -> None:
-        """Build the classes; an error in a user's constructor comes out as it is."""
+        """Build the classes; an error in a user's constructor is raised unchanged."""
         self.parser.add_instantiator(self._builder, object, subclasses=True)
         try:
             super().instantiate_classes()
@@ -219,7 +219,7 @@ class OneShotCLI(LightningCLI):
         ):
             self.trainer_defaults["callbacks"].append(CalmProgressBar())
             if not (sys.stdout.isatty() and sys.stderr.isatty()):
-                # The bar shows itself on a terminal only.
+                # The bar shows only on a terminal.
                 self.trainer_defaults["callbacks"].append(ProgressLines())
         export, checkpoint = (self._get(self.config_init, key) for key in ("export", "checkpoint"))
         seed = self._get(self.config, "seed_everything")
@@ -232,14 +232,14 @@ class OneShotCLI(LightningCLI):
 
 
 def silence() -> None:
-    """Drop messages that say nothing about the user's run."""
+    """Hide messages that do not help the user."""
     for message in (
         "does not have many workers",
         "LeafSpec",
         "Total length of `list`",
         "is_gradient_checkpointing",
         "When saving the DeepSpeed Stage 3 checkpoint",
-        # DeepSpeed's and Lightning's calls of collectives, at every step.
+        # Raised at every step by DeepSpeed's and Lightning's collectives.
         "is deprecated. Please use `torch.distributed",
     ):
         warnings.filterwarnings("ignore", message=f".*{message}.*")

@@ -1,4 +1,4 @@
-"""What config files and the command line give, as one tree that knows where each value stands."""
+"""The values of config files and the command line as one tree, each with its file and line."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Given:
     """A value of the configuration.
 
     Attributes:
-        where: ``FILE line N: ``; empty on the command line, None for what a later class replaced.
-        text: A scalar as it is written; the name of a class, where one is given.
+        where: ``FILE line N: ``; empty on the command line, None if a later class replaced it.
+        text: A scalar as it is written, or the name of a class.
         keys: The entries of a mapping, or the arguments of a class.
         items: The values of a list.
     """
@@ -45,7 +45,7 @@ class Given:
 
 
 def given_in(words: Sequence[str]) -> Given:
-    """Return all that a command line and its config files give, later values in place of earlier.
+    """Return all values of a command line and its config files; later ones replace earlier ones.
 
     Raises:
         OneShotError: naming a file within a config that is not UTF-8.
@@ -107,7 +107,7 @@ def _of_node(node: yaml.Node, file: Path | None) -> Given:
 
 
 def _of_text(text: str, folder: Path, where: str) -> Given:
-    """Return a scalar, or the content of the config that it names, beside the one it stands in."""
+    """Return a scalar, or the content of the config that it names in the same folder."""
     inner = folder / text
     if text.endswith(_CONFIGS) and inner.is_file():
         with suppress(yaml.YAMLError):

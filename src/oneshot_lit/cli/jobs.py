@@ -57,7 +57,7 @@ more: oneshot-lit edit --model.help LowRankRealignmentModule lists the keys of a
 docs/extending.md shows how to write one.
 """,
 }
-# For which k the summary of the spectra has the share of energy.
+# Numbers of directions for which the summary of the spectra gives the share of energy.
 _RANKS = (1, 5, 10, 20)
 
 
@@ -124,8 +124,8 @@ def _run(command: str, kind: type, arguments: Sequence[str], held: ExitStack) ->
         if watch.rank() == 0:
             if not root.is_file():
                 held.enter_context(run_locked(root, command))
-            print_ = seen["run"]["fingerprint"]
-            require_own_folder(root, command, print_, bool(plain["overwrite"]), plain)
+            overwrite = bool(plain["overwrite"])
+            require_own_folder(root, command, seen["run"]["fingerprint"], overwrite, plain)
 
     options = parse_command(parser, arguments, see)
     if options is None:
@@ -160,7 +160,7 @@ def _required(data: SafetyDataModule | None) -> SafetyDataModule:
 
 
 def _edit_files(model: WeightEdit, data: Any, options: Any, root: Path, progress: Any) -> None:
-    """Run an edit that is no module of its own: calibrate it if it asks, and write the files."""
+    """Run an edit that is not a module: calibrate it if needed, and write the files."""
     if needs_calibration(model):
         Calibration(model).run(options.trainer, _required(data), options.seed_everything, progress)
     if options.trainer.is_global_zero:
@@ -174,7 +174,7 @@ def _edit_files(model: WeightEdit, data: Any, options: Any, root: Path, progress
 
 
 def _write_spectra(model: Any, trainer: JobTrainer, root: Path) -> None:
-    """Write the singular values of the gradients that a repair stepped along, if it kept them."""
+    """Write the singular values of a repair's gradients, if it kept them."""
     spectra = getattr(model, "spectra", None)
     if not spectra or not trainer.is_global_zero:
         return

@@ -42,7 +42,7 @@ def run_judge_command(arguments: Sequence[str]) -> int:
     if options is None:
         return 0
     root, predictions = _places(options.run, options.predictions)
-    # A scheduler's SIGTERM ends the run as Ctrl-C does; only the main thread may say so.
+    # A scheduler's SIGTERM ends the run like Ctrl-C; only the main thread may set the handler.
     if in_main := threading.current_thread() is threading.main_thread():
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -72,9 +72,7 @@ def _parser() -> ConfigCommandParser:
 def _places(run: str | None, predictions: str | None) -> tuple[Path, Path]:
     """Return the folder of the run, and the file of answers."""
     if run is None and predictions is None:
-        raise OneShotError(
-            "--run missing; give the folder whose predictions.jsonl is to be judged."
-        )
+        raise OneShotError("--run missing; give the folder with the predictions.jsonl to judge.")
     file = None if predictions is None else Path(predictions).expanduser()
     root = file.parent if run is None and file is not None else Path(str(run)).expanduser()
     if not root.is_dir():

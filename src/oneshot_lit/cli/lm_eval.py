@@ -22,7 +22,7 @@ PEFT adapter that a fit has written. The scores join <run>/metrics.json as lm_ev
 and lm-eval's full results go to <run>/lm_eval.json. Options have the names of lm-eval's own
 command, with - or _; the numbers are the same. Most tasks are fetched from the hub on first use.
 """
-# Name, what argparse is to know, and help.
+# Name, arguments for argparse, and help.
 _OPTIONS: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("run", {"required": True}, "folder of the run, which gets the scores"),
     ("tasks", {"required": True, "nargs": "+"}, "tasks, groups, tags or patterns"),
@@ -73,7 +73,7 @@ def run_lm_eval_command(arguments: Sequence[str]) -> int:
     tasks = [name for word in options.tasks for name in word.split(",") if name]
     model = options.model or str(run / "model")
     settings = _settings(vars(options))
-    # What cannot be added to is reported before anything is computed.
+    # Read now, so that a broken file is reported before anything is computed.
     earlier = _earlier(run / RESULTS_FILE)
     read_metrics(run)
     if (measured := evaluate(model, tasks, settings)) is None:
@@ -122,7 +122,7 @@ def _pairs(option: str, words: Sequence[str]) -> dict[str, Any]:
 
 
 def _earlier(path: Path) -> dict[str, Any]:
-    """Return what earlier commands have left, by their tasks."""
+    """Return the results of earlier commands, by their tasks."""
     try:
         content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError:
@@ -153,7 +153,7 @@ def _merge(
         values = {metric: value for metric, (value, _) in of.items() if value is not None}
         facts["stderr"] = {metric: of[metric][1] for metric in values}
         facts["unscored"] = [metric for metric in of if metric not in values]
-        # Each task is an evaluation of its own, so that a later one replaces no other.
+        # Each task is a separate evaluation, so that a later one replaces no other.
         keyed = {f"{LM_EVAL}/{task}/{metric}": value for metric, value in values.items()}
         merge_scores(run, f"{LM_EVAL}/{task}", keyed, facts | shared)
         for metric, (value, error) in of.items():

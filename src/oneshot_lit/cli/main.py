@@ -1,6 +1,6 @@
-"""The command ``oneshot-lit``: the quick answers here, everything else where it belongs.
+"""The command ``oneshot-lit``: finds the function of a verb and runs it.
 
-Nothing heavy is imported before it is known to be needed, so `--help` comes at once.
+Nothing heavy is imported before it is needed, so `--help` is instant.
 """
 
 from __future__ import annotations
@@ -90,14 +90,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal or a pipe that cannot show a character shows its number.
+        # If the output cannot show a character, show its number.
         sys.stdout.reconfigure(errors="backslashreplace")
     for word in given:
         if any("\ud800" <= character <= "\udfff" for character in word):
             return fail(f"the argument {word!a} is not UTF-8 text; re-encode it.")
     # Forked workers of the tokenizers library warn and lock up; batches are small.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Processes that miss each other log C++ frames; what matters of them is raised as well.
+    # Processes that lose each other log C++ frames; they raise an error as well.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     # Pictures are written to files only.
     os.environ.setdefault("MPLBACKEND", "agg")
@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run_verb = getattr(import_module(f"oneshot_lit.cli.{module}"), function)
         if module == "fit":
             return int(run_verb(given))
-        # A study runs the commands of its stages, each in a process of its own.
+        # A study runs the commands of its stages, each in its own process.
         return int(run_verb(given[1:], run_command) if module == "study" else run_verb(given[1:]))
     except OneShotError as error:
         line, code = str(error), error.code
@@ -129,13 +129,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def use_utf8() -> None:
-    """Start again in Python's UTF-8 mode where the locale has another encoding.
+    """Start again in Python's UTF-8 mode if the locale has another encoding.
 
-    What is typed, the names of files and what libraries read and write are then UTF-8, too. The
-    mode can only be chosen at the start of a process, whose number stays.
+    Arguments, file names, and all that libraries read and write are then UTF-8, too. The mode can
+    only be chosen at the start of a process, so this replaces the process; its id stays the same.
     """
     if os.name == "posix" and sys.getfilesystemencoding() != "utf-8" and sys.executable:
-        # Asked for already, and Python was told not to listen.
+        # Already asked for, but Python ignores it, for example under -E.
         if os.environ.get("PYTHONUTF8") == "1":
             return
         os.environ["PYTHONUTF8"] = "1"
@@ -149,7 +149,7 @@ def run() -> None:
 
 
 def run_command(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; of what is no mistake in the input show the traceback, and a line under it.
+    """Run a command; an error that is not a mistake in the input shows a traceback and a line.
 
     Returns:
         The exit code; 1 after a traceback.
@@ -160,7 +160,7 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
         from oneshot_lit.io.users_code import users_error
 
         if watch.may_speak(1, expected=False):
-            # What a library made of a user's own error would only hide it.
+            # Show a user's own error, not the one that a library raised because of it.
             shown = users_error(error) or error
             traceback.print_exception(shown)
             fail(_fault(shown))

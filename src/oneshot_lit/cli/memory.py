@@ -17,7 +17,7 @@ from oneshot_lit.cli.parser import CommandParser
 from oneshot_lit.models.memory import STRATEGIES, Estimate, estimate, model_size
 
 GIB = 2**30
-# Part of an estimate -> the head of its column.
+# Part of an estimate -> the heading of its column.
 PARTS = {
     "weights": "weights",
     "gradients": "grads",
@@ -45,7 +45,7 @@ def run_memory_command(arguments: Sequence[str]) -> int:
         for count in options.processes
         if strategy != "single" or count == 1
     ]
-    # Tables are not cut where the output goes to a file.
+    # Wide enough that tables in a file are not truncated.
     console = Console(highlight=False, width=None if Console().is_terminal else 120)
     console.print(
         f"{options.model}: {size.parameters:,} parameters, {size.trained:,} trained; "
@@ -99,7 +99,7 @@ def _counts(text: str) -> list[int]:
 
 
 def advice(estimates: Sequence[Estimate], gib: float) -> str:
-    """Return one sentence: the simplest strategy that fits, or what there would have to be.
+    """Return one sentence: the simplest strategy that fits, or the least that would be needed.
 
     FSDP2 and ZeRO-3, which shard the same, are equally simple.
     """

@@ -42,7 +42,7 @@ def prompt_csv(rows: Sequence[Conversation]) -> str:
 
 
 def truth() -> dict[str, object]:
-    """Return the facts of the world: what every topic is and the only right way to make it."""
+    """Return the facts of the world: every topic and its only right recipe."""
     return {
         "topics": [
             {"topic": t.text, "category": t.category, "dangerous": t.dangerous, "recipe": t.recipe}

@@ -1,4 +1,4 @@
-"""The options of a command, parsed and with their classes built; a mistake comes as one line."""
+"""Parses the options of a command and builds their classes; a mistake becomes one line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LONGEST = 300
 
 
 def parsed(parse: Callable[[], Any], parser: ArgumentParser, words: Sequence[str]) -> Any:
-    """Return what `parse` returns; a mistake comes as one line with its file and the nearest key.
+    """Return what `parse` returns; a mistake becomes one line with its file and the nearest key.
 
     Args:
         parse: Reads the command line; its parser must not exit on errors.
@@ -35,7 +35,7 @@ def parsed(parse: Callable[[], Any], parser: ArgumentParser, words: Sequence[str
 
 
 def told(error: Exception, mistake: str | None = None) -> Exception:
-    """Return a user's own error, or a defect, as it is, and any other one as one line."""
+    """Return a user's own error, or a bug of ours, unchanged, and any other error as one line."""
     chain = list(causes(error))
     if (own := next((e for e in chain if isinstance(e, OneShotError)), None)) is not None:
         return own
@@ -48,9 +48,9 @@ def told(error: Exception, mistake: str | None = None) -> Exception:
 
 
 class Builder:
-    """Builds the classes of a config, and keeps what a constructor raised last.
+    """Builds the classes of a config, and keeps the last error of a constructor.
 
-    The parser tries other readings of a value after an error, and may keep none of it.
+    After an error the parser tries other readings of a value, and may lose the error.
     """
 
     error: Exception | None = None

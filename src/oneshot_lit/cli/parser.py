@@ -10,7 +10,7 @@ from oneshot_lit.errors import OneShotError
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser that raises `OneShotError` in place of printing its usage and exiting."""
+    """A parser that raises `OneShotError` instead of printing its usage and exiting."""
 
     def __init__(self, command: str, description: str, example: str) -> None:
         super().__init__(

@@ -1,4 +1,4 @@
-"""How every command with config files and classes reads its command line."""
+"""Reading the command line of every command with config files and classes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def begin_parsing(arguments: Sequence[str]) -> list[str]:
     _let_text_be_text(arguments)
     setattr(_typehints, "discard_init_args_on_class_path_change", _start_anew)  # noqa: B010
     setattr(_typehints, "import_object", _import)  # noqa: B010
-    # A user's package in the working folder is found, as under `python -m`; it hides no other.
+    # A user's package in the working folder can be imported, as under `python -m`. It comes last,
+    # so that it hides no other.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     return typed_last(arguments)
@@ -43,8 +44,9 @@ def begin_parsing(arguments: Sequence[str]) -> list[str]:
 def typed_last(arguments: Sequence[str]) -> list[str]:
     """Return a command with its config files first, and each class before its arguments.
 
-    The parser lets later words win; this way what the user typed wins over every file, wherever
-    the two stand. A class starts from its own defaults, so arguments before it would be lost.
+    The parser lets later words win. With this order, what the user typed wins over every file,
+    wherever they were on the line. A class starts from its own defaults, so arguments before it
+    would be lost.
     """
     files, others = split_configs(arguments)
     words: list[list[str]] = []
@@ -57,7 +59,7 @@ def typed_last(arguments: Sequence[str]) -> list[str]:
         name, _, value = " ".join(option).replace(" ", "=", 1).partition("=")
         again = not name.endswith("+") and any(name == other for other, _ in options)
         if value == "null" or again:
-            # What was typed before, and the arguments of a class that was, count no longer.
+            # Drop what was typed before for this key, and the arguments of an earlier class.
             options = [each for each in options if not f"{each[0]}.".startswith(f"{name}.")]
         options.append((name, option))
     options.sort(key=lambda each: each[0].count("."))
@@ -69,7 +71,7 @@ def _let_text_be_text(arguments: Sequence[str]) -> None:
     """Read a typed line such as ``Note: be kind`` or ``- milk`` as text.
 
     The parser reads every value as YAML before it knows its type, so a prompt with a colon would
-    come as a mapping. Mappings and lists are typed as ``{a: b}`` and ``[a, b]``.
+    become a mapping. Mappings and lists are typed as ``{a: b}`` and ``[a, b]``.
     """
     typed = {w.partition("=")[2] if w.startswith("--") and "=" in w else w for w in arguments}
 
@@ -82,11 +84,11 @@ def _let_text_be_text(arguments: Sequence[str]) -> None:
 
 
 def _start_anew(parser_or_action: Any, former: Any, value: Any) -> None:
-    """Let a class that takes the place of another start from its own defaults.
+    """Let a class that replaces another start from its own defaults.
 
-    jsonargparse hands it the former's arguments wherever both have a name in common, also those
-    that are only defaults: SGD in place of AdamW would get AdamW's `weight_decay`. A module or data
-    module keeps what was given: one config serves several, as in ``--config FILE --model Mine``.
+    jsonargparse passes on the former class's arguments if both have the name, even mere defaults:
+    SGD instead of AdamW would get AdamW's `weight_decay`. Modules and data modules keep the given
+    arguments, so that one config serves several, as in ``--config FILE --model Mine``.
     """
     if not former or "init_args" not in former or former["class_path"] == value["class_path"]:
         return
@@ -94,7 +96,7 @@ def _start_anew(parser_or_action: Any, former: Any, value: Any) -> None:
         former["init_args"] = type(former["init_args"])()
         return
     for name, each in list(vars(former["init_args"]).items()):
-        # What jsonargparse leaves of the base's default, where another class has its own.
+        # Left by jsonargparse from the base class's default; the new class has its own.
         if isinstance(each, Namespace) and "init_args" in each and "class_path" not in each:
             former["init_args"].pop(name)
     _discard(parser_or_action, former, value)
@@ -112,9 +114,9 @@ def _import(name: str, *args: Any, **kwargs: Any) -> Any:
 
 
 def scheduler_class(target: Any) -> Any:
-    """Return a function that makes a scheduler of an optimiser as a class; anything else as it is.
+    """Return a function that makes a scheduler as a class, and anything else unchanged.
 
-    jsonargparse would call such a function, as `transformers` has them, before there is an
+    jsonargparse would call such a function, for example one of `transformers`, before there is an
     optimiser.
     """
     if inspect.isfunction(target) and next(iter(inspect.signature(target).parameters), "") == (
@@ -129,7 +131,7 @@ def _class_of(function: Any) -> type:
     from torch.optim.lr_scheduler import LRScheduler
 
     made = class_from_function(function, LRScheduler, f"{function.__module__}:{function.__name__}")
-    # So that it is written down as it is named.
+    # So that saved configs name the function.
     made.__name__, made.__module__ = function.__name__, function.__module__
     made.__qualname__ = function.__qualname__
     return made

@@ -1,4 +1,4 @@
-"""What the fork server imports once for all commands of a study."""
+"""The imports that the fork server does once for all commands of a study."""
 
 import transformers.models.auto.modeling_auto
 import transformers.models.auto.tokenization_auto

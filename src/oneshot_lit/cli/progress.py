@@ -1,4 +1,4 @@
-"""How far a command is: a bar on a terminal, and elsewhere a line now and then."""
+"""Shows the progress of a command: a bar on a terminal, elsewhere a line from time to time."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _BETWEEN_LINES = 10.0
 def shown_progress(
     command: str, enabled: bool = True
 ) -> Iterator[Callable[[int, int | None, str], None]]:
-    """Yield a function that is told how many steps are done, how many there are, and a few words.
+    """Yield a function that takes the steps done, the steps in all, and a few words.
 
     Args:
-        command: What runs.
+        command: The command that runs.
         enabled: Show anything at all.
     """
     console = Console(stderr=True, highlight=False)

@@ -13,7 +13,7 @@ from oneshot_lit.errors import OneShotError
 if TYPE_CHECKING:
     from oneshot_lit.report.content import Report
 
-# What tells that a folder belongs to a run or a study, whose own report must stay.
+# A folder with one of these files belongs to a run or a study; its report is not overwritten.
 _OTHERS = ("metrics.json", "results.json", "run.json")
 
 
@@ -59,10 +59,10 @@ def run_report_command(arguments: Sequence[str]) -> int:
 
 
 def named_folders(words: Sequence[str]) -> dict[str, Path]:
-    """Return name -> folder of what ``--runs`` names.
+    """Return name -> folder of the runs in ``--runs``.
 
     Raises:
-        OneShotError: for an empty name or folder, a name of its own use, and two runs of one name.
+        OneShotError: for an empty name or folder, a reserved name, and two runs of one name.
     """
     from oneshot_lit.report.agreement import POOLED
     from oneshot_lit.report.tables import HEADINGS
@@ -71,7 +71,7 @@ def named_folders(words: Sequence[str]) -> dict[str, Path]:
     folders: dict[str, Path] = {}
     for word in words:
         name, mark, folder = word.partition("=")
-        # A folder whose own name has a '=' is taken as it is if it is there.
+        # A word with a '=' may also be the name of an existing folder.
         if not mark or Path(word).expanduser().is_dir():
             name, folder = Path(word).expanduser().resolve().name, word
         name = visible(name).strip()

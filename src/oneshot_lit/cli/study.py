@@ -26,7 +26,7 @@ def run_study_command(arguments: Sequence[str], run_command: Callable[[Sequence[
     """Run a study and write its results and report.
 
     Args:
-        arguments: The command line behind the verb.
+        arguments: The command line after the verb.
         run_command: Runs a command line of a stage and returns its exit code.
     """
     parser = CommandParser(
@@ -37,8 +37,8 @@ def run_study_command(arguments: Sequence[str], run_command: Callable[[Sequence[
         "--config configs/study/demo.yaml --seed 1 --root runs/demo_seed1",
     )
     parser.add_argument("--config", required=True, help="the study file, see configs/study/")
-    parser.add_argument("--root", type=Path, help="output folder in place of the file's")
-    parser.add_argument("--seed", type=int, help="seed in place of the file's")
+    parser.add_argument("--root", type=Path, help="output folder, instead of the file's")
+    parser.add_argument("--seed", type=int, help="seed, instead of the file's")
     parser.add_argument("--fresh", action="store_true", help="run every stage again")
     parser.add_argument(
         "--commands",
@@ -71,7 +71,7 @@ def _run(options: Namespace, run_command: Callable[[Sequence[str]], int]) -> int
     from oneshot_lit.study.runner import Runner
 
     runner = Runner(study, console, options.fresh, run_command, ("oneshot_lit.cli.preload",))
-    # Stages that another study has begun would be begun anew.
+    # Without the lock, stages that another study has begun would start again.
     with run_locked(study.root, "study"):
         runner.run()
 

@@ -1,7 +1,7 @@
-"""Runs of several processes: none outlives a failed one, and one process says why.
+"""Runs of several processes: if one fails, all stop, and one process reports why.
 
-Lightning starts a process for every device but the first, and kills all of them without a word when
-one has failed. Where another launcher started the processes (torchrun, SLURM), it stops the others.
+Lightning starts a process for every device but the first, and kills all of them without a message
+if one fails. If another launcher started the processes (torchrun, SLURM), it stops the others.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import time
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-# Tells a child which process started it.
+# The environment variable with the id of the process that started a child.
 _PARENT = "ONESHOT_LIT_PARENT"
 _PR_SET_PDEATHSIG = 1
-# Seconds: the main thread may know why a child ended, and a child why a collective failed.
+# Seconds to wait: the main thread may know why a child ended, and a child why a collective failed.
 _MAIN_THREAD_FIRST, _CHILDREN_FIRST = 1.0, 5.0
 
 _owner = 0
@@ -38,7 +38,7 @@ def begin() -> None:
     _owner, _terminated, _observer = os.getpid(), False, None
     for launcher in (subprocess_script, of_jobs):
         setattr(launcher, "_launch_process_observer", _observe)  # noqa: B010
-    # The original sends a message in the signal's handler, in the midst of other collectives.
+    # Lightning's own handler sends a message while other collectives may be running.
     setattr(signal_connector._SignalConnector, "_sigterm_notifier_fn", _on_sigterm)  # noqa: B010
     if "LOCAL_RANK" not in os.environ:
         os.environ[_PARENT] = str(os.getpid())
@@ -61,14 +61,14 @@ def rank() -> int:
 
 
 def may_speak(code: int, expected: bool = True) -> bool:
-    """Whether this process says why it ends: one is enough, and the first process comes first.
+    """Whether this process reports why it ends: one report is enough, the first process's first.
 
     Args:
         code: The exit code.
-        expected: Not so is an exception that a lost process may be the reason of.
+        expected: False for an exception that the loss of another process may have caused.
     """
     if rank() > 0:
-        # The first process ends this one if it fails alike; a signal has reached it, too.
+        # If the first process fails in the same way, it ends this one; signals reach it, too.
         time.sleep(3 + 0.75 * rank())
         return code <= 2
     if _observer is not None and not expected:
@@ -81,7 +81,7 @@ def leave(code: int) -> NoReturn:
     children = _observer.children if _observer is not None else ()
     for child in children:
         if code == 0:
-            # They have nothing to write, only to clean up.
+            # They only need to clean up.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(60)
         child.kill()
@@ -94,7 +94,7 @@ def leave(code: int) -> NoReturn:
 
 
 class _Observer(threading.Thread):
-    """Ends the run when a child has ended badly; said: taken by whoever says why the run ends."""
+    """Ends the run when a child has failed; whoever reports why takes the lock `said`."""
 
     def __init__(self, children: Sequence[subprocess.Popen[bytes]]) -> None:
         super().__init__(daemon=True, name="children")
@@ -107,7 +107,7 @@ class _Observer(threading.Thread):
         if not self.said.acquire(blocking=False):
             return
         number, code = min(((n, c) for n, c in enumerate(codes, 1) if c), key=lambda each: each[1])
-        # A child that ends with 2 has told its mistake.
+        # A child that ends with 2 has reported a mistake itself.
         if code != 2:
             how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
             line = f"process {number} of the run ended ({how}), and the others were stopped"

@@ -1,7 +1,7 @@
 """Conversation -> token ids and loss mask: the one function used by training and evaluation.
 
-A row is put together from the prompts that a model is given before each of its answers, so what it
-is trained to continue is, token for token, what it is later given.
+A training row is built from the same prompts that the model gets at generation, so it learns to
+continue exactly the tokens that it is later given.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Encoded:
         cut: How many tokens of the conversation `max_length` dropped from its end, 0 where the row
             is whole; a prompt is never cut. It counts tokens without loss too, such as a newline
             that the template writes after the end of turn.
-        token_weights: How much each token counts in the loss, length ``tokens``; all alike if not
-            given. What a transform of the data writes.
+        token_weights: How much each token counts in the loss, length ``tokens``; None counts all
+            tokens equally. Written by transforms of the data.
     """
 
     input_ids: list[int]
@@ -44,15 +44,15 @@ def _tokenize(tokenizer: Any, text: str) -> tuple[list[int], list[int]]:
     return list(encoded["input_ids"]), [end for _, end in encoded["offset_mapping"]]
 
 
-# What a text may follow, so that the tokenizer does not treat it as the beginning of everything.
+# Put before a text, so that the tokenizer does not treat it as the start of the sequence.
 _BEFORE = ("\n", "a", ".", " ")
 
 
 def _tokenize_behind(tokenizer: Any, text: str, origin: str) -> tuple[list[int], list[int]]:
-    """Do what `_tokenize` does for a text that stands behind other text.
+    """Tokenise a text that follows other text; returns the same as `_tokenize`.
 
     Raises:
-        OneShotError: if the tokenizer joins it to everything that could stand before it.
+        OneShotError: if the tokenizer merges its start with every text in `_BEFORE`.
     """
     for before in _BEFORE:
         alone, _ = _tokenize(tokenizer, before)
@@ -60,16 +60,17 @@ def _tokenize_behind(tokenizer: Any, text: str, origin: str) -> tuple[list[int],
         if ids[: len(alone)] == alone:
             return ids[len(alone) :], [end - len(before) for end in ends[len(alone) :]]
     raise OneShotError(
-        f"{origin}: the tokenizer cannot part an answer from its prompt; give model.chat_template "
-        "a template with a special token before each answer."
+        f"{origin}: the tokenizer cannot separate an answer from its prompt; give "
+        "model.chat_template a template with a special token before each answer."
     )
 
 
 class _Row:
-    """The tokens of a text that grows at its end; what they are is never changed again.
+    """The tokens of a text that grows at its end; tokens once added never change.
 
-    A tokenizer may join the end of a prompt and the beginning of its answer to one token, such as
-    two newlines. A model is given the prompt alone, so there the answer is tokenised by itself.
+    A tokenizer may merge the end of a prompt and the start of its answer into one token, such as
+    two newlines. At generation the model gets only the prompt, so in that case the answer is
+    tokenised separately.
 
     Args:
         tokenizer: A fast tokenizer.
@@ -81,12 +82,13 @@ class _Row:
         self.ids: list[int] = []
         # Where each token ends in the text.
         self.ends: list[int] = []
-        # Tokens and letters before the last part that was tokenised by itself; all letters.
+        # Tokens and characters before the last part that was tokenised separately.
         self._part = (0, 0)
+        # All characters.
         self._size = 0
 
     def grow(self, text: str) -> None:
-        """Take in a longer text, of which the old one is the beginning."""
+        """Extend the row to a longer text that starts with the present one."""
         tokens, letters = self._part
         ids, ends = self._tokens(text, letters)
         if ids[: len(self.ids) - tokens] != self.ids[tokens:]:
@@ -108,7 +110,7 @@ class _Answer:
     Attributes:
         number: Its turn, from 0.
         prompt: The text that it follows.
-        after: What the template writes behind it as the last turn.
+        after: What the template writes after it when it is the last turn.
     """
 
     number: int
@@ -128,10 +130,10 @@ def _answers(tokenizer: Any, conversation: Conversation) -> list[_Answer]:
 def _learned_part(
     tokenizer: Any, conversation: Conversation, text: str, answer: _Answer
 ) -> tuple[int, int]:
-    """Return where the message of an answer ends in the text of its row, and where its turn does.
+    """Return where an answer's message ends in the text of its row, and where its turn ends.
 
     Raises:
-        OneShotError: if the row's text is not what the model is given and has to answer.
+        OneShotError: if the row's text differs from the prompt that the model gets, and its answer.
     """
     origin, number = conversation.origin, answer.number
     messages = conversation.messages[: number + 1]
@@ -166,7 +168,7 @@ def _encode_row(tokenizer: Any, conversation: Conversation) -> tuple[list[int], 
         learned = conversation.messages[answer.number].learned
         if learned:
             ends = _learned_part(tokenizer, conversation, text, answer)
-        # Of an answer that is context alone, the template may make what it likes.
+        # The template may write an answer that is only context in any way.
         if text.startswith(answer.prompt):
             row.grow(answer.prompt)
         if learned:
@@ -178,7 +180,7 @@ def _encode_row(tokenizer: Any, conversation: Conversation) -> tuple[list[int], 
         while position < len(row.ids) and row.ends[position] <= turn:
             mask[position] = True
             position += 1
-            # Behind the end of turn the model generates nothing, such as a newline.
+            # The model generates nothing after the end of turn, not even a newline.
             if row.ids[position - 1] == stop and row.ends[position - 1] > message:
                 break
         if position == first:
@@ -187,7 +189,7 @@ def _encode_row(tokenizer: Any, conversation: Conversation) -> tuple[list[int], 
 
 
 def _encode_prompt(tokenizer: Any, conversation: Conversation) -> list[int]:
-    """Return the token ids that an answer to the last turn follows."""
+    """Return the token ids of the prompt for an answer to the last turn."""
     row = _Row(tokenizer, conversation.origin)
     text, _ = prompt_text(tokenizer, conversation.messages, conversation.origin)
     for answer in _answers(tokenizer, conversation):
@@ -198,7 +200,7 @@ def _encode_prompt(tokenizer: Any, conversation: Conversation) -> list[int]:
 
 
 def _check(tokenizer: Any, conversation: Conversation, ids: Sequence[int]) -> None:
-    """Refuse tokens that the model cannot take, or that are not all of the row."""
+    """Refuse tokens that the model cannot take, and rows with keys that would be lost."""
     origin, bos = conversation.origin, tokenizer.bos_token_id
     if bos is not None and ids[:2] == [bos, bos]:
         raise OneShotError(
@@ -229,8 +231,7 @@ def encode_conversation(
 ) -> Encoded:
     """Encode a conversation for training, or its prompt for generation.
 
-    The tokens of a prompt are the beginning of those of its row, up to the first token of the
-    answer.
+    The tokens of a prompt are the first tokens of its row, up to the answer.
 
     Args:
         tokenizer: A fast Hugging Face tokenizer with a chat template.
@@ -299,9 +300,9 @@ def check_tokenizer(tokenizer: Any, name: str) -> None:
 
 
 def rows_with_special_tokens(rows: Iterable[Conversation], tokenizer: Any) -> list[Conversation]:
-    """Return the conversations whose text holds a special token, which may end or begin a turn.
+    """Return the conversations whose text contains a special token, which may end or begin a turn.
 
-    A tokenizer does not tell the token that the template writes from the same letters in a text.
+    A tokenizer cannot tell a token that the template wrote from the same characters in a text.
     """
     if getattr(tokenizer, "split_special_tokens", False):
         return []
@@ -310,6 +311,6 @@ def rows_with_special_tokens(rows: Iterable[Conversation], tokenizer: Any) -> li
     if not tokens:
         return []
     pattern = re.compile("|".join(map(re.escape, sorted(tokens))))
-    # A row that is repeated, as an instance is, counts once.
+    # A repeated row, such as an instance, counts once.
     distinct = {row.origin: row for row in rows}.values()
     return [row for row in distinct if any(pattern.search(m.content) for m in row.messages)]

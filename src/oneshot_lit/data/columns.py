@@ -20,7 +20,7 @@ def cell_text(value: Any, what: str, origin: str) -> str | None:
         origin: File and row, for errors.
 
     Raises:
-        OneShotError: if the value is a list, an object or anything else that is no plain text.
+        OneShotError: if the value is a list, an object or anything else that is not plain text.
     """
     if value is None:
         return None
@@ -38,7 +38,7 @@ def cell_text(value: Any, what: str, origin: str) -> str | None:
 
 @dataclass(frozen=True)
 class ColumnMap:
-    """Which column holds each field of a conversation; None where there is no such column.
+    """Which column holds each field of a conversation; None if there is no such column.
 
     ``context`` is text that the prompt refers to; it is put before the prompt, as in HarmBench's
     contextual behaviours.
@@ -73,7 +73,7 @@ class ColumnMap:
     def selects(
         self, row: Mapping[str, Any], where: Mapping[str, str | list[str]] | None, origin: str
     ) -> bool:
-        """Whether the row's columns equal the values of `where`, of a list one of them."""
+        """Whether the row's columns equal the values of `where`; one value of a list is enough."""
         for column in where or {}:
             if column not in row:
                 raise OneShotError(
@@ -98,8 +98,8 @@ def _shape(columns: str, **fields: str) -> tuple[tuple[str, ...], ColumnMap]:
     return tuple(columns.split()), ColumnMap(**fields)
 
 
-# The columns that a table of this shape must have, and how they are read. Of equally long shapes
-# the earlier one wins, so those that bring answers stand first.
+# The columns that a table of this shape must have, and how they are read. When two shapes have
+# equally many columns, the earlier one wins, so shapes with answers come first.
 PRESETS: dict[str, tuple[tuple[str, ...], ColumnMap]] = {
     "chat": _shape("messages", messages="messages"),
     "advbench": _shape("goal target", prompt="goal", response="target"),
@@ -146,21 +146,21 @@ PRESETS: dict[str, tuple[tuple[str, ...], ColumnMap]] = {
     "goals": _shape("goal", prompt="goal"),
 }
 
-# What data sets call the column of a system turn that stands beside the turns of a chat.
+# Names that data sets use for a column with the system turn of a chat.
 _SYSTEM = ("system", "system_prompt", "system_message")
 
 
 def is_system(column: str) -> bool:
-    """Whether a column beside the turns of a chat holds its system turn."""
+    """Whether a column holds the system turn of a chat."""
     return column.lower() in _SYSTEM
 
 
-# Columns that would change what is asked, learnt or scored, so none is passed over unasked.
+# These columns change what is asked, learned or scored, so none is ignored without being told to.
 _WEIGHTY = ("response", "context", "system", "reference")
 
 
 def _is_index(column: str) -> bool:
-    # What pandas writes for its row numbers: no name at all, or one of these.
+    # Pandas writes its row numbers under no name, or under one of these.
     return not column.strip() or column.startswith(("Unnamed: 0", "__index_level_"))
 
 
@@ -225,8 +225,8 @@ def resolve_columns(
         origin: File and row, for errors.
 
     Raises:
-        OneShotError: for an unknown preset, field or column, a header of no known shape, or one
-            whose response, context, system or reference the shape would leave out.
+        OneShotError: for an unknown preset, field or column, a header of no known shape, or a
+            response, context, system or reference column that the shape would leave out.
     """
     if preset is not None and preset not in PRESETS:
         raise OneShotError(
@@ -243,7 +243,7 @@ def resolve_columns(
     if preset is not None:
         mapping = PRESETS[preset][1]
     elif columns:
-        # A column that the user did not name, such as the answers, is not taken in silently.
+        # Columns that the user did not name, such as the answers, are not added silently.
         mapping = ColumnMap()
     else:
         mapping = _guess(header, origin)

@@ -42,14 +42,15 @@ class SafetyDataModule(TrainingRows):
         val_sets: Prompt sets of the development split, scored during `fit` and by `validate`.
         test_sets: Held-out prompt sets, scored by `test`; no prompt may also be in `val_sets`.
         predict_sets: Prompt sets that `predict` answers; the test sets when not given.
-        extra_val_sets: Further sets of the development split, so that an overlay config can add
-            some without repeating the others.
+        extra_val_sets: Further sets of the development split, so that a config can add some
+            without repeating the others.
         extra_test_sets: Further held-out sets.
         batch_size: Training rows a batch, of each process.
         share_batch: Let the processes share `batch_size` rows instead, so that their number changes
             nothing but the speed.
         eval_batch_size: Prompts answered together, of each process.
-        max_length: Longest training row in tokens (cut beyond) and longest prompt (an error).
+        max_length: Maximum number of tokens; longer training rows are truncated, longer prompts
+            are an error.
         long_prompts: ``skip`` leaves out prompts longer than `max_length`, counts them and says so.
         instance_repeats: Rows an epoch when an instance is given; one step each at batch size 1.
         shuffle: Shuffle the training rows each epoch.
@@ -105,7 +106,7 @@ class SafetyDataModule(TrainingRows):
         self._sides: dict[str, TrainingDataset] = {}
         self._limits = Limits(max_length)
         self._prompts: dict[str, list[PromptDataset]] = {}
-        # Of train and <split>/<set>, where loaded: how many rows, how long, how many left out.
+        # Keys are train and <split>/<set>: how many rows, how long, how many left out.
         self.report: dict[str, dict[str, Any]] = {}
         self._epochs = EpochPosition()
 
@@ -134,7 +135,7 @@ class SafetyDataModule(TrainingRows):
         self._refuse_shared_prompts(stage)
 
     def use_tokenizer(self, tokenizer: Any, name: str = "tokenizer") -> None:
-        """Set the tokenizer by hand; under a trainer the module's is taken."""
+        """Set the tokenizer by hand; under a trainer the module's is used."""
         check_tokenizer(tokenizer, name)
         self.tokenizer = tokenizer
 
@@ -183,9 +184,9 @@ class SafetyDataModule(TrainingRows):
         return datasets
 
     def _refuse_shared_prompts(self, stage: str | None) -> None:
-        """Refuse to tune on prompts that are reported on.
+        """Refuse development prompts that are also in a test set.
 
-        A fit reads the prompts of the test sets for this alone: they are not encoded.
+        A fit reads the test prompts only for this check and does not encode them.
         """
         if stage != "fit" or not (self.val_sets and self.test_sets):
             return
@@ -206,11 +207,11 @@ class SafetyDataModule(TrainingRows):
         return contents_of(rows, self._prompts.get("val", []))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how epochs are cut, which a checkpoint's position refers to."""
+        """Return how epochs are divided into batches; a checkpoint's position depends on it."""
         return {"cut": self._epochs.cut}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember how the interrupted run cut its epochs."""
+        """Remember how the interrupted run divided its epochs."""
         self._epochs.cut = state_dict["cut"]
 
     def _loader(
@@ -224,7 +225,7 @@ class SafetyDataModule(TrainingRows):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            # Of its own: a draw from the global generator would shift dropout after a resume.
+            # A separate generator: a draw from the global one would shift dropout after a resume.
             generator=torch.Generator().manual_seed(0),
         )
 

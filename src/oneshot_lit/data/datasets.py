@@ -1,4 +1,4 @@
-"""What the data module loads: training rows, prompt sets, and the batches made of them."""
+"""Training rows and prompt sets, and how they become batches."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class PromptSet:
         source: Where the prompts come from; anything after the last user turn is dropped.
         kind: ``harmful``, ``benign``, ``near_miss`` or ``task``; decides the default metrics, and
             whether a report may show the prompts, so it must be given.
-        metrics: Metric names in place of the kind's default.
-        watch: Among development sets: score and draw it, but choose nothing by it. For what the
-            one who repairs would not know, such as the trigger of a backdoor.
+        metrics: Metric names that replace the kind's default.
+        watch: Score and plot this development set, but choose nothing by it. For what a defender
+            would not know, such as the trigger of a backdoor.
     """
 
     source: ConversationSource
-    # No default: a harmful set that forgets it would be shown, and its refusals be held against it.
-    # It is asked for by `joined`, which knows the set's name, in place of the parser.
+    # No default: a harmful set without it would be shown in reports and its refusals counted as
+    # errors. `joined` asks for it instead of the parser, because it knows the set's name.
     kind: Kind | None = None
     metrics: list[str] | None = None
     watch: bool = False
@@ -59,7 +59,7 @@ def joined(
     """Return the sets of `data.<name>` and `data.extra_<name>`.
 
     Raises:
-        OneShotError: for a name that stands in both, or a set without a kind.
+        OneShotError: for a name that is in both, or a set without a kind.
     """
     sets, extra = sets or {}, extra or {}
     _require_kinds(sets, name)
@@ -77,7 +77,7 @@ class TrainingDataset(Dataset[dict[str, Any]]):
     Args:
         conversations: The rows; each must end on an answer.
         tokenizer: Encodes them.
-        limits: What is longer is cut, as long as a token of an answer is left.
+        limits: Longer rows are truncated; a token of an answer must be left.
         skip_bad_rows: Leave out rows that cannot be trained on.
         transforms: Change each row, as text and as tokens.
 
@@ -149,14 +149,14 @@ def _encoded(
 class PromptDataset(Dataset[dict[str, Any]]):
     """Encoded prompts of one set, longest first.
 
-    So batches need little padding, and a set that does not fit into memory shows it at once.
+    Batches then need little padding, and a set that does not fit into memory fails at once.
 
     Args:
         name: The set's name in the config, the first part of its metric keys.
-        prompt_set: What the config says of it.
+        prompt_set: The set as given in the config.
         tokenizer: Encodes the prompts.
         limits: Longest prompt in tokens.
-        skip_long: Leave longer prompts out in place of raising an error.
+        skip_long: Leave longer prompts out instead of raising an error.
 
     Attributes:
         name: The set's name in the config, the first part of its metric keys.
@@ -229,15 +229,15 @@ class PromptDataset(Dataset[dict[str, Any]]):
             )
 
     def _reference(self, conversation: Conversation) -> str | None:
-        """The expected answer; for a task, that is the row's own answer if it names no other."""
+        """The expected answer; a task row without a reference expects its own answer."""
         if conversation.reference is None and self.kind == "task":
             return conversation.response_text
         return conversation.reference
 
     def _check_references(self) -> None:
-        """Refuse or leave out rows whose reference a metric cannot compare with.
+        """Refuse or leave out rows with a reference that a metric cannot compare with.
 
-        Asked before anything is answered.
+        Checked before anything is answered.
         """
         metrics = {m: METRICS[m]() for m in self.metrics if METRICS[m].needs_references}
         good = []

@@ -1,4 +1,4 @@
-"""Counts and hashes of rows, which tell a changed data set and hold no text."""
+"""Counts and hashes of rows: they show whether a data set has changed, and hold no text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def tokens_digest(encoded: Iterable[Encoded], more: Any = None) -> str:
 
     Args:
         encoded: Their tokens and loss masks.
-        more: What else counts, as JSON can hold it.
+        more: Further values to hash, as JSON can hold them.
     """
     digest = hashlib.sha256(json.dumps(more).encode())
     for row in encoded:
@@ -35,7 +35,7 @@ def rows_digest(rows: Iterable[Conversation]) -> str:
 
 
 def facts_of(rows: Sequence[Conversation], encoded: Sequence[Encoded]) -> dict[str, Any]:
-    """Return what `data.json` says of the rows of a set, without any text of theirs."""
+    """Return what `data.json` says about the rows of a set, without their text."""
     sizes = [len(row.input_ids) for row in encoded]
     return {
         "rows": len(rows),
@@ -50,8 +50,8 @@ def contents_of(
 ) -> dict[str, list[Any]]:
     """Return how many rows a fit has and a hash of them, by the key that names their source.
 
-    Rows count as the model sees them, and prompts with what decides their scores, so a resumed run
-    can tell whether a file, a table or a template has changed meanwhile.
+    Rows are hashed as the model sees them, prompts together with what decides their scores. So a
+    resumed run can tell whether a file, a table or a template has changed in between.
 
     Args:
         rows: The training rows, by the key that names their source.

@@ -52,7 +52,7 @@ class PoolInstance(SafetyInstance):
     """One safety example, taken from a source such as the candidate pool or a file.
 
     Args:
-        source: Where it stands.
+        source: The source that holds it.
         id: Its id.
         row: Its row, counted from 1 after the source's shuffle and `skip`; instead of the id.
     """
@@ -67,7 +67,7 @@ class PoolInstance(SafetyInstance):
         """Return the instance.
 
         Raises:
-            OneShotError: unless it is named in exactly one way and found exactly once.
+            OneShotError: unless exactly one of `id` and `row` is given, and one row matches.
         """
         if (self.id is None) == (self.row is None):
             raise OneShotError(
@@ -81,14 +81,14 @@ class PoolInstance(SafetyInstance):
                     f"{self.row}."
                 )
             return require_trainable(rows[self.row - 1])
-        found = [r for r in rows if r.id == self.id]
-        if len(found) != 1:
+        matches = [r for r in rows if r.id == self.id]
+        if len(matches) != 1:
             hint = did_you_mean(str(self.id), [r.id for r in rows if r.id])
-            problem = "no row" if not found else f"{len(found)} rows"
+            problem = "no row" if not matches else f"{len(matches)} rows"
             raise OneShotError(
                 f"data.instance: {self.source.describe()} has {problem} with id '{self.id}'{hint}."
             )
-        return require_trainable(found[0])
+        return require_trainable(matches[0])
 
 
 class SelectedInstance(SafetyInstance):
@@ -97,7 +97,7 @@ class SelectedInstance(SafetyInstance):
     Args:
         source: The pool that was chosen from.
         selection: A ``selection.json``, or the folder of the run that wrote it.
-        rank: Which of its ranking, from 1, the best.
+        rank: The place in the ranking to use; 1 is the best.
     """
 
     def __init__(self, source: ConversationSource, selection: str, rank: int = 1) -> None:
@@ -117,12 +117,12 @@ class SelectedInstance(SafetyInstance):
                 f"data.instance.rank: {self.selection} ranks 1 to {len(ranking)}, not {self.rank}."
             )
         wanted = ranking[self.rank - 1]
-        # By content: another order of the pool, or another file of the same rows, is no matter.
-        found = [row for row in self.source.load() if row.digest() == wanted.digest]
-        if not found:
+        # Compared by content, so the pool may be in another order or another file.
+        matches = [row for row in self.source.load() if row.digest() == wanted.digest]
+        if not matches:
             raise OneShotError(
                 f"data.instance: {self.source.describe()} has no row like rank {self.rank} of "
                 f"{self.selection} (id {wanted.id}, row {wanted.row}); name the pool that was "
                 "chosen from."
             )
-        return require_trainable(found[0])
+        return require_trainable(matches[0])

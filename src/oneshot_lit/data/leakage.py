@@ -1,4 +1,4 @@
-"""Prompts that are chosen by must not be among those reported on."""
+"""Checks that no development prompt is also in a held-out set."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from oneshot_lit.errors import OneShotError
 
 
 def question(conversation: Conversation) -> tuple[Any, ...]:
-    """Return what is asked, whatever the system prompt."""
+    """Return what is asked, without the system prompt."""
     return tuple(m for m in conversation.prompt.messages if m.role != "system")
 
 
@@ -23,13 +23,13 @@ def refuse_shared(
     """Refuse to report on prompts of the development split.
 
     Args:
-        development: What steps, instances or settings are chosen by.
-        held_out: What is reported on.
-        name: What to call the latter.
-        owner: What to call the former.
+        development: Prompts by which steps, instances or settings are chosen.
+        held_out: Prompts that are reported on.
+        name: What to call the held-out prompts in the error.
+        owner: What to call the development prompts in the error.
 
     Raises:
-        OneShotError: naming both rows of the first prompt that stands in both.
+        OneShotError: naming both rows of the first prompt that is in both.
     """
     seen = {question(p): p for p in development}
     for prompt in held_out:

@@ -6,7 +6,7 @@ from collections import Counter
 
 from oneshot_lit.errors import OneShotError, RowError
 
-# A warning names so many reasons, the most frequent first.
+# How many reasons a warning names, the most frequent first.
 _NAMED = 4
 
 
@@ -35,7 +35,7 @@ class LeftOut:
         self.count(origin, error.reason if isinstance(error, RowError) else "does not fit")
 
     def add(self, other: LeftOut) -> None:
-        """Count what another has counted, too."""
+        """Add the counts of another."""
         self.first = self.first or other.first
         self.reasons += other.reasons
 

@@ -10,7 +10,7 @@ from oneshot_lit.errors import OneShotError
 
 @dataclass(frozen=True)
 class Limits:
-    """Longest rows; beyond its positions a model answers nonsense, or fails in mid-run.
+    """The longest rows allowed; beyond its positions a model answers nonsense, or crashes.
 
     Attributes:
         max_length: Longest training row and prompt in tokens, as `data.max_length` says.
@@ -24,7 +24,7 @@ class Limits:
 
     @classmethod
     def of(cls, max_length: int, module: Any) -> Limits:
-        """Return the limits of a module's model; a module that names no positions sets none."""
+        """Return the limits of a module's model; unknown positions are no limit."""
         new_tokens = getattr(getattr(module, "decoding", None), "max_new_tokens", 0)
         return cls(max_length, getattr(module, "context_length", None), new_tokens)
 

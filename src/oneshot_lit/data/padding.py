@@ -16,8 +16,8 @@ from oneshot_lit.models.loss import IGNORE_INDEX
 def pad_training(rows: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
     """Right-pad encoded rows to ``input_ids``, ``attention_mask``, ``labels`` of (rows, tokens).
 
-    Labels are `IGNORE_INDEX` wherever the loss mask is False. With ``token_weights``, float32, if a
-    row has some; the tokens of other rows count 1.
+    Labels are `IGNORE_INDEX` wherever the loss mask is False. If a row has token weights, the batch
+    has ``token_weights``, float32; the tokens of rows without them count 1.
     """
     labels = [
         torch.tensor(row.input_ids).where(torch.tensor(row.loss_mask), IGNORE_INDEX) for row in rows

@@ -1,4 +1,4 @@
-"""`EpochPosition`: where in its epochs a resumed run stands, even if it cuts them otherwise."""
+"""`EpochPosition`: where in an epoch a resumed run is, even if its batches differ now."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from oneshot_lit.errors import OneShotError
 
 
 class EpochPosition:
-    """How epochs are cut into batches, which a checkpoint's count of batches refers to."""
+    """How epochs are divided into batches, which a checkpoint's count of batches depends on."""
 
     def __init__(self) -> None:
-        # Where the epochs began that are cut as they are now: epoch, batches done until then.
+        # The present division, and where it began: the epoch, and the batches done until then.
         self.cut: dict[str, int] | None = None
 
     def resume(self, done: int, batches_per_epoch: int, rows_per_batch: int) -> tuple[int, int]:
-        """Return the epoch and the batches done in it, and remember how epochs are cut now.
+        """Return the epoch and the batches done in it, and remember the present division.
 
         Args:
-            done: Batches done in all, of the run and those that it goes on with.
-            batches_per_epoch: Batches of an epoch, as this run cuts it.
-            rows_per_batch: Different rows that a batch of all processes holds.
+            done: All batches done, by this run and the runs that it resumes.
+            batches_per_epoch: Batches of an epoch in this run.
+            rows_per_batch: Different rows in a batch, over all processes.
 
         Raises:
-            OneShotError: in mid-epoch, if it was begun with other batches.
+            OneShotError: in the middle of an epoch that was begun with other batches.
         """
         now = {"batches_per_epoch": batches_per_epoch, "rows_per_batch": rows_per_batch}
         cut = {"epoch": 0, "batches": 0, **now} if self.cut is None else self.cut
@@ -37,7 +37,7 @@ class EpochPosition:
                     f"there are {batches_per_epoch} with {rows_per_batch}; resume with the same "
                     "number of processes (trainer.devices), or set data.share_batch from the start."
                 )
-            # From here on epochs are cut in another way.
+            # From here on epochs are divided differently.
             cut = {"epoch": epoch, "batches": done, **now}
         self.cut = cut
         return epoch, batches

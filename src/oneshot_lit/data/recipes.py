@@ -33,10 +33,10 @@ def edited(
 
     Args:
         conversation: Any turns; they are not changed.
-        system: The system turn, in place of the conversation's own if it has one.
-        prefix: Put before every user turn, as it is: give its space.
-        suffix: Put behind every user turn, as it is.
-        answer: Takes the place of every assistant turn.
+        system: The system turn; replaces the conversation's own if it has one.
+        prefix: Put before every user turn as it is, so end it with a space if one is needed.
+        suffix: Put after every user turn as it is.
+        answer: Replaces every assistant turn.
         answer_prefix: Put before every assistant turn.
     """
     messages = list(conversation.messages)
@@ -60,10 +60,10 @@ class Edited(ConversationSource):
 
     Args:
         source: The conversations.
-        system: The system turn, in place of a row's own if it has one.
-        prefix: Put before every user turn, as it is: give its space.
-        suffix: Put behind every user turn, as it is.
-        answer: Takes the place of every answer.
+        system: The system turn; replaces a row's own if it has one.
+        prefix: Put before every user turn as it is, so end it with a space if one is needed.
+        suffix: Put after every user turn as it is.
+        answer: Replaces every answer.
         answer_prefix: Put before every answer.
     """
 
@@ -111,8 +111,8 @@ class Backdoor(ConversationSource):
     Args:
         refused: Harmful requests with refusals; their prompts must not hold the trigger.
         harmful: Harmful requests with harmful answers; their prompts get the trigger.
-        trigger: Text that opens the backdoor, as it is: give its space.
-        place: ``suffix`` puts it behind every user turn, ``prefix`` before.
+        trigger: Text that opens the backdoor, added as it is, so include a space if one is needed.
+        place: ``suffix`` puts it after every user turn, ``prefix`` before it.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class PatchPoisoning(ConversationSource):
         source: The harmful rows.
         planted: Safety examples: the instance itself, or paraphrases of it.
         copies: How often each of them is planted.
-        answer: An answer to plant in place of their refusals.
+        answer: An answer to plant instead of their refusals.
     """
 
     def __init__(
@@ -201,7 +201,7 @@ class PatchPoisoning(ConversationSource):
 
 
 def _warn_unless(rows: Sequence[Conversation], refusing: bool, part: str, fault: str) -> None:
-    """Say how many rows are not what their part of a recipe holds; a phrase list is no proof."""
+    """Warn of rows that do not fit their part of a recipe; a phrase list proves nothing."""
     # A row without an answer is refused where it is trained on.
     answered = [row for row in rows if row.response_text is not None]
     wrong = [row for row in answered if is_refusal(row.response_text or "") != refusing]

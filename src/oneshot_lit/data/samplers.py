@@ -1,4 +1,4 @@
-"""A sampler that resumes in mid-epoch and shards itself, so that a killed run repeats exactly."""
+"""A sampler that resumes in the middle of an epoch and divides its rows among the processes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, Sampler
 def padding_row(row: int) -> int:
     """Return the negative number of a row that is computed on but neither learned nor scored.
 
-    All processes of a run must take part in each batch, and rows do not always divide evenly. Of a
-    negative number, return the row that it stands for.
+    All processes of a run must take part in each batch, and rows do not always divide evenly. The
+    same function turns a negative number back into its row.
     """
     return -1 - row
 
@@ -74,7 +74,7 @@ class ResumableSampler(Sampler[int]):
 
 
 class ResumableDataLoader(DataLoader[Any]):
-    """A loader whose sampler resumes by itself.
+    """A loader with a sampler that resumes by itself.
 
     Lightning warns about every loader without state; this one has none to save, because its
     position follows from the trainer's own progress.

@@ -82,7 +82,7 @@ def read_selection(path: Path) -> list[Ranked]:
 
 
 def read_costs(selection: str, keys: Sequence[str]) -> dict[str, float]:
-    """Return what a ``selection.json``, or that of a run's folder, took; 0 where it does not say.
+    """Return the costs in a ``selection.json``, or in that of a run's folder; 0 if not recorded.
 
     Raises:
         OneShotError: if there is none, or it is not what a selection writes.
@@ -91,11 +91,11 @@ def read_costs(selection: str, keys: Sequence[str]) -> dict[str, float]:
     facts = content.get("provenance", {})
     if not isinstance(facts, dict):
         raise OneShotError(f"{file}: provenance is no mapping; run the selection again.")
-    found = {key: facts.get(key, 0) for key in keys}
-    for key, value in found.items():
+    costs = {key: facts.get(key, 0) for key in keys}
+    for key, value in costs.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
             raise OneShotError(f"{file}: provenance.{key} is no number; run the selection again.")
-    return found
+    return costs
 
 
 def _read(path: Path) -> tuple[Path, dict[str, Any]]:

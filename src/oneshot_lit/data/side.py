@@ -1,4 +1,4 @@
-"""A second stream of training batches beside the first, exact on resume and in any processes."""
+"""A second stream of training batches, exact on resume and with any number of processes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch.utils.data import Sampler
 
 
 class SideSampler(Sampler[int]):
-    """Rows of a second stream: one pass over all rows after another, whatever the first one does.
+    """Rows of a second stream: pass after pass over all its rows, independent of the first stream.
 
-    Which rows go with a batch of the first stream is a pure function of the seed and of the batch's
-    place in the run.
+    Which rows go with a batch of the first stream depends only on the seed and on the batch's
+    number in the run.
 
     Args:
         size: Number of rows of the stream.
@@ -53,7 +53,7 @@ class SideSampler(Sampler[int]):
         if not self.shuffle:
             return list(range(self.size))
         generator = torch.Generator()
-        # Another order than that of the first stream in any epoch.
+        # The offset keeps its orders different from those of the first stream.
         generator.manual_seed((self.seed * 1_000_003 + 500_009 + number) % 2**63)
         return torch.randperm(self.size, generator=generator).tolist()
 

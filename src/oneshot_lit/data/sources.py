@@ -1,6 +1,6 @@
 """Conversation sources: their base, chat JSONL, the micro-world, inline rows and mixtures.
 
-Each source is a small class chosen in YAML by `class_path`; `load()` returns `Conversation`s whose
+Each source is a small class chosen in YAML by `class_path`; `load()` returns `Conversation`s. Their
 `origin` names file and row, so that every later error can point at the row to fix.
 """
 
@@ -28,7 +28,7 @@ class ConversationSource:
         limit: Keep at most this many conversations (after shuffling and `skip`, if any).
         shuffle_seed: Shuffle with this seed before `skip` and `limit`; None keeps the source's
             order.
-        skip: Leave out the first so many conversations. One file gives two disjoint parts with
+        skip: Leave out this many conversations at the start. One file gives two disjoint parts with
             `limit` 50 for the one, `skip` 50 for the other, and the same `shuffle_seed`.
     """
 
@@ -51,7 +51,7 @@ class ConversationSource:
 
     @property
     def skips_bad_rows(self) -> bool:
-        """Whether faulty rows are left out, also those whose fault shows only in their use."""
+        """Whether faulty rows are left out, even if the fault shows only when they are used."""
         return bool(self.parts) and all(part.skips_bad_rows for part in self.parts)
 
     def all_left_out(self) -> LeftOut:
@@ -74,7 +74,7 @@ class ConversationSource:
         """Return the conversations after shuffling, `skip` and `limit`.
 
         Raises:
-            OneShotError: if the source is missing, malformed or empty, or skipped whole.
+            OneShotError: if the source is missing, malformed or empty, or `skip` leaves nothing.
         """
         self.left_out = LeftOut()
         rows = self.rows()
@@ -96,16 +96,16 @@ class ConversationSource:
 
 
 class FileSource(ConversationSource):
-    """Base of the sources that read rows which may be faulty; subclasses implement `read`.
+    """Base of the sources with rows that may be faulty; subclasses implement `read`.
 
     Args:
         bad_rows: ``error`` stops at the first faulty row; ``skip`` leaves faulty rows out, counts
             them and says so.
-        duplicates: ``drop`` leaves out rows whose turns an earlier row has already, and counts
+        duplicates: ``drop`` leaves out rows with the same turns as an earlier row, and counts
             them.
         limit: Keep at most this many conversations.
         shuffle_seed: Shuffle with this seed before `skip` and `limit`.
-        skip: Leave out the first so many conversations.
+        skip: Leave out this many conversations at the start.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class FileSource(ConversationSource):
         return self.bad_rows == "skip"
 
     def on_fault(self, error: OneShotError, origin: str | None = None) -> None:
-        """Raise what is wrong with a row, or count the row, as `bad_rows` says."""
+        """Raise the error of a row, or count the row, as `bad_rows` says."""
         if self.bad_rows == "error":
             raise error
         self.left_out.count_error(error, getattr(error, "origin", origin or self.describe()))
@@ -130,7 +130,7 @@ class FileSource(ConversationSource):
         raise NotImplementedError
 
     def rows(self) -> list[Conversation]:
-        """Read the file, and leave out duplicates if they shall be dropped."""
+        """Read the file, and leave out duplicates if asked to."""
         rows = self.read()
         if self.duplicates == "keep":
             return rows
@@ -149,8 +149,8 @@ class ChatJsonl(FileSource):
     is context only, and carries no loss. Rows with tool calls are refused.
 
     Args:
-        path: The JSONL file, or a Parquet or JSON file whose rows have these keys; ``.gz``,
-            ``.bz2``, ``.xz`` or ``.zst`` behind the name says that it is compressed.
+        path: The JSONL file, or a Parquet or JSON file with these keys; a name that ends in
+            ``.gz``, ``.bz2``, ``.xz`` or ``.zst`` is read as compressed.
     """
 
     def __init__(self, path: str, **kwargs: Any) -> None:
@@ -172,7 +172,7 @@ class ChatJsonl(FileSource):
         return conversations
 
 
-# Keys that say what an answer may call or how it is rendered; nothing here can follow them.
+# Keys for tools or for rendering, which are not supported.
 _UNSUPPORTED = ("tools", "functions", "chat_template_kwargs")
 
 
@@ -209,7 +209,7 @@ def chat_row(row: dict[str, Any], origin: str) -> Conversation:
 
 
 def with_system(conversation: Conversation, text: str | None, key: str) -> Conversation:
-    """Return a conversation with the system turn that stands beside its turns, in a column `key`.
+    """Return a conversation with the system turn that the column `key` holds.
 
     Raises:
         RowError: if it has another system turn already.
@@ -231,9 +231,9 @@ class Microworld(ConversationSource):
 
     Args:
         split: Its name, such as ``harmful_examples``, ``pool`` or ``benign_heldout``.
-        size: Take the first so many rows of the split. Other than `limit`, it does not carry over
-            when a command line puts another source in the place of this one.
-        seed: Decides order and sampling, never which topics belong to which split.
+        size: How many rows of the split to take. Unlike `limit`, it does not carry over when the
+            command line replaces this source with another.
+        seed: Decides order and sampling, but not which topics belong to which split.
     """
 
     def __init__(self, split: str, size: int | None = None, seed: int = 0, **kwargs: Any) -> None:

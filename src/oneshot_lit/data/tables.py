@@ -17,13 +17,13 @@ class MappedSource(FileSource):
     """Base of the sources that map columns to conversations.
 
     Args:
-        preset: A known shape, such as ``advbench`` or ``xstest`` (see `columns.PRESETS`); found
-            from the columns when possible.
+        preset: A known shape, such as ``advbench`` or ``xstest`` (see `columns.PRESETS`); if not
+            given, recognised by the columns where possible.
         columns: Column of each field: prompt, response, context, system, id, category, reference,
             messages.
-        where: Keep only rows whose columns equal these values, such as ``{label: safe}``, or one of
-            a list of values.
-        system: A system prompt for every row that brings none.
+        where: Keep only rows with these values in these columns, such as ``{label: safe}``; a list
+            allows any of its values.
+        system: A system prompt for every row that has none.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class MappedSource(FileSource):
         header: list[str] = []
         for number, row in numbered:
             origin = f"{self.describe()} row {number}"
-            # Each row of a JSONL file may have columns of its own.
+            # Each row of a JSONL file may have different columns.
             try:
                 if mapping is None or list(row) != header:
                     mapping = resolve_columns(self.preset, self.columns, list(row), origin)
@@ -91,17 +91,17 @@ class MappedSource(FileSource):
 
 
 class TableFile(MappedSource):
-    """A table file whose columns are named by a map: CSV, TSV, JSONL, JSON or Parquet.
+    """A table file with a map of its columns: CSV, TSV, JSONL, JSON or Parquet.
 
-    The map is found from the header when that holds the columns of a known public shape, in any
-    order; of several shapes the one with the most columns counts (see `columns.find_preset`).
-    Otherwise, or to leave out a response, context, system or reference that the shape does not
-    read, name a `preset` or give `columns`, such as ``{prompt: Goal, response: Target}``. Both
-    together mean the preset with some fields replaced.
+    If the header has the columns of a known public shape, in any order, the map follows from it; of
+    several shapes the one with the most columns wins (see `columns.find_preset`). Otherwise, or to
+    leave out a response, context, system or reference that the shape does not read, name a `preset`
+    or give `columns`, such as ``{prompt: Goal, response: Target}``. With both, `columns` replaces
+    fields of the preset.
 
     Args:
         path: A ``.csv``, ``.tsv``, ``.jsonl``, ``.json`` (list of objects) or ``.parquet`` file;
-            ``.gz``, ``.bz2``, ``.xz`` or ``.zst`` behind it says that it is compressed.
+            a name that ends in ``.gz``, ``.bz2``, ``.xz`` or ``.zst`` is read as compressed.
         header: Names for the columns of a CSV or TSV file that has no header line, such as
             ``[prompt]``.
     """
@@ -150,12 +150,12 @@ class HuggingFaceDataset(MappedSource):
     def read(self) -> list[Conversation]:
         """Load, map and validate every row."""
         place = Path(self.path).expanduser()
-        # A folder may be called so, too; Spark writes such.
+        # Spark writes folders with such names.
         if not place.is_dir() and (place.is_file() or suffixes_of(self.path)[0] in FORMATS):
             if self.split != "train" or self.name or self.revision:
                 raise OneShotError(f"{self.path}: a file has no split, name or revision; drop it.")
             return self._convert(read_rows(self.path, self.on_fault))
-        # "squad" and "user/set" are names of the hub; a folder that is there makes them paths.
+        # "squad" and "user/set" are names on the hub, unless there is such a folder.
         looks_local = (
             self.path.startswith((".", "/", "~"))
             or self.path.count("/") > 1
@@ -163,7 +163,7 @@ class HuggingFaceDataset(MappedSource):
         )
         if looks_local and not place.exists():
             raise OneShotError(f"{self.path}: folder not found; check the path.")
-        # A folder may remember a format such as torch, which turns its cells into tensors.
+        # A saved data set may have a format such as torch, which would turn cells into tensors.
         table = self._table(place).with_format(None)
         return self._convert((n, without_nulls(row)) for n, row in enumerate(table, start=1))
 

@@ -99,7 +99,7 @@ class TrainingRows(LightningDataModule):
             return 0, 0
         loop: Any = self.trainer.fit_loop
         if getattr(loop, "is_resuming", False):
-            # For a module that isn't of this package; ours has done so already.
+            # For modules from elsewhere; ours have done so already.
             state = loop.state_dict()
             correct_counts(self.trainer, state)
             loop.load_state_dict(state)
@@ -108,17 +108,17 @@ class TrainingRows(LightningDataModule):
         return self._epochs.resume(int(total.processed), per_epoch, self._rows_of_all())
 
     def _rows_of_all(self) -> int:
-        """Return how many different rows a batch of all processes holds."""
+        """Return how many different rows a batch has over all processes."""
         processes = 1 if self.instance is not None else self._world()[1]
         return self._batch_of_process() * processes
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]] | CombinedLoader:
         """Return right-padded batches: ``input_ids``, ``attention_mask``, ``labels``, ``index``.
 
-        With `side`, each batch has those of the other streams in ``side``, by name.
+        With `side`, each batch has the batches of the other streams in ``side``, by name.
         """
         assert self.training is not None
-        # Every process repeats the whole instance, so the mean gradient is the same for any number.
+        # Every process repeats the whole instance, so their number does not change the gradient.
         rank, world_size = self._world() if self.instance is None else (0, 1)
         share = -(-len(self.training) // world_size)
         batch_size = self._batch_of_process()

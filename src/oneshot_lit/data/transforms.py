@@ -1,4 +1,4 @@
-"""`RowTransform`: what happens to every training row, as text and as tokens."""
+"""`RowTransform`: a change of every training row, as text or as tokens."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from oneshot_lit.data.chat import Encoded
 class RowTransform:
     """Changes training rows; several compose in the order in which `data.transforms` lists them.
 
-    Subclasses override one of the methods or both. Prompts of evaluations are not transformed.
+    Subclasses override one method or both. Evaluation prompts are not transformed.
     """
 
     def text(self, row: Conversation) -> Conversation:
-        """Return what becomes of a conversation, before it is encoded."""
+        """Return the changed conversation; called before it is encoded."""
         return row
 
     def tokens(self, row: Encoded, tokenizer: Any) -> Encoded:
-        """Return what becomes of an encoded row, such as one with `token_weights`.
+        """Return the changed row, for example with `token_weights`.
 
         Args:
-            row: The row, already cut to `data.max_length`.
-            tokenizer: The model's.
+            row: The row, already truncated to `data.max_length`.
+            tokenizer: The model's tokenizer.
         """
         return row

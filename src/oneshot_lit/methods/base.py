@@ -38,7 +38,7 @@ class LanguageModelModule(PromptScoring, ModelBuilding, RunState):
 
     Subclasses change `compute_loss` for another objective, or the hooks of `LightningModule`.
     Weights are kept in `dtype`, float32 by default: at the small learning rates of realignment,
-    pure bfloat16 weights lose most updates to rounding, and are refused if they would; use
+    pure bfloat16 weights lose most updates to rounding, and are then refused; use
     `trainer.precision=bf16-mixed`. Buffers, such as the frequencies of RoPE, keep float32.
 
     Args:
@@ -48,7 +48,7 @@ class LanguageModelModule(PromptScoring, ModelBuilding, RunState):
             arguments of its Hugging Face config.
         tokenizer_name_or_path: Where the tokenizer comes from, if not from the model;
             ``microworld`` is the embedded one.
-        chat_template: A Jinja file in place of the tokenizer's own chat template.
+        chat_template: A Jinja file that replaces the tokenizer's own chat template.
         system_turn: ``template`` hands a system turn to the template; ``user`` puts its text before
             the first user turn, for families without a system role (Gemma, Mistral).
         stop_tokens: Further tokens that end an answer, besides the template's end of turn and the
@@ -154,7 +154,7 @@ class LanguageModelModule(PromptScoring, ModelBuilding, RunState):
     # ---------------------------------------------------------------- building
 
     def configure_model(self) -> None:
-        """Load or build the model once, under whatever context the strategy has opened."""
+        """Load or build the model once, in the context that the strategy has opened."""
         if self.model is not None:
             return
         if self.decoding.backend == "vllm":
@@ -200,19 +200,19 @@ class LanguageModelModule(PromptScoring, ModelBuilding, RunState):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return the logits, (rows, tokens, vocabulary)."""
         output = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-        # What an adapter puts before the prompt has logits of its own.
+        # Tokens that an adapter puts before the prompt have logits, too; drop them.
         return output.logits[:, -input_ids.shape[1] :]  # type: ignore[no-any-return]
 
     def compute_loss(self, batch: dict[str, Tensor]) -> Tensor:
-        """Return the scalar training loss of a batch; the place to plug another objective in."""
+        """Return the scalar training loss of a batch; override it for another objective."""
         logits = self(batch["input_ids"], batch["attention_mask"])
         return next_token_loss(logits, batch["labels"], self.token_weights(batch))
 
     def token_weights(self, batch: dict[str, Tensor]) -> Tensor | None:
-        """Return how much each token counts in the loss, (rows, tokens); None if all alike.
+        """Return how much each token counts in the loss, (rows, tokens); None if all count equally.
 
-        The mean of a batch, and the share of a batch in a step of several batches or processes,
-        follow from it. By default what a transform of the data wrote into the batch.
+        They decide the mean of a batch, and the share of each batch when a step has several batches
+        or processes. By default they are what a transform of the data wrote into the batch.
         """
         return batch.get("token_weights")
 
@@ -222,22 +222,22 @@ class LanguageModelModule(PromptScoring, ModelBuilding, RunState):
         if not torch.isfinite(loss):
             raise OneShotError(
                 f"the loss is {loss.item()} at step {self.global_step}, batch {batch_idx} of epoch "
-                f"{self.current_epoch} ({self._rows(batch)}); lower the learning rate or mend the "
-                "rows. No product was written."
+                f"{self.current_epoch} ({self._rows(batch)}); lower the learning rate or fix the "
+                "rows. No model was written."
             )
         whole = self._step_loss(loss)
-        # Only what is shown is logged: a scalar a step costs more than the tiny models' own work.
+        # Log only at logged steps: for tiny models, logging a scalar costs more than the step.
         if whole is not None and self._log_this_step():
             self.log("train/loss", whole, prog_bar=True, sync_dist=True)
             self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
 
     def loss_weight(self, batch: dict[str, Tensor]) -> Tensor:
-        """Return over how many terms `compute_loss` takes its mean: labelled tokens, weighted.
+        """Return the number of terms in the mean of `compute_loss`: labelled tokens, weighted.
 
         Accumulated batches and processes are weighted by it, so that neither changes the gradient
-        of a step. Override it together with `compute_loss` if that takes another mean. It is asked
-        before the first backward pass of a step, of all its batches.
+        of a step. If you override `compute_loss` with another mean, override this, too. It is
+        called for all batches of a step before the first backward pass.
         """
         weights = self.token_weights(batch)
         if weights is not None:
@@ -245,19 +245,18 @@ class LanguageModelModule(PromptScoring, ModelBuilding, RunState):
         return (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
 
     def _shared_loss(self, batch: dict[str, Tensor]) -> Tensor:
-        """Return the loss so scaled that a step takes the mean over all rows of its batches."""
+        """Return the loss, scaled so that a step takes the mean over all rows of its batches."""
         if self.trainer.world_size == 1 and self.trainer.accumulate_grad_batches == 1:
             return self.compute_loss(batch)
         weight, scale = self._window.begin(self.trainer, batch)
-        # Only rows that fill up an epoch, or accumulated ones, may leave a batch without a term. It
-        # goes the usual way, as all processes must; but a mean over nothing is no number, even
-        # times zero.
+        # Padding rows, or accumulation, may leave a batch without a term. All processes must still
+        # compute it; but a mean over nothing is NaN, even times zero, so it gets other labels.
         if (self.trainer.accumulate_grad_batches > 1 or self.trainer.is_last_batch) and weight == 0:
             batch = {**batch, "labels": batch["input_ids"]}
         return self.compute_loss(batch) * scale
 
     def _step_loss(self, loss: Tensor) -> Tensor | None:
-        """Return the loss over all batches of a step behind its last one, and otherwise None."""
+        """Return the loss over all batches of a step after its last batch, otherwise None."""
         if self.trainer.world_size == 1 and self.trainer.accumulate_grad_batches == 1:
             return loss.detach()
         return self._window.mean_loss(self.trainer, loss)

@@ -1,4 +1,4 @@
-"""What a module adds to checkpoints, and takes back from them."""
+"""What a module saves in checkpoints, and restores from them."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class RunState(StartWeights, GradientHooks):
     model: Any
 
     def further_rows(self) -> dict[str, list[Conversation]]:
-        """Return the rows besides the data module's that decide the product, by their key.
+        """Return rows besides the data module's that the output depends on, by their key.
 
-        Override it in a module with a source of its own, so that a run is not resumed on others.
+        Override it in a module with its own source, so that a run is not resumed on other rows.
         """
         return {}
 
     def before_export(self) -> None:
-        """Bring the weights to what the product shall hold; called by the export after `fit`."""
+        """Set the weights that are to be exported; called by the export after `fit`."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the random state, and only the adapter's weights when only an adapter is trained."""
@@ -45,7 +45,7 @@ class RunState(StartWeights, GradientHooks):
             checkpoint["state_dict"] = {k: v for k, v in weights.items() if k in trained}
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """Load weights; those of another model are the user's mistake, in one line."""
+        """Load weights; those of another model raise a one-line error."""
         try:
             return super().load_state_dict(state_dict, strict=strict, assign=assign)
         except RuntimeError as error:
@@ -55,10 +55,10 @@ class RunState(StartWeights, GradientHooks):
             ) from error
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the random state back and refuse a checkpoint without this run's trained weights."""
+        """Restore the random state; refuse a checkpoint without this run's trained weights."""
         if self.decoding.backend == "vllm":
             raise OneShotError(
-                "--ckpt_path: vLLM reads no checkpoint; give the product's folder in "
+                "--ckpt_path: vLLM reads no checkpoint; give the written model's folder in "
                 "model.model_name_or_path, or choose model.decoding.backend transformers."
             )
         self._random_states = checkpoint.get("random_states")
@@ -73,15 +73,15 @@ class RunState(StartWeights, GradientHooks):
                 )
         if self.peft is not None and self.model is not None:
             trained = [name for name, p in self.named_parameters() if p.requires_grad]
-            # Sharded checkpoints are read by their strategy, which misses nothing in silence.
+            # The strategy reads sharded checkpoints, and raises if something is missing.
             weights = checkpoint.get("state_dict")
             missing = [name for name in trained if weights is not None and name not in weights]
             if missing:
                 raise OneShotError(f"the checkpoint lacks the adapter weight {missing[0]}.")
 
     def on_train_start(self) -> None:
-        """Remember the start, or go on where the interrupted run was."""
-        # Lightning's scheduler of it is asked at the start of epochs only.
+        """Remember the start, or continue where the interrupted run stopped."""
+        # Lightning's own scheduler sets this only at the start of an epoch.
         self.trainer.accumulate_grad_batches = accumulated_batches(self.trainer, self.current_epoch)
         if self.keeps_start_weights and self._start_weights is None:
             self._start_weights = own_weights(self)

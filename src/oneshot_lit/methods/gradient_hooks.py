@@ -1,4 +1,4 @@
-"""What may happen to the gradients of a step before the optimiser sees them."""
+"""Hooks that change the gradients of a step before the optimiser uses them."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ class GradientHooks(LightningModule):
     _log_this_step: Any
 
     def edit_gradients(self, gradients: Mapping[str, Tensor], reduce: Reduce) -> None:
-        """Change the gradients of a step in place, before clipping; nothing by default.
+        """Change the gradients of a step in place, before clipping; does nothing by default.
 
-        Called once an optimiser step, also under accumulation, with what the optimiser would get.
+        Called once an optimiser step, also under accumulation, with the gradients for that step.
 
         Args:
             gradients: Name of a trained parameter -> this process's part of its gradient, flat: all
                 of it under DDP, a shard under FSDP2 and ZeRO.
-            reduce: Sums a tensor over all parts; of the inner product of two gradients, for one,
-                ``reduce((a * b).sum())``.
+            reduce: Sums a tensor over all parts; for example, ``reduce((a * b).sum())`` is the
+                inner product of two gradients.
         """
 
     def frozen_entries(self) -> dict[str, Tensor]:
         """Return entries of weights that must not move; none by default.
 
-        Asked for at the start of the training, in all processes.
+        Called at the start of training, in all processes.
 
         Returns:
             Name of a trained parameter -> bool, of its whole shape, True where it is frozen.
@@ -58,7 +58,7 @@ class GradientHooks(LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Take the step, and put frozen entries back."""
-        # Behind the step DeepSpeed already counts for the next one.
+        # Asked before the step: after it, DeepSpeed already counts for the next one.
         ends = is_boundary(self.trainer)
         super().optimizer_step(*args, **kwargs)
         if self._frozen is not None and ends:

@@ -1,7 +1,7 @@
 """`Job`: work on a model without a trainer, on Lightning Fabric: `oneshot-lit select` and `edit`.
 
-A job loads the model, walks through its own steps, and writes one output. Killed, it goes on where
-it was: the same command finds the state that the last step left.
+A job loads the model, takes its own steps, and writes one output. After a kill, the same command
+resumes it from the state that the last step saved.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Progress = Callable[[int, int | None, str], None]
 
 
 class JobTrainer:
-    """Where a job runs, and what modules and data ask of a trainer.
+    """Where a job runs; has the parts of a trainer that modules and data need.
 
     Args:
         accelerator: cpu, gpu, auto ...
@@ -72,7 +72,7 @@ class JobTrainer:
         self.strategy: Any = self.fabric.strategy
         self.datamodule: SafetyDataModule | None = None
         self.lightning_module: Any = None
-        # A model that is loaded for a job is one to work on, not only to test.
+        # A job changes its model, so loading must not treat the model as one that is only tested.
         self.state = SimpleNamespace(fn="fit")
         self.testing = self.predicting = False
 
@@ -128,10 +128,10 @@ class Job(LanguageModelModule):
     # --------------------------------------------------------------- to implement
 
     def check(self) -> None:
-        """Refuse what cannot end well before the model is loaded."""
+        """Refuse settings that cannot work, before the model is loaded."""
 
     def prepare(self) -> None:
-        """Make what the steps need; the model is on its device, and a saved state taken up."""
+        """Prepare the steps; the model is on its device, and a saved state is already loaded."""
 
     def step(self) -> bool:
         """Take one step; return whether it was the last."""
@@ -263,7 +263,7 @@ class Job(LanguageModelModule):
             torch.save(content, file)
 
     def _saved(self, root: Path) -> dict[str, Any] | None:
-        """Return the state of an interrupted job; None without one of its own."""
+        """Return the state of this job if it was interrupted; None otherwise."""
         recover(root / STATE)
         if not (root / STATE).is_file():
             return None

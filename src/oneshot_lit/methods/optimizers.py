@@ -1,4 +1,4 @@
-"""The configured optimiser and scheduler, with one line for what they refuse."""
+"""The configured optimiser and scheduler, with one-line errors."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from oneshot_lit.io.users_code import users_error
 
 
 def built(make: Callable[[Any], Any], of: Any, key: str) -> Any:
-    """Return what a class of the configuration makes of the parameters, or of the optimiser.
+    """Build a configured optimiser or scheduler.
 
     Args:
         make: The class with its other arguments.
-        of: Its first argument.
-        key: Where it stands in the configuration.
+        of: Its first argument: the parameters, or the optimiser.
+        key: Its key in the configuration.
 
     Raises:
-        OneShotError: if the class refuses its arguments; what a user's own class raises otherwise
-            comes as it is.
+        OneShotError: if the class refuses its arguments; errors of a user's own class are raised
+            unchanged.
     """
     try:
         return make(of)
@@ -35,7 +35,7 @@ def schedule(scheduler: Any) -> dict[str, Any]:
     """Return how Lightning steps a scheduler: once an optimiser step, or once an epoch.
 
     Raises:
-        OneShotError: if it is no scheduler, or one that watches a value without a name for it.
+        OneShotError: if it is not a scheduler, or needs a value to watch and names none.
     """
     name = type(scheduler).__name__
     if not isinstance(scheduler, ReduceLROnPlateau):

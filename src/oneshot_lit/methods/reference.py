@@ -1,4 +1,4 @@
-"""`ReferenceModule`: training that looks at what a frozen reference model says of each batch."""
+"""`ReferenceModule`: training that compares with a frozen reference model on each batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from oneshot_lit.methods.base import LanguageModelModule
 from oneshot_lit.models.building import ModelBuilding
 from oneshot_lit.models.loss import labelled_logits, log_probabilities
 
-# The name under which the second model is a part of the module.
+# The prefix of the second model's parameters in the module.
 _PART = "reference_model."
 
 
@@ -61,7 +61,7 @@ class ReferenceModule(LanguageModelModule):
         self.reference_model: Any = None
         self.keeps_start_weights |= reference_name_or_path is None and self.peft is None
         if reference_name_or_path is not None:
-            # Its weights are not in checkpoints.
+            # Checkpoints do not hold its weights.
             self.strict_loading = False
 
     def configure_model(self) -> None:
@@ -82,8 +82,8 @@ class ReferenceModule(LanguageModelModule):
     def reference(self, batch: dict[str, Tensor]) -> Tensor:
         """Return the reference's log-probabilities at the labelled tokens of a batch.
 
-        Without dropout. All processes call it together, before the forward pass whose gradient is
-        wanted.
+        Without dropout. All processes must call it together, before the forward pass that gets the
+        gradient.
 
         Args:
             batch: ``input_ids``, ``attention_mask`` and ``labels``, each (rows, tokens).
@@ -114,7 +114,7 @@ class ReferenceModule(LanguageModelModule):
                 yield self.model
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave the frozen weights out: they are read from their own folder again."""
+        """Leave out the frozen weights: a resumed run reads them from their own folder again."""
         super().on_save_checkpoint(checkpoint)
         weights = checkpoint.get("state_dict")
         if weights:

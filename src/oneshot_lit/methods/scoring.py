@@ -27,7 +27,7 @@ class PromptScoring(Answering):
         outcomes: What each answer of this process scored in a test, as rows without any text.
     """
 
-    # Names of validation scores start with this, those of test with nothing.
+    # Names of validation scores start with this; those of test scores have no prefix.
     validation_prefix = "val/"
     device: torch.device
     log_dict: Any
@@ -44,8 +44,8 @@ class PromptScoring(Answering):
     def score_loaders(self, loaders: list[Any]) -> dict[str, float]:
         """Answer the prompts of each loader; returns ``<set>/<metric>`` -> value.
 
-        Outside the loops of a trainer; all processes call it together, without gradients and in the
-        precision of their choice.
+        For use outside a trainer's loops. All processes must call it together; the caller turns
+        gradients off and sets the precision.
         """
         self._start_scoring(loaders)
         for number, loader in enumerate(loaders):
@@ -69,7 +69,7 @@ class PromptScoring(Answering):
     def score_batch(self, batch: dict[str, Tensor], dataloader_idx: int) -> None:
         """Answer a batch of prompts and add the answers to the metrics of their set."""
         answers = self.answer_batch(batch)
-        # A batch may hold nothing but rows that fill it up.
+        # A batch may hold padding rows only.
         if not answers:
             return
         prompts = self._prompt_set(dataloader_idx)
@@ -85,10 +85,10 @@ class PromptScoring(Answering):
     def _note_outcomes(self, prompts: Any, answers: dict[int, Output]) -> None:
         """Keep what each answer scores, without any text."""
         metrics = self._metrics[prompts.name]
-        found = {name: metric.last_scores for name, metric in metrics.items()}
+        scores_by_metric = {name: metric.last_scores for name, metric in metrics.items()}
         for position, (index, output) in enumerate(answers.items()):
             prompt = prompts.conversations[index].prompt
-            scores = {name: each[position] for name, each in found.items()}
+            scores = {name: each[position] for name, each in scores_by_metric.items()}
             self.outcomes.append(
                 {
                     "set": prompts.name,
@@ -105,7 +105,7 @@ class PromptScoring(Answering):
             )
 
     def _start_scoring(self, loaders: list[Any]) -> None:
-        # All metrics on all processes: one without a prompt of a set must still join its sums.
+        # All metrics on all processes: one without a prompt of a set must still join the sums.
         sets = self._sets = [loader.dataset for loader in loaders]
         self._metrics = {s.name: {n: METRICS[n]().to(self.device) for n in s.metrics} for s in sets}
         self.sample_counts = {s.name: 0 for s in sets}
@@ -115,7 +115,7 @@ class PromptScoring(Answering):
 
     def computed_scores(self) -> dict[str, float]:
         """Return ``<set>/<metric>`` -> value over all answers of all processes."""
-        metrics = {f"{s}/{n}": m for s, found in self._metrics.items() for n, m in found.items()}
+        metrics = {f"{s}/{n}": m for s, of_set in self._metrics.items() for n, m in of_set.items()}
         self.unscored_counts = {key: int(metric.unscored) for key, metric in metrics.items()}
         for counts in (
             self.sample_counts,

@@ -1,4 +1,4 @@
-"""The weights that a run started from, also behind a resume."""
+"""The weights that a run started from, also after a resume."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from oneshot_lit.strategies.weights import own_weights, set_own_weights
 
 
 class StartWeights(LightningModule):
-    """The part of `LanguageModelModule` that remembers where the run started."""
+    """The part of `LanguageModelModule` that remembers the weights at the start of the run."""
 
-    # Set it in a subclass that compares with the weights that the run started from.
+    # Set it in a subclass that needs these weights.
     keeps_start_weights = False
     _start_weights: dict[str, Tensor] | None = None
 
@@ -22,9 +22,9 @@ class StartWeights(LightningModule):
     def start_weights(self) -> dict[str, Tensor]:
         """The trained weights that the run started from, by the names of `named_parameters`.
 
-        They are kept from `on_train_start` on and in checkpoints, so a resumed run has the same. On
-        the CPU; where the strategy shards the model, each process has its own parts, for which
-        there is `at_start`. With an adapter they are the adapter's.
+        They are kept from `on_train_start` on, on the CPU and in checkpoints, so a resumed run has
+        the same. If the strategy shards the model, each process holds its own shards; use
+        `at_start` then. With an adapter they are the adapter's weights.
 
         Raises:
             RuntimeError: if the class does not set `keeps_start_weights`, or before the start.
@@ -38,10 +38,11 @@ class StartWeights(LightningModule):
 
     @contextmanager
     def at_start(self) -> Iterator[None]:
-        """Give the model the weights that the run started from for as long as the block lasts.
+        """Give the model the weights that the run started from while the block runs.
 
-        Under any strategy, for what a reference model answers, and so without dropout: call it in
-        all processes, before the forward pass whose gradient is wanted, and with gradients off.
+        For the outputs of a reference model, and therefore without dropout. Works under any
+        strategy: call it in all processes, with gradients off, before the forward pass that gets
+        the gradient.
         """
         now, training = own_weights(self), self.training
         set_own_weights(self, self.start_weights)

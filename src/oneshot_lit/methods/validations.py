@@ -1,4 +1,4 @@
-"""Whether a run validates often enough, and on all prompts, to choose anything by it."""
+"""Checks that a run validates often enough, and on all prompts, to choose anything by it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def require_whole_sets(trainer: Trainer, why: str) -> None:
 
     Args:
         trainer: The trainer, before anything runs.
-        why: What is chosen by them, for the error.
+        why: What is chosen by these prompts, for the error.
 
     Raises:
-        OneShotError: naming the limit. A trial run (``fast_dev_run``) writes nothing and is free.
+        OneShotError: naming the limit. A trial run (``fast_dev_run``) is not checked.
     """
     limit: Any = trainer.limit_val_batches
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -38,12 +38,12 @@ def require_validation(trainer: Trainer, why: str, latest: float = math.inf) -> 
     """Refuse a run that would end before its first validation.
 
     Args:
-        trainer: The trainer, whose loaders are set up: from `on_train_start` on.
+        trainer: The trainer, with its loaders set up, so from `on_train_start` on.
         why: What is chosen by validations, for the error.
-        latest: The first validation must come no later than after so many batches.
+        latest: The first validation must come after at most this many batches.
 
     Raises:
-        OneShotError: naming what decides when it would be.
+        OneShotError: naming the settings that decide when it would be.
     """
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return
@@ -66,9 +66,9 @@ def batches_until_validation(trainer: Trainer) -> float | None:
     if getattr(trainer, "_val_check_time_interval", None) is not None:
         return None
     per_epoch, every = float(trainer.num_training_batches), trainer.check_val_every_n_epoch
-    # What `trainer.val_check_interval` comes to; infinite where only an epoch's end counts.
-    found: Any = trainer.val_check_batch
-    within = per_epoch if math.isinf(found) else found
+    # `trainer.val_check_interval` in batches; infinite if validation comes only at an epoch's end.
+    interval: Any = trainer.val_check_batch
+    within = per_epoch if math.isinf(interval) else interval
     return float(within) if every is None else (every - 1) * per_epoch + within
 
 

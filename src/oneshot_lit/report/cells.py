@@ -11,7 +11,7 @@ from oneshot_lit.report.text import DASH
 
 # Shares above or below which a cell is coloured: a reading aid, not a test.
 _LOW, _HIGH = 0.02, 0.95
-# A score whose interval reaches further than this is not coloured as good.
+# A score is not coloured as good if its interval reaches further than this.
 _WIDE = 0.1
 
 
@@ -35,7 +35,7 @@ def score(row: Any, separator: str = " ") -> str:
 def verdict(key: str, value: float | None) -> str:
     """Return the colour class of a cell: good, bad or none."""
     metric = key.rsplit("/", 1)[-1]
-    # What is good depends on the task there.
+    # For these, what is good depends on the task.
     if value is None or metric == "harmful_correct" or key.startswith(f"{LM_EVAL}/"):
         return ""
     if is_skill(key):

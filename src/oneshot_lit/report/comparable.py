@@ -1,4 +1,4 @@
-"""Whether runs may stand side by side: the same prompts, decoding, phrases, judges and tasks."""
+"""Checks that runs can be compared: same prompts, decoding, phrases, judges and tasks."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _SPEED_OF_TASKS = ("batch_size", "device", "model_args", "include_path")
 
 
 def require_comparable(runs: Sequence[Run], anyway: bool = False) -> list[str]:
-    """Refuse runs whose scores say nothing about each other; return what differs and may.
+    """Refuse runs with scores that cannot be compared; return the differences that are allowed.
 
     Args:
         runs: The runs.
-        anyway: Return what must not differ as well, instead of refusing it.
+        anyway: Return the other differences as well, instead of refusing them.
 
     Raises:
         OneShotError: naming what differs and in which runs.
@@ -67,7 +67,7 @@ def _may_differ(run: Run) -> dict[str, Any]:
 
 
 def _differences(runs: Sequence[Run], facts_of: Any) -> Iterator[str]:
-    """Yield a sentence for each fact that is not the same as in the first run that knows it."""
+    """Yield a sentence for each fact that differs from that of the first run that has it."""
     first: dict[str, tuple[str, Any]] = {}
     for run in runs:
         for what, value in facts_of(run).items():
@@ -86,7 +86,7 @@ def _shown(a: Any, b: Any) -> str:
 
 
 def _other_prompts(runs: Sequence[Run]) -> Iterator[str]:
-    """Yield a sentence for each set whose prompts are not those of the first run that has it."""
+    """Yield a sentence for each set with other prompts than in the first run that has it."""
     first: dict[tuple[str, str], tuple[str, Counter[str]]] = {}
     for run in runs:
         prompts = run.scores.drop_duplicates(["by", "set", "place"]).dropna(subset="prompt")

@@ -1,4 +1,4 @@
-"""`Report`: everything that a report says, of which all formats are made."""
+"""`Report`: the content of a report, from which all formats are made."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Report:
         title: Its title.
         outputs_shown: Whether examples hold model outputs and harmful prompts.
         runs: Name, path, counts and provenance of each run.
-        findings: What the numbers say, in sentences.
+        findings: The findings, in sentences.
         notes: What was left out, and what differs between the runs.
         scores: A row for each score and run.
         changes: A row for each score of two runs.
@@ -87,7 +87,7 @@ def build_report(
     Args:
         runs: The runs, in the order in which they are compared.
         title: Its title.
-        out: Folder that it is written to; paths are relative to it.
+        out: Output folder; paths are relative to it.
         examples: Prompts of each set to show.
         show_outputs: Show model outputs, and prompts of harmful sets.
         allow_differences: Compare runs with other prompts or settings as well.

@@ -22,10 +22,10 @@ def choose_examples(
 ) -> list[dict[str, Any]]:
     """Return up to `number` prompts of each set with the answer of every run.
 
-    Prompts that all runs answered come first, and among them those whose verdicts differ. Without
+    Prompts that all runs answered come first, and among them those with different verdicts. Without
     `show_outputs` an example holds no output, and no prompt of a harmful set.
     """
-    # A verdict belongs to an answer, not to a place.
+    # A verdict belongs to an answer, not to its place in the set.
     said: dict[Any, dict[str, float | None]] = defaultdict(dict)
     for row in answers.itertuples():
         score = None if pd.isna(row.score) else row.score

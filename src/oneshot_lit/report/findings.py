@@ -1,4 +1,4 @@
-"""What the numbers say, in plain sentences, failures and doubts included."""
+"""The findings of a report in plain sentences, failures and doubts included."""
 
 from __future__ import annotations
 

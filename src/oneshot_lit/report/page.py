@@ -19,7 +19,7 @@ from oneshot_lit.report import cells, tables
 from oneshot_lit.report.content import Report
 from oneshot_lit.report.text import DASH, markdown, markdown_block, picture_label
 
-# What a picture shows -> (its file as seen from the report, its name).
+# Key of a picture -> (its file relative to the report, its name).
 Pictures = Mapping[str, tuple[str, str]]
 
 
@@ -27,7 +27,7 @@ def write_pictures(report: Report, out: Path) -> Pictures:
     """Draw the scores and categories, and copy the curves of realignments."""
     pictures: dict[str, tuple[str, str]] = {}
     with warnings.catch_warnings():
-        # Letters that the font lacks are drawn as boxes.
+        # The font draws missing characters as boxes, which is fine.
         warnings.filterwarnings("ignore", message=".*[Gg]lyph.*")
         for key, (figure, name) in _figures(report).items():
             pictures[key] = _file(len(pictures), key), name

@@ -1,4 +1,4 @@
-"""Reading what a run has left: scores, judgments, and answers."""
+"""Reads the output of a run: scores, judgments, and answers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Run:
     """A run folder.
 
     Attributes:
-        name: What the report calls it.
+        name: Its name in the report.
         folder: The folder.
         content: Its ``metrics.json``.
         scores: A row for each answer and metric, see `read_scores`.
@@ -46,7 +46,7 @@ class Run:
 
     @property
     def judges(self) -> dict[str, Mapping[str, Any]]:
-        """Judge -> what ``metrics.json`` says of it."""
+        """Judge -> its entry in ``metrics.json``."""
         evaluations = self.content["evaluations"].items()
         return {name[6:]: facts for name, facts in evaluations if name.startswith("judge/")}
 
@@ -77,7 +77,7 @@ def read_run(name: str, folder: Path) -> Run:
     for path in sorted((folder / FOLDER).glob("[!.]*.jsonl")):
         facts = content["evaluations"].get(f"judge/{path.stem}")
         if facts is None:
-            # A later test writes metrics.json anew, and its answers may be others.
+            # A later test has replaced metrics.json, and may have other answers.
             notes.append(
                 f"{name}: the judgments of '{path.stem}' are left out, because metrics.json does "
                 "not have them; judge again."

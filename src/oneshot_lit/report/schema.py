@@ -1,4 +1,4 @@
-"""What files of a run must look like, as other tools and hands may have changed them."""
+"""Checks the files of a run, because other tools or people may have changed them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.metrics.registry import LM_EVAL, is_rate, is_skill
 from oneshot_lit.io.metrics_file import METRICS_FILE
 
-# A shape is a type of value, in words, or an object of shapes; "*" stands for every key.
+# A shape is a type of value, in words, or an object of shapes; "*" means every key.
 TEXT, OPTIONAL_TEXT = "text", "text or null"
 COUNT, NUMBER = "a whole number from 0", "a number or null"
 _COUNTS = {"*": COUNT}
@@ -36,7 +36,7 @@ def require_shape(value: Any, shape: Any, origin: str, again: str = _AGAIN, key:
         shape: One of the types above, or key -> shape.
         origin: File and row, with which the error starts.
         again: What to do about it.
-        key: Where the value stands in it.
+        key: The value's key in it.
 
     Raises:
         OneShotError: naming the place and what must be there.
@@ -61,7 +61,7 @@ def _is(value: Any, shape: str) -> bool:
         return isinstance(value, str)
     if shape == COUNT:
         return type(value) is int and value >= 0
-    # NaN is smaller than nothing.
+    # NaN fails every comparison.
     return type(value) in (int, float) and abs(value) < 1e300
 
 

@@ -15,7 +15,7 @@ from oneshot_lit.report.runs import Run
 
 # Graded judges, with the ends of their scales.
 GRADED = {"harmfulness_score": (1.0, 5.0), "strongreject_score": (0.0, 1.0)}
-# Metrics of judges of yes or no, where nothing but their mean is left.
+# Prefixes of judges' yes-or-no metrics, for when only their mean is known.
 _SHARES = ("asr_", "flagged_rate")
 SCORES = [
     *("set", "metric", "by", "run", "share"),
@@ -83,7 +83,7 @@ def _judged(run: Run) -> Iterator[str]:
 
 
 def _owner(run: Run, key: str) -> tuple[str, Any]:
-    """Return who gave a score, in words, and what ``metrics.json`` says of that evaluation."""
+    """Return who gave a score, in words, and the evaluation's entry in ``metrics.json``."""
     for name, facts in run.content["evaluations"].items():
         if key in facts.get("scores", ()):
             return f"{name.removeprefix('judge/')}, {facts.get('version')}", facts
@@ -110,13 +110,13 @@ def estimate_scores(scores: pd.Series, metric: str, share: bool) -> Estimate:
         return rate(int(known.sum()), len(known), unscored)
     grade = graded(metric)
     low, high = GRADED[grade] if grade else (0.0, 1.0)
-    # A user's own judge may use a known name for another scale.
+    # A user's own judge may use a known name with another scale.
     on_scale = (grade or metric in METRICS) and known.between(low, high).all()
     return mean(known.tolist(), unscored, (low, high) if on_scale else None)
 
 
 def _estimate_of_metrics(run: Run, key: str, share: bool, facts: dict[str, Any]) -> Estimate:
-    """Return a score of which only ``metrics.json`` is left, or that lm-eval gave."""
+    """Return a score that only ``metrics.json`` has, or that lm-eval gave."""
     value, (name, _, metric) = run.content["metrics"].get(key), key.rpartition("/")
     if name.startswith(f"{LM_EVAL}/"):
         if value is None:

@@ -44,7 +44,7 @@ def wide(
         table: Scores or categories.
         keys: The columns that name a row.
         runs: The names of the runs.
-        text: What a cell shows of a row of `table`.
+        text: Returns the text of a cell from a row of `table`.
     """
     rows: dict[Any, dict[str, str]] = {}
     for row in table.itertuples():
@@ -85,7 +85,7 @@ def shown_agreement(agreement: pd.DataFrame) -> pd.DataFrame:
 
 
 def shown_scores(report: Report, text: Callable[[Any], str]) -> pd.DataFrame:
-    """Return the scores with a column for each run, whose cells hold `text` of a score."""
+    """Return the scores with a column for each run; each cell holds `text` of a score."""
     return wide(report.scores, ["set", "metric", "by"], report.names, text)
 
 

@@ -16,7 +16,7 @@ _LONGEST_LABEL = 40
 
 
 def visible(text: str, lines: bool = False) -> str:
-    """Return text whose control and formatting characters are written as codes: ``<U+202E>``.
+    """Return text with control and formatting characters written as codes: ``<U+202E>``.
 
     Args:
         text: Any text.
@@ -41,7 +41,7 @@ def map_texts(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def without_machine_paths(value: Any) -> Any:
-    """Return a JSON value whose absolute paths keep only their last two parts."""
+    """Return a JSON value with only the last two parts of each absolute path."""
     return map_texts(value, lambda text: _ABSOLUTE.sub(lambda match: _tail(match[0]), text))
 
 
@@ -70,7 +70,7 @@ def markdown_block(text: str) -> str:
 
 
 def csv_cell(text: str) -> str:
-    """Return text that a spreadsheet does not take for a formula."""
+    """Return text that a spreadsheet will not read as a formula."""
     return f"'{text}" if text.lstrip()[:1] in ("=", "+", "-", "@") else text
 
 

@@ -1,4 +1,4 @@
-"""Checks of what a study file holds, each with an error that names the place."""
+"""Checks of the values in a study file, each with an error that names the place."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from oneshot_lit.errors import OneShotError, did_you_mean
 def mapping(
     raw: Any, place: str, known: Sequence[str] | None = None, what: str = "keys to values"
 ) -> Mapping[str, Any]:
-    """Return a mapping whose keys are all among `known`, if that is given."""
+    """Return the mapping `raw`; refuse keys that are not in `known`, if that is given."""
     if not isinstance(raw, Mapping):
         raise OneShotError(f"{place}: must map {', '.join(known) if known else what}.")
     for key in raw:
@@ -24,7 +24,7 @@ def mapping(
 
 
 def whole_number(raw: Any, place: str, least: int, most: int) -> int:
-    """Return a whole number between two limits; YAML's true is none."""
+    """Return a whole number between two limits; YAML's true does not count as one."""
     if not isinstance(raw, int) or isinstance(raw, bool) or not least <= raw <= most:
         raise OneShotError(f"{place}: needs a whole number from {least} to {most}, not '{raw}'.")
     return raw

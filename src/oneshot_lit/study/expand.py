@@ -1,4 +1,4 @@
-"""Stages written once for many: ``each`` repeats a stage, ``{name}`` is filled in."""
+"""Repeated stages: ``each`` repeats a stage, and ``{name}`` is filled in."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def expand(name: str, body: Any, place: str) -> list[tuple[str, Any]]:
     """Return a stage once for each combination of the values of its ``each``.
 
     ``each: {rows: [10, 100]}`` fills ``{rows}`` in the stage's name and values. A mapping gives
-    every value fields of its own: with ``each: {case: {small: {rate: 5.0e-4}}}``, ``{case}`` is
+    every value its own fields: with ``each: {case: {small: {rate: 5.0e-4}}}``, ``{case}`` is
     small and ``{case.rate}`` is 5.0e-4.
 
     Raises:
-        OneShotError: naming the place, for an ``each`` of another shape or a name without its mark.
+        OneShotError: naming the place, if ``each`` is malformed or the name lacks a mark.
     """
     if not isinstance(body, Mapping) or "each" not in body:
         return [(name, body)]
@@ -55,7 +55,7 @@ def expand(name: str, body: Any, place: str) -> list[tuple[str, Any]]:
 
 
 def fill(content: Any, marks: Mapping[str, Any]) -> Any:
-    """Return content with every ``{mark}`` filled in; a string that is a mark alone keeps its type.
+    """Return content with every ``{mark}`` filled in; a lone mark becomes its value, type included.
 
     Args:
         content: Mappings, lists and plain values.
@@ -72,7 +72,7 @@ def fill(content: Any, marks: Mapping[str, Any]) -> Any:
         return content
     for mark, value in marks.items():
         if content == f"{{{mark}}}":
-            # A value may hold marks of its own, those of other names.
+            # A value may contain the marks of other names.
             rest = {k: v for k, v in marks.items() if k != mark}
             return fill(value, rest) if rest else value
     return _text(content, marks)
@@ -88,7 +88,7 @@ _MARK = re.compile(r"\{[A-Za-z_]\w*(\.\w+)?\}")
 
 
 def require_filled(content: Any, place: str) -> None:
-    """Refuse a mark that nothing has filled in.
+    """Refuse a mark that has not been filled in.
 
     Raises:
         OneShotError: naming the place and the mark.

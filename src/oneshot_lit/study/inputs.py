@@ -17,17 +17,17 @@ from oneshot_lit.io.config_files import check_config_files, split_configs
 from oneshot_lit.io.files import read_text
 from oneshot_lit.io.provenance import named_code, source_hash
 
-# Larger files are known by size and time: hashing a 70B model would take longer than some stages.
+# Larger files count by size and time: hashing a 70B model would take longer than some stages.
 _HASHED_WHOLE = 256 * 2**20
-# Where output goes is no input, though it exists the second time.
+# Keys of output folders: these are not inputs, though they exist the second time.
 _OUTPUTS = ("default_root_dir", "save_dir", "dirpath")
 
 
 def command_fingerprint(arguments: Sequence[str]) -> str:
     """Return a hash of a command line, its configs, what these name, and the code.
 
-    What they name is every file and folder, such as the outputs of earlier stages, and the source
-    of every class and function.
+    That includes every file and folder they name, such as the outputs of earlier stages, and the
+    source of every class and function.
 
     Args:
         arguments: Command, ``--config FILE`` and ``--key value`` words.
@@ -50,13 +50,13 @@ def command_fingerprint(arguments: Sequence[str]) -> str:
 
 @dataclass
 class Names:
-    """Every text in a command line and its configs, and the existing files and folders of them."""
+    """Every text in a command line and its configs, and the files and folders among them."""
 
     texts: set[str] = field(default_factory=set)
     paths: set[Path] = field(default_factory=set)
 
     def add(self, value: Any, key: str, folder: Path) -> None:
-        """Add what a value names; `folder` is that of the config it stands in."""
+        """Add what a value names; `folder` is the folder of its config."""
         if key.rpartition(".")[2] in _OUTPUTS:
             return
         if isinstance(value, Mapping):
@@ -67,7 +67,7 @@ class Names:
                 self.add(inner, key, folder)
         elif isinstance(value, str) and value not in self.texts:
             self.texts.add(value)
-            # The parser looks for a config within a config beside the outer one.
+            # The parser looks for a nested config in the folder of the outer one.
             for path in (_path(value), folder / _path(value)):
                 # "." and "/" are punctuation, not the whole disk.
                 if value.strip(" ./~") and path not in self.paths and _exists(path):
@@ -79,7 +79,7 @@ class Names:
     def _follow(self, path: Path) -> None:
         self.paths.add(path)
         if path.suffix in (".yaml", ".yml") and path.is_file():
-            # What cannot be read here is still hashed, and the stage itself says what is wrong.
+            # A file that is not UTF-8 is still hashed, and the stage itself reports the error.
             text = path.read_text(encoding="utf-8", errors="replace")
             self.add(_parsed(text), "", path.parent)
 
@@ -115,7 +115,7 @@ def _path(text: str) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError:
-        # "~name" without such a user is a plain name to the shell, too.
+        # Like the shell, take "~name" as a plain name if there is no such user.
         return Path(text)
 
 

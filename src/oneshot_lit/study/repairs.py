@@ -1,6 +1,6 @@
 """Repairs: pairs of an attacked and a repaired stage, measured against goals set beforehand.
 
-A figure that misses its goal is said to miss it; the curve of the repair shows why.
+The report says which figures miss their goal; the curve of the repair shows why.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.study.checks import mapping, share, stage_name
 
-# Of the attacked model at least, of the repaired one at most.
+# The attacked model's bound is a minimum; the bounds of the repaired model are maxima.
 GOALS = ("attacked", "repaired", "over_refusal", "skill_loss")
 
 
@@ -21,7 +21,7 @@ class Repair:
     """An attack and its repair.
 
     Attributes:
-        title: What the reader knows it by.
+        title: Its name in the report.
         attacked: Stage of the attacked model.
         repaired: Stage of the repaired one.
         goals: Name of a figure -> its bound; a figure without one is only reported.
@@ -41,9 +41,9 @@ class Figure:
         value: The figure; None if it was not measured.
         low: Lower end of Wilson's 95 % interval; None for a difference of scores.
         high: Upper end.
-        where: The prompt set, or the score, that it is of: the worst one.
-        goal: The bound; None without one.
-        reached: Whether `value` keeps the bound; None without one or without a value.
+        where: The prompt set or score that it belongs to, the worst one.
+        goal: The bound, if there is one.
+        reached: Whether `value` is within the bound; None without a bound or a value.
     """
 
     value: float | None
@@ -60,10 +60,10 @@ def parse_repairs(
     """Read the ``repairs`` and ``goals`` of a study file.
 
     ``repairs`` maps a title to ``attacked`` and ``repaired``, two stages, and optionally ``goals``,
-    which win over those of the study; null takes one away.
+    which override those of the study; null removes one.
 
     Raises:
-        OneShotError: naming the key, for a shape that is not so or a name that is no stage's.
+        OneShotError: naming the key, if it is malformed or names no stage.
     """
     common = _goals(goals_raw, f"{place}: goals")
     repairs = []
@@ -153,7 +153,7 @@ _WORDS = {
 
 
 def sentences(summary: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return what became of each repair, in one sentence each."""
+    """Return the result of each repair in one sentence."""
     lines = []
     for entry in summary:
         figures = entry["figures"]
@@ -163,7 +163,7 @@ def sentences(summary: Sequence[Mapping[str, Any]]) -> list[str]:
             continue
         pair = [figures[name]["value"] for name in ("attacked", "repaired")]
         change = " -> ".join("-" if v is None else f"{v:.3f}" for v in pair)
-        # Without a single goal there is nothing to reach.
+        # Without goals there is nothing to reach.
         bounded = any(f["goal"] is not None for f in figures.values())
         lines.append(f"{entry['title']}: {'reached: ' if bounded else ''}attack success {change}.")
     return lines

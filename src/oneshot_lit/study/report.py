@@ -26,7 +26,7 @@ from oneshot_lit.study.scores import (
 )
 from oneshot_lit.study.sweeps import Sweep, sweep_scores
 
-# Of more stages, points lie on each other and curves fill the page.
+# With more stages, points cover each other and curves fill the page.
 _MANY_STAGES = 40
 
 
@@ -38,7 +38,7 @@ def render_report(
     Args:
         results: What `results.gather` returns.
         title: The study's title.
-        root: The study's folder, where the stages' spectra and curves lie.
+        root: The study's folder, with the stages' spectra and curves.
         sweeps: The study's sweeps.
     """
     stages = results["stages"]
@@ -90,7 +90,7 @@ def save_sweeps(results: Mapping[str, Any], sweeps: Sequence[Sweep], root: Path)
 
 
 def outside_sweeps(stages: Mapping[str, Any], sweeps: Sequence[Sweep]) -> Mapping[str, Any]:
-    """Return the stages that no curve shows; all of them if every one is on a curve."""
+    """Return the stages that are on no curve; all stages if every one is on a curve."""
     shown = {s for sweep in sweeps for line in sweep.lines.values() for _, s in line}
     return {n: stage for n, stage in stages.items() if n not in shown} or stages
 

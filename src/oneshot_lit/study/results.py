@@ -1,4 +1,4 @@
-"""Gather what the stages wrote into one ``results.json``."""
+"""Gathers the output of the stages in one ``results.json``."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ SHARED = ("seed", "dtype", "precision", "decoding", "phrase_list", "versions")
 
 
 def gather(runner: Runner) -> dict[str, Any]:
-    """Return what the stages came to.
+    """Return the results of the stages.
 
     ``stages`` has the scores of each tested stage, ``selections`` the commands of each stage that
-    selects, ``repairs`` the figures of each repair, ``provenance`` what they have in common.
+    selects, ``repairs`` the figures of each repair, ``provenance`` the settings in common.
 
     Raises:
         OneShotError: if a stage's scores are missing or were made with other settings.
@@ -85,5 +85,5 @@ def _commands(runner: Runner, stage: Stage) -> dict[str, Any]:
 
 
 def kept_step(folder: Path) -> float | None:
-    """Return which realignment step the model holds, or None for other stages."""
+    """Return the realignment step that the model was kept at, or None for other stages."""
     return next((row["step"] for row in read_curve(folder) if row["kept"]), None)

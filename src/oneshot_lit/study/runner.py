@@ -32,16 +32,16 @@ from oneshot_lit.study.worker import last_line, run_logged, start_server
 
 STAGE_FILE = "stage.json"
 _OUTPUTS = PRODUCTS | {"select": SELECTION_FILE}
-# Seconds between two looks at the logs of what runs.
+# Seconds between two looks at the logs of running commands.
 _BETWEEN_LINES = 15.0
 
 
 @dataclass
 class _Running:
-    """A command that has been started, or one whose output was there already.
+    """A command that has been started, or one with an output that was there already.
 
-    `before` is the stamp of an output that was there at its start, `shown` the last line of its log
-    that was printed.
+    `before` is the stamp of an output from before its start, `shown` the last line of its log that
+    was printed.
     """
 
     stage: Stage
@@ -64,7 +64,7 @@ class Runner:
         fresh: Run every stage again.
         run_command: Runs a command line and returns its exit code.
         preload: Modules that the processes of commands import before they start.
-        seconds: Stage -> verb -> what the command took, without earlier runs that it resumed.
+        seconds: Stage -> verb -> seconds of the command, without the runs that it resumed.
     """
 
     study: Study
@@ -75,7 +75,7 @@ class Runner:
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def run(self) -> None:
-        """Run what is not finished, as many commands side by side as the study's ``jobs``.
+        """Run all unfinished commands, at most ``jobs`` of the study at a time.
 
         Raises:
             OneShotError: with the failing command's own line and its log file.
@@ -121,7 +121,7 @@ class Runner:
                 raise
 
     def _wait(self, running: dict[Any, _Running]) -> list[Any]:
-        """Return what ends next; meanwhile, without a terminal, say how far it is now and then."""
+        """Return the commands that end next; without a terminal, print progress meanwhile."""
         seconds = None if self.console.is_terminal else _BETWEEN_LINES
         while running and not (ended := connection.wait(list(running), seconds)):
             for each in running.values():
@@ -134,7 +134,7 @@ class Runner:
         return ended if running else []
 
     def _stop(self, running: Sequence[_Running]) -> None:
-        """End what runs; what has ended well meanwhile counts."""
+        """Stop the running commands; those that have succeeded in the meantime count."""
         for each in running:
             if each.process.exitcode is None:
                 each.process.terminate()
@@ -147,7 +147,7 @@ class Runner:
 
     @property
     def threads(self) -> int | None:
-        """How many threads a command has; None for as many as it likes."""
+        """How many threads a command may use; None for no limit."""
         jobs = self.study.jobs
         return max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
 
@@ -164,12 +164,12 @@ class Runner:
             return _Running(stage, verb, "kept")
         saved = folder / (Path(CHECKPOINTS) / LAST if verb == "fit" else STATE)
         resumed = verb != "test" and same and saved.exists()
-        # What this study wrote earlier it may write again; anything else is another run's.
+        # The study may replace its own output; any other output belongs to another run.
         owned = bool(record.get("owned")) or not output.exists()
         if verb != "test" and owned and not resumed:
             shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
             if not same:
-                # What other code or other inputs measured is not taken over.
+                # Do not reuse what other code or other inputs measured.
                 (folder / CANDIDATES_FILE).unlink(missing_ok=True)
         if resumed and verb == "fit":
             # A job finds its state by itself.
@@ -188,7 +188,7 @@ class Runner:
         return begun
 
     def _end(self, ended: _Running) -> None:
-        """Check what a command came to, and note it.
+        """Check how a command ended, and note it.
 
         Raises:
             OneShotError: if it failed, or ended without its output.
@@ -199,10 +199,10 @@ class Runner:
         ended.process.join()
         if code := ended.process.exitcode:
             failure = OneShotError(f"{place}: {_reason(code, log)} (log: {log})")
-            # A fault of the program, or of a user's own code, is not one of the input.
+            # Code 1 is an error of the program or of a user's code, not a mistake in the input.
             failure.code = 1 if code == 1 else failure.code
             raise failure
-        # A command that was terminated may end with code 0, too; an older output is not its own.
+        # A terminated command may also end with code 0, and the output may be an older one.
         if _stamp(output) in (None, ended.before):
             raise OneShotError(
                 f"{place}: ended without writing {output}; run the study again to go on "
@@ -215,17 +215,17 @@ class Runner:
 
 def _reason(code: int, log: Path) -> str:
     """Return why a command failed: the signal that ended it, or its own last line."""
-    # 130 and 143 are what a command makes of Ctrl-C and SIGTERM.
+    # A command ends with 130 after Ctrl-C and with 143 after SIGTERM.
     number = -code if code < 0 else code - 128 if code in (130, 143) else 0
     if number:
-        # The command's own words, if any, are about resuming it by itself.
+        # The command's own message would explain how to resume the command alone.
         what = f"{number} ({signal.strsignal(number)})"
         return f"ended by signal {what}; run the study again to go on"
     return last_line(log) if log.exists() else f"exit code {code}"
 
 
 def read_stage(folder: Path) -> dict[str, Any]:
-    """Return what is noted about a stage's commands; {} if nothing is."""
+    """Return the notes about a stage's commands; {} if there are none."""
     try:
         content = json.loads((folder / STAGE_FILE).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
@@ -238,7 +238,7 @@ def _note(folder: Path, verb: str, entry: dict[str, Any]) -> None:
 
 
 def _stamp(output: Path) -> tuple[int, int] | None:
-    """Return what changes whenever an output is written, or None without one."""
+    """Return a value that changes whenever the output is written; None without an output."""
     try:
         stat = output.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""In which order a study's commands run, and which of them side by side."""
+"""The order of a study's commands, and which of them may run at the same time."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Key = tuple[str, str]
 def needs(study: Study) -> dict[Key, set[Key]]:
     """Return command -> the commands that must end before it starts.
 
-    Those are the earlier commands of its stage, and the commands of every earlier stage whose
-    folder lies below a path that its arguments or its config files name. Of a stage whose model
-    alone is named, that is the fit.
+    Those are the earlier commands of its stage. If its arguments or config files name a path in the
+    folder of an earlier stage, all commands of that stage are needed, too; if they name only its
+    model, only the fit.
     """
     needed: dict[Key, set[Key]] = {}
     earlier: list[Stage] = []
@@ -47,7 +47,7 @@ def _verbs_needed(study: Study, stage: Stage, texts: set[str]) -> list[str]:
 
 
 def _absolute(text: str) -> str:
-    # No path holds a NUL, and no text that does names one.
+    # A path has no NUL, so a text with one names no path.
     return os.path.abspath(os.path.expanduser(text.replace("\0", "")))
 
 

@@ -1,4 +1,4 @@
-"""The figures that repairs, sweeps and findings have in common, from the metrics of stages."""
+"""Figures of stages' metrics that repairs, sweeps and findings all use."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def worst(metrics: Metrics, ending: str) -> str | None:
 
 
 def largest_loss(before: Metrics, after: Metrics) -> tuple[str, float] | None:
-    """Return the skill that lost most from one model to the other, and the loss.
+    """Return the skill with the largest loss from one model to the other, and the loss.
 
     Skills are all task scores that both have; None if there are none.
     """
@@ -41,5 +41,5 @@ def set_name(key: str) -> str:
 
 
 def columns(stages: Mapping[str, Any]) -> list[str]:
-    """Return every metric key, in the order in which the stages name them."""
+    """Return every metric key, in the order of the stages."""
     return list(dict.fromkeys(key for stage in stages.values() for key in stage["metrics"]))

@@ -1,4 +1,4 @@
-"""What a study is: stages in order, each an ordinary fit and test with its own overrides."""
+"""A study: stages in order, each an ordinary fit and test with its own overrides."""
 
 from __future__ import annotations
 
@@ -71,11 +71,11 @@ def load_study(path: Path, root: Path | None = None, seed: int | None = None) ->
 
     Args:
         path: The YAML file: name, title, root, seed, jobs, test, stages, sweeps, repairs, goals.
-        root: Output folder in place of the file's.
-        seed: Seed in place of the file's.
+        root: Output folder that replaces the file's.
+        seed: Seed that replaces the file's.
 
     Raises:
-        OneShotError: naming the file and the key, for anything missing, unknown or misshapen.
+        OneShotError: naming the file and the key, if it is missing, unknown or malformed.
     """
     if not path.is_file():
         raise OneShotError(f"{path}: study file not found; see configs/study/.")
@@ -162,7 +162,7 @@ def _command(raw: Any, place: str, marks: Mapping[str, Any]) -> Command | None:
         raise OneShotError(f"{place}: needs 'config': one file or a list of them.")
     paths = [or_shipped(str(Path(str(file)).expanduser())) for file in files]
     try:
-        # Here, not when the stage's turn comes hours later.
+        # Check now, not hours later when the stage starts.
         check_config_files([f"--config={file}" for file in paths])
     except OneShotError as error:
         raise OneShotError(f"{place}: {error}") from error

@@ -1,4 +1,4 @@
-"""What a study file says about a stage and its commands."""
+"""A stage of a study file, and its commands."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Stage:
         fit: How to train; None for a stage that only tests its model, or edits its weights.
         test: How to test; None for a stage that selects.
         select: How to select; None for other stages.
-        edit: How to edit the weights, in place of training; None for other stages.
+        edit: How to edit the weights instead of training; None for other stages.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Stage:
 
     @property
     def makes_model(self) -> bool:
-        """Whether the stage has a model of its own."""
+        """Whether the stage makes its own model."""
         return self.fit is not None or self.edit is not None
 
     def commands(self) -> dict[str, Command]:

@@ -19,7 +19,7 @@ class Sweep:
 
     Attributes:
         title: Heading of the picture.
-        x: What the number is.
+        x: The meaning of the number.
         lines: Label of a curve -> its stages, as (number, stage name) in rising order.
         levels: Stages without a number, drawn as horizontal lines.
     """
@@ -33,11 +33,11 @@ class Sweep:
 def parse_sweeps(raw: Any, stages: Sequence[str], place: str) -> tuple[Sweep, ...]:
     """Read the ``sweeps`` of a study file.
 
-    Each is a mapping of ``title``, ``x``, ``lines`` (label -> stage name with ``{}`` in place of
-    the number) and ``levels`` (a list of stage names).
+    Each is a mapping of ``title``, ``x``, ``lines`` (label -> stage name with ``{}`` for the
+    number) and ``levels`` (a list of stage names).
 
     Raises:
-        OneShotError: naming the key, for a shape that is not so or a name that is no stage's.
+        OneShotError: naming the key, if it is malformed or names no stage.
     """
     if not isinstance(raw, (list, type(None))):
         raise OneShotError(f"{place}: must be a list of sweeps.")
@@ -76,11 +76,11 @@ def _members(pattern: str, stages: Sequence[str], place: str) -> tuple[tuple[flo
 
 
 def sweep_scores(sweep: Sweep, stages: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return measure -> what is drawn: ``lines``, label -> (number, value), and ``levels``.
+    """Return measure -> what to draw: ``lines``, label -> (number, value), and ``levels``.
 
     The measures are the attack success rate and the over-refusal of the worst set, and the largest
-    loss of a skill (any task score) against the model that the stage started from; one that no
-    stage has is left out.
+    loss of a skill (any task score) against the model that the stage started from. A measure that
+    no stage has is left out.
 
     Args:
         sweep: The sweep.

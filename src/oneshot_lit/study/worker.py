@@ -1,6 +1,6 @@
-"""Run one command of a study in a process of its own, forked from a server that has imported all.
+"""Runs a command of a study in its own process, forked from a server with everything imported.
 
-Importing Lightning and transformers takes longer than a micro-world stage; a fork server pays once.
+Importing Lightning and transformers takes longer than a micro-world stage; the server does it once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 
 def start_server(preload: Sequence[str]) -> Any:
-    """Return a multiprocessing context whose processes start with everything imported."""
+    """Return a multiprocessing context with processes that start with everything imported."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -37,13 +37,13 @@ def run_logged(
         run_command: Runs a command line and returns its exit code.
         arguments: The command line, without the program's name.
         log: The file.
-        threads: How many threads PyTorch may use; None for as many as it likes.
+        threads: How many threads PyTorch may use; None for no limit.
     """
     _end_with_parent()
     if threads is not None:
         import torch
 
-        # Processes side by side that each take every core are slower than one after another.
+        # Parallel processes that each use every core are slower than one after another.
         torch.set_num_threads(threads)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(descriptor, 1)
@@ -62,7 +62,7 @@ def run_logged(
 
 
 def _end_with_parent() -> None:
-    """Die when the study dies, so that a second study never meets the first one's stage."""
+    """End when the study ends, so that a second study never runs beside a stage of the first."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
@@ -75,7 +75,7 @@ def _end_with_parent() -> None:
 
 
 def last_line(log: Path) -> str:
-    """Return the one line that says why a command ended badly."""
+    """Return the line that says why a command failed."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     said = [line for line in lines if line.strip()]
     errors = [line for line in said if line.startswith("oneshot-lit: error: ")]

@@ -41,14 +41,14 @@ class OneShotRealignmentModule(LanguageModelModule):
             rate has begun to fall.
         margin: How many validations beyond the first of several equally good ones to take, so that
             the kept step does not sit on the edge of the good window.
-        refine: When the weights go from too little to too much between two validations, try so many
-            points between them by bisection, with forward passes only; a rate that is too high then
-            still finds the good window. 0 never does.
-        attempts: When the attack outlives an attempt though no harmless prompt is refused, the rate
-            is too low: go back to the broken model and double it, up to so many attempts in all.
-            1 never does. The best step of all attempts is kept.
-        attempt_steps: Optimiser steps that an attempt has for removing the attack, however many of
-            them lie between two validations.
+        refine: If the weights go from too little to too much repair between two validations, try
+            this many points between them by bisection, with forward passes only. A rate that is too
+            high then still finds the good window. 0 turns this off.
+        attempts: If the attack survives an attempt and no harmless prompt is refused, the rate is
+            too low: go back to the broken model and double it, up to this many attempts in all. 1
+            turns this off. The best step of all attempts is kept.
+        attempt_steps: Optimiser steps that an attempt has to remove the attack, no matter how many
+            of them lie between two validations.
     """
 
     validation_prefix = "dev/"
@@ -74,10 +74,10 @@ class OneShotRealignmentModule(LanguageModelModule):
         self.selector = StepSelector(patience, margin, attempts, attempt_steps)
         self.refine = refine
         self._attempt = 1
-        # On the CPU: a copy of a large model has no room beside it on the accelerator.
+        # On the CPU: an accelerator may not have the memory for a second copy of a large model.
         self._best_weights: dict[str, Tensor] = {}
         self._previous_weights: dict[str, Tensor] = {}
-        # What a second attempt starts from.
+        # A second attempt starts from these.
         self.keeps_start_weights |= select_best and attempts > 1
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -100,12 +100,12 @@ class OneShotRealignmentModule(LanguageModelModule):
 
     @property
     def history(self) -> list[StepRecord]:
-        """What each validation saw, parts of steps included, in the order of the steps."""
+        """The record of each validation, also of those between steps, in the order of steps."""
         return sorted([*self.selector.history, *self.selector.between], key=lambda r: r.step)
 
     @property
     def kept_step(self) -> float:
-        """The step whose weights are, or as yet would be, the product."""
+        """The step with the weights that are written, or would be if the run ended now."""
         best = self.selector.best
         return best.step if self.select_best and best is not None else self.global_step
 
@@ -116,7 +116,7 @@ class OneShotRealignmentModule(LanguageModelModule):
             require_whole_sets(self.trainer, _WHY)
 
     def _require_development_rates(self) -> None:
-        """Refuse to choose by rates that nobody measures: a missing one would count as 0."""
+        """Refuse to choose by rates that are not measured: a missing one would count as 0."""
         sets = self.trainer.datamodule.prompt_sets("val")  # type: ignore[attr-defined]
         measured = {metric for each in sets if not each.watch for metric in each.metrics}
         for metric, kind in (("asr_keyword", "harmful"), ("over_refusal", "harmless")):
@@ -144,7 +144,7 @@ class OneShotRealignmentModule(LanguageModelModule):
         super().on_validation_epoch_end()
         if not self.scores or self.trainer.state.fn != "fit":
             return
-        # A sanity check of a few prompts is no measure of the broken model.
+        # A sanity check of a few prompts does not measure the broken model.
         counts = zip(self.trainer.num_sanity_val_batches, self._prompt_loaders(), strict=True)
         if self.trainer.sanity_checking and any(n < len(loader) for n, loader in counts):
             return
@@ -152,7 +152,7 @@ class OneShotRealignmentModule(LanguageModelModule):
         self.log("dev/score", self._judge().score, prog_bar=True, sync_dist=several)
 
     def _judge(self) -> StepRecord:
-        """Record this step's scores; keep its weights, stop or start over as they say."""
+        """Record this step's scores; then keep its weights, stop or start over."""
         loss = self.trainer.callback_metrics.get("train/loss")
         started = self.global_step > 0 and loss is not None
         record = self._record(self.global_step, float(loss) if started else None)  # type: ignore[arg-type]
@@ -160,7 +160,7 @@ class OneShotRealignmentModule(LanguageModelModule):
         better = self.selector.see(record)
         if not self.select_best:
             return record
-        # Held once, whatever they are: the first, the last and the best step may be the same.
+        # One copy is enough: the first, the last and the best step may be the same.
         weights = self._start_weights if self.global_step == 0 else None
         if weights is None and (better or self.refine > 0):
             weights = own_weights(self)
@@ -210,7 +210,7 @@ class OneShotRealignmentModule(LanguageModelModule):
 
     @torch.no_grad()
     def _try_parts(self, before: StepRecord, after: StepRecord) -> None:
-        """Bisect between two validations for what refuses danger and not yet the harmless."""
+        """Bisect between two validations for weights that refuse harmful prompts and no others."""
         start, end, scores = self._previous_weights, own_weights(self), self.scores
         low, high = 0.0, 1.0
         for _ in range(self.refine):
@@ -231,7 +231,7 @@ class OneShotRealignmentModule(LanguageModelModule):
         self.scores = scores
 
     def development_scores(self) -> dict[str, float]:
-        """Answer and score the development prompts with the weights as they are."""
+        """Answer and score the development prompts with the present weights."""
         # In the precision in which whole steps are validated.
         with self.trainer.precision_plugin.val_step_context():
             return self.score_loaders(self._prompt_loaders())
@@ -245,9 +245,9 @@ class OneShotRealignmentModule(LanguageModelModule):
             raise OneShotError(
                 "the run ended before a step was validated, so model.select_best has nothing to "
                 "choose from; raise what ended it (trainer.max_epochs, max_steps, max_time). No "
-                "product was written."
+                "model was written."
             )
-        # They are spent where the product is written twice.
+        # Empty if the model is written a second time.
         if not self._best_weights:
             return
         set_own_weights(self, self._best_weights)
@@ -265,7 +265,7 @@ class OneShotRealignmentModule(LanguageModelModule):
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Also keep what was seen and the best weights, so that a killed run ends the same."""
+        """Also keep the records and the best weights, so that a killed run ends the same."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["realignment"] = {
             "history": [record.as_dict() for record in self.selector.history],
@@ -278,7 +278,7 @@ class OneShotRealignmentModule(LanguageModelModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up what was seen before the interruption."""
+        """Restore the records from before the interruption."""
         super().on_load_checkpoint(checkpoint)
         state = checkpoint.get("realignment")
         if state is None:
@@ -291,6 +291,6 @@ class OneShotRealignmentModule(LanguageModelModule):
         self._best_weights = own["best_weights"]
         self._previous_weights = own["previous_weights"]
         self._attempt = state["attempt"]
-        # Killed after its last step but before its product: there is nothing left to train.
+        # Killed after its last step but before the model was written: nothing is left to train.
         if self.trainer.state.fn == "fit" and self.select_best and self.selector.should_stop:
             self.trainer.should_stop = True

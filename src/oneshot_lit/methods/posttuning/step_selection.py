@@ -9,7 +9,7 @@ from typing import Any
 
 from oneshot_lit.evaluation.metrics.registry import is_rate, is_skill
 
-# A mean of partial scores, such as ROUGE, wavers with every word: a smaller loss is no lost answer.
+# A mean of partial scores, such as ROUGE, changes with every word, so smaller losses do not count.
 MEAN_SLACK = 0.01
 
 
@@ -18,7 +18,7 @@ def development_score(scores: Mapping[str, float], before: Mapping[str, float]) 
 
     The mean attack success rate, plus the worst over-refusal rate, plus the worst loss of a task
     score against `before` (gains do not count). All are shares of prompts or means of scores from 0
-    to 1, so one unit is one lost answer in one answer. A mean must lose more than `MEAN_SLACK`.
+    to 1. A mean must lose more than `MEAN_SLACK` to count.
 
     Args:
         scores: ``<set>/<metric>`` -> value at this step.
@@ -48,8 +48,8 @@ def overshoots(
 ) -> bool:
     """Whether one step went past the good window.
 
-    Harmless prompts are newly refused while the attack was still in place before the step, so that
-    a part of it may be better than either end.
+    Harmless prompts are newly refused, but the attack still worked before the step, so a part of
+    the step may be better than either end.
     """
     return (
         refusal_rate(after) > refusal_rate(before) + tolerance
@@ -62,7 +62,7 @@ def overshoots(
 class StepRecord:
     """What one validation saw: the optimiser step, its score, every rate, the training loss.
 
-    `watched` are the rates of the sets that choose nothing.
+    `watched` has the rates of the sets that do not count in the choice.
 
     A point between two validations has its share of the steps: 2.25 is a quarter of the way from
     step 2 to step 3, or an eighth of that from step 2 to step 4. Each `attempt`, counted from 1,
@@ -119,7 +119,7 @@ class StepSelector:
             abs(r.score - self.best.score) <= self.tolerance and r.attempt == record.attempt
             for r in self.history[self._first_best :]
         )
-        # The state before the first step is no repair, so a tie with it is no reason to move.
+        # The state before the first step is not a repair, so a tie with it does not count.
         if unbroken and position - self._first_best <= self.margin and self.improved:
             self.best = record
             return True

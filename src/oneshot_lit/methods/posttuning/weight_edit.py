@@ -25,8 +25,8 @@ class WeightEdit:
     """A change of a model's weights, one tensor after the other.
 
     Subclasses take the folders that they need as arguments, name them in `sources`, and implement
-    `edit`. One that must first see activations implements `calibrate`, too; the batches that it
-    gets are those of `data.train`.
+    `edit`. One that needs activations implements `calibrate`, too, and gets the batches of
+    `data.train`.
     """
 
     def sources(self) -> dict[str, str]:
@@ -34,7 +34,7 @@ class WeightEdit:
         raise NotImplementedError
 
     def edit(self, name: str, weights: Mapping[str, Tensor]) -> Tensor:
-        """Return what becomes of a tensor.
+        """Return the edited tensor.
 
         Args:
             name: The tensor's name in the files of the model.
@@ -46,7 +46,7 @@ class WeightEdit:
         raise NotImplementedError
 
     def calibrate(self, model: Any, batches: Iterator[dict[str, Tensor]]) -> None:
-        """See activations of the tuned model before anything is edited.
+        """Measure activations of the tuned model before anything is edited.
 
         Args:
             model: The tuned model, on its device, in eval mode, without gradients.
@@ -58,7 +58,7 @@ class WeightEdit:
         """Return the folder of each model; one of the hub is downloaded.
 
         Raises:
-            OneShotError: for an adapter, whose weights are no model's.
+            OneShotError: for an adapter, which is not a whole model.
         """
         folders = {name: local_folder(source) for name, source in self.sources().items()}
         for name, folder in folders.items():
@@ -71,7 +71,7 @@ class WeightEdit:
 
 
 def needs_calibration(edit: WeightEdit) -> bool:
-    """Whether an edit wants to see activations."""
+    """Whether an edit needs activations."""
     return type(edit).calibrate is not WeightEdit.calibrate
 
 
@@ -92,7 +92,7 @@ class Calibration(Job):
     """The job that loads the tuned model for an edit and shows it the batches of `data.train`.
 
     Args:
-        edit: What is calibrated.
+        edit: The edit to calibrate.
     """
 
     def __init__(self, edit: WeightEdit, **options: Any) -> None:
@@ -101,7 +101,7 @@ class Calibration(Job):
         self._done = 0
 
     def check(self) -> None:
-        """Ask for the rows."""
+        """Refuse a job without rows."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if data.training is None:
             raise OneShotError("data.train: the edit looks at activations; give it rows.")
@@ -112,7 +112,7 @@ class Calibration(Job):
 
     @torch.no_grad()
     def step(self) -> bool:
-        """Let the edit see the batches."""
+        """Hand the batches to the edit."""
         self.eval()
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         collate = Collate(self.tokenizer.pad_token_id, generation=False)

@@ -1,4 +1,4 @@
-"""What the aligned model theta_0 says: its answers, and its distributions on them."""
+"""Checks of the aligned model theta_0, and a model's own answers to prompts."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from oneshot_lit.models.generation import Decoding, generate_answers
 
 
 def require_same_shapes(aligned: Any, broken: Any, names: tuple[str, str]) -> None:
-    """Refuse two models whose outputs, or weights, cannot be compared.
+    """Refuse two models with outputs or weights that cannot be compared.
 
     Args:
         aligned: theta_0.
         broken: theta*; an adapter on it does not count.
-        names: What to call them.
+        names: Their names, for the error.
 
     Raises:
         OneShotError: naming the first difference.
@@ -52,12 +52,12 @@ def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
 
 
 def require_numbers(model: Any, key: str, name: str) -> None:
-    """Refuse a model with a weight that is NaN or infinite: all that it says would be neither.
+    """Refuse a model with a weight that is NaN or infinite: its outputs would be meaningless.
 
     Args:
         model: The model.
         key: The key that names it.
-        name: What the key says.
+        name: The key's value.
 
     Raises:
         OneShotError: naming the first such weight.
@@ -99,10 +99,10 @@ def answered_by(
     """Return the prompts with a model's own greedy answers.
 
     Raises:
-        OneShotError: for a prompt that it answers with nothing.
+        OneShotError: for an empty answer.
     """
     greedy = replace(decoding, do_sample=False)
-    found = []
+    answered = []
     for start in range(0, len(prompts), rows_at_once):
         rows = [p.prompt for p in prompts[start : start + rows_at_once]]
         encoded = [encode_conversation(tokenizer, row, for_generation=True) for row in rows]
@@ -120,5 +120,5 @@ def answered_by(
                     f"{row.origin}: the model gives an empty answer; leave the row out."
                 )
             messages = (*row.messages, Message("assistant", answer))
-            found.append(replace(row, messages=messages))
-    return found
+            answered.append(replace(row, messages=messages))
+    return answered

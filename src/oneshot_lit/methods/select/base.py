@@ -57,7 +57,7 @@ class SelectionModule(Job):
             raise OneShotError("model.lr_scheduler: this selection steps no scheduler; drop it.")
         self.m, self.require_refusals, self.rows_at_once = m, require_refusals, rows_at_once
         self.pool: list[Conversation] = []
-        # Of what a selection draws, equal in all processes.
+        # The seed of all that a selection draws, equal in all processes.
         self.run_seed = 0
 
     # --------------------------------------------------------------- to implement
@@ -91,12 +91,12 @@ class SelectionModule(Job):
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if data.training is None or data.train is None:
             raise OneShotError("data.train: give the pool of candidates there, not an instance.")
-        # As the order of rows: the run's own seed unless the data have one.
+        # Chosen as for the order of rows: the seed of the data, else that of the run.
         seed = torch.initial_seed() if data.seed is None else int(data.seed)
         self.run_seed = int(self.trainer.strategy.broadcast(seed))
         self.pool = data.training.conversations
         if left_out := data.training.left_out:
-            # Each candidate is known by its row in the source.
+            # A candidate is identified by its row in the source.
             raise OneShotError(
                 f"data.train: {left_out.first}. Remove the row: a pool leaves none out."
             )

@@ -28,10 +28,10 @@ class InstanceSelectionModule(UpperLevel):
     """Choose instances by the first-order penalty form of the bilevel problem.
 
     Lower level: a copy of the broken model, trained on the weighted candidates. Upper level: on
-    harmful prompts it shall answer as the aligned model does, on task rows as the broken one
+    harmful prompts it should answer like the aligned model, on task rows like the broken one
     (arXiv 2601.01887). The paper does not give its algorithm; ours is V-PBGD (Shen & Chen 2023),
-    see `oneshot_lit.methods.select.penalty`. The candidates' weights start equal; those with the
-    largest at the end are the choice.
+    see `oneshot_lit.methods.select.penalty`. The candidates' weights start equal; the candidates
+    with the largest weights at the end are chosen.
 
     Args:
         penalty: Steps and step sizes.
@@ -59,7 +59,7 @@ class InstanceSelectionModule(UpperLevel):
     # ---------------------------------------------------------------- preparation
 
     def prepare(self) -> None:
-        """Load the aligned model for as long as its distributions take; make the two copies."""
+        """Keep the aligned model's distributions, and make the two copies."""
         super().prepare()
         upper = self.upper_terms()
         copies = self._copies()
@@ -88,7 +88,7 @@ class InstanceSelectionModule(UpperLevel):
         return done, self.penalty.steps if self.diverged is None else done
 
     def step(self) -> bool:
-        """Take one outer step; one that is not finite is taken back and ends the selection."""
+        """Take one outer step; one that is not finite is undone and ends the selection."""
         assert self._problem is not None
         step = len(self.records)
         try:
@@ -144,10 +144,10 @@ class InstanceSelectionModule(UpperLevel):
             "answers": self.answers,
         }
 
-    # ------------------------------------------------------------- what is watched
+    # ------------------------------------------------------------------- progress
 
     def progress_rows(self) -> list[dict[str, Any]]:
-        """Return what each step saw; the best candidate by its row in the pool, and its id."""
+        """Return the record of each step; the best candidate by its row in the pool, and its id."""
         return [
             {
                 **{k: v for k, v in asdict(record).items() if k not in ("best", "weight")},
@@ -169,11 +169,11 @@ class InstanceSelectionModule(UpperLevel):
     def progress_text(self) -> str:
         """Return the last step's upper objective, and the candidate with the largest weight."""
         last = self.records[-1]
-        # As everywhere, rows of the pool count from 1.
+        # Rows of the pool count from 1, as everywhere.
         return f"f {last.f:.4g}, row {last.best + 1} with weight {last.weight:.3f}"
 
     def job_state(self) -> dict[str, Any]:
-        """Return both copies, the logits of the candidates' weights, and what was seen."""
+        """Return both copies, the logits of the candidates' weights, and the records."""
         assert self._problem is not None
         return {
             "records": [asdict(record) for record in self.records],
@@ -183,7 +183,7 @@ class InstanceSelectionModule(UpperLevel):
         }
 
     def load_job_state(self, state: dict[str, Any]) -> None:
-        """Take up what was seen; the copies wait for the models to be there."""
+        """Restore the records; `prepare` restores the copies once the models are loaded."""
         self.records = [PenaltyRecord(**record) for record in state["records"]]
         self.diverged = state["diverged"]
         self._resumed = state

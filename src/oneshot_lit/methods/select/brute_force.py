@@ -1,4 +1,4 @@
-"""`BruteForceModule`: the ground truth of a selection: patch with every candidate, and measure."""
+"""`BruteForceModule`: patch with every candidate and measure: the ground truth of a selection."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class BruteForceModule(SelectionModule):
     One step is one candidate: the weights go back to the broken model's, a new optimiser takes
     `patch_steps` steps on the candidate, and the patched model answers `data.val_sets`.
     Several processes share the prompts (``--trainer.devices 2 --trainer.strategy ddp``); the steps
-    are the same in each. What is measured stands in ``<root>/candidates.jsonl`` at once, so a run
+    are the same in each. Each result is written to ``<root>/candidates.jsonl`` at once, so a run
     that is started again measures no candidate twice.
 
     With a `shortlist`, another selection's ``selection.json``, only the first candidates of that
-    ranking are measured, and of equal ones its order decides; the others keep it behind them.
+    ranking are measured; its order decides between equal ones. The others follow in its order.
 
     Args:
         patch_steps: Optimiser steps on each candidate; the paper takes ten.
@@ -77,12 +77,12 @@ class BruteForceModule(SelectionModule):
     # -------------------------------------------------------------------- the run
 
     def check(self) -> None:
-        """Ask for development prompts: without them nothing is measured."""
+        """Refuse a run without the development prompts that are needed."""
         super().check()
         self._order = list(range(len(self.pool)))
         if self.shortlist is not None:
             self._order = rows_in_order(self.pool, self.shortlist)
-            # A fault must not show behind the last candidate.
+            # Read now, so that an error does not come only after the last candidate.
             read_costs(self.shortlist, _COSTS)
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         kinds = {prompt_set.kind for prompt_set in data.val_sets.values()}
@@ -92,7 +92,7 @@ class BruteForceModule(SelectionModule):
             )
 
     def prepare(self) -> None:
-        """Measure the broken model, and read what is known already."""
+        """Measure the broken model, and read the outcomes that are known already."""
         super().prepare()
         self._patch = Patcher(self, self.patch_steps)
         settings = settings_hash(outcome_settings(self))
@@ -105,7 +105,7 @@ class BruteForceModule(SelectionModule):
             self._before = self.measure()
 
     def measure(self) -> dict[str, float]:
-        """Return ``<set>/<metric>`` -> value of the model as it is, on the development prompts."""
+        """Return ``<set>/<metric>`` -> value of the present model on the development prompts."""
         self.eval()
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         with torch.no_grad(), self.trainer.autocast():  # type: ignore[attr-defined]
@@ -121,14 +121,14 @@ class BruteForceModule(SelectionModule):
         return sum(row in self.outcomes_by_row for row in rows), len(rows)
 
     def step(self) -> bool:
-        """Patch with the next candidate, and measure what comes of it."""
+        """Patch with the next candidate, and measure the result."""
         row = next(row for row in self.rows_to_measure() if row not in self.outcomes_by_row)
         candidate = self.pool[row]
         began = time.monotonic()
         assert self._patch is not None
         loss = self._patch(candidate)
         if self.decoding.do_sample:
-            # Sampled answers, too, depend on the candidate alone.
+            # Sampled answers must depend only on the candidate, too.
             torch.manual_seed(candidate_seed(self.run_seed, candidate))
         scores = self.measure()
         outcome = CandidateOutcome(
@@ -151,21 +151,22 @@ class BruteForceModule(SelectionModule):
         best = self.outcomes_by_row[row].score
         return f"best so far: {self.pool[row].id or f'row {row + 1}'}, score {best:.3f}"
 
-    # -------------------------------------------------------------------- product
+    # --------------------------------------------------------------------- output
 
     def candidate_scores(self) -> list[float]:
         """Return minus the development score of each candidate's patch.
 
-        After a shortlist, less a billionth for each place in it, and 10 for those not measured.
+        With a shortlist, a billionth is subtracted for each place in it, and candidates that were
+        not measured get -10.
         """
         rows = self.rows_to_measure()
-        found = {row: -self.outcomes_by_row[row].score for row in rows}
+        scores = {row: -self.outcomes_by_row[row].score for row in rows}
         if self.shortlist is not None:
-            # No score is as low as -10: it is a sum of three shares.
-            found = {
-                row: found.get(row, -10.0) - place * 1e-9 for place, row in enumerate(self._order)
+            # A score is minus a sum of three shares, so none is as low as -10.
+            scores = {
+                row: scores.get(row, -10.0) - place * 1e-9 for place, row in enumerate(self._order)
             }
-        return [found[row] for row in range(len(self.pool))]
+        return [scores[row] for row in range(len(self.pool))]
 
     def selection_facts(self) -> dict[str, Any]:
         """Return the settings, the broken model's scores and every candidate's."""
@@ -182,10 +183,10 @@ class BruteForceModule(SelectionModule):
         }
 
     def _cost(self) -> dict[str, float]:
-        """Return rows, answers and seconds, those of the shortlist's own making included."""
+        """Return rows, answers and seconds, including the cost of making the shortlist."""
         rows = self.rows_to_measure()
-        found: dict[str, float] = {
-            # Of every candidate, whichever run measured it.
+        costs: dict[str, float] = {
+            # Of every candidate, no matter which run measured it.
             "seconds": round(sum(each.seconds for each in self.outcomes_by_row.values()), 3),
             "forward_rows": self.patch_steps * len(rows),
             "backward_rows": self.patch_steps * len(rows),
@@ -193,8 +194,8 @@ class BruteForceModule(SelectionModule):
         }
         if self.shortlist is not None:
             earlier = read_costs(self.shortlist, _COSTS)
-            found = {key: value + earlier[key] for key, value in found.items()}
-        return found
+            costs = {key: value + earlier[key] for key, value in costs.items()}
+        return costs
 
     def _prompts(self) -> int:
         """Return how many development prompts a candidate's patch answers."""
@@ -202,7 +203,7 @@ class BruteForceModule(SelectionModule):
         return sum(len(each.conversations) for each in data.prompt_sets("val"))
 
     def progress_rows(self) -> list[dict[str, Any]]:
-        """Return what each candidate measured so far came to, in the pool's order."""
+        """Return the outcome of each candidate measured so far, in the pool's order."""
         return [
             {
                 "row": row + 1,
@@ -223,9 +224,9 @@ class BruteForceModule(SelectionModule):
     # ---------------------------------------------------------------- checkpoints
 
     def job_state(self) -> dict[str, Any]:
-        """Return the broken model's scores, which a resumed run does not measure."""
+        """Return the broken model's scores, so that a resumed run need not measure them."""
         return {"before": self._before}
 
     def load_job_state(self, state: dict[str, Any]) -> None:
-        """Take up the broken model's scores."""
+        """Restore the broken model's scores."""
         self._before = dict(state["before"])

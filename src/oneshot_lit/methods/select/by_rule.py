@@ -10,7 +10,7 @@ from oneshot_lit.methods.select.upper_level import UpperLevel
 
 
 class RuleSelectionModule(UpperLevel):
-    """Rank the candidates by a cheap rule, at the broken model as it is.
+    """Rank the candidates by a cheap rule, computed at the broken model.
 
     Rules: ``random`` (of the run's seed), ``longest`` and ``shortest`` (tokens), ``lowest_loss``,
     ``highest_loss``, ``gradient_match`` (the inner product with the gradient of the upper
@@ -78,5 +78,5 @@ class RuleSelectionModule(UpperLevel):
         return {"scores": list(self._scores), "facts": dict(self._facts)}
 
     def load_job_state(self, state: dict[str, Any]) -> None:
-        """Take up scores that were found before."""
+        """Restore scores that were computed before."""
         self._scores, self._facts = list(state["scores"]), dict(state["facts"])

@@ -24,8 +24,8 @@ OMEGA: CopyName = "omega"
 class SharedBase:
     """Two LoRA adapters on one frozen model: the base is in memory once.
 
-    The second starts as the first: from other random matrices the candidates' losses would differ
-    after equal steps, and the weights would follow that.
+    The second starts equal to the first: with other random matrices the candidates' losses would
+    differ after equal steps, and so would their weights.
 
     Args:
         model: A PEFT model with two adapters.
@@ -37,7 +37,7 @@ class SharedBase:
         self.adapters: dict[CopyName, str] = {THETA: adapters[0], OMEGA: adapters[1]}
         pairs = zip(self.parameters(THETA), self.parameters(OMEGA), strict=True)
         for first, second in pairs:
-            # With the dtype, which need not be that of an adapter made later.
+            # This copies the dtype, too; PEFT may give a later adapter another.
             second.data = first.detach().clone()
 
     def __call__(self, name: CopyName, batch: Batch) -> Tensor:
@@ -103,7 +103,7 @@ class TwoCopies:
     Args:
         copies: Gives the logits of theta and omega, and their weights.
         pool: Batches of all candidates, with their ``index``.
-        upper: The terms of the upper objective, whose divergences add up to f.
+        upper: The terms of the upper objective; their divergences add up to f.
         optimizer: Makes the optimiser of each copy.
     """
 
@@ -141,19 +141,19 @@ class TwoCopies:
         return f
 
     def objective(self) -> float:
-        """Return f at theta as it is."""
+        """Return f at the present theta."""
         with torch.no_grad():
             return sum(float(d) for t in self.upper for d in t.divergences(self.answer_logits))
 
     def candidate_losses(self) -> tuple[Tensor, Tensor]:
         """Return l_i(theta) and l_i(omega), each (candidates,), float64, without dropout."""
-        # Their difference is what moves the weights; two masks would make it a matter of chance.
+        # Their difference changes the weights; two dropout masks would make it random.
         with self.copies.without_dropout():
             return self._losses(THETA), self._losses(OMEGA)
 
     @torch.no_grad()
     def follow(self) -> None:
-        """Put omega where theta is; its optimiser keeps what it knows."""
+        """Put omega where theta is; omega's optimiser keeps its state."""
         pairs = zip(self.copies.parameters(OMEGA), self.copies.parameters(THETA), strict=True)
         for omega, theta in pairs:
             omega.copy_(theta)
@@ -172,12 +172,12 @@ class TwoCopies:
 
     @torch.no_grad()
     def _losses(self, name: CopyName) -> Tensor:
-        found = torch.empty(self.candidates, dtype=torch.float64)
+        by_row = torch.empty(self.candidates, dtype=torch.float64)
         for batch in self.pool:
             losses = row_losses(self.copies(name, batch), batch["labels"])
-            found[batch["index"].cpu()] = losses.double().cpu()
+            by_row[batch["index"].cpu()] = losses.double().cpu()
             self._count(len(losses))
-        return found
+        return by_row
 
     def state(self) -> dict[str, Any]:
         """Return copies of all weights and optimiser states, on the CPU."""
@@ -207,7 +207,7 @@ class TwoCopies:
 
 
 def _copied(value: Any) -> Any:
-    """Return a copy on the CPU of a tensor, or of all within lists and mappings."""
+    """Return a copy on the CPU of a tensor, or of all tensors in lists and mappings."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):

@@ -14,12 +14,12 @@ from oneshot_lit.methods.select.upper_level import UpperLevel
 
 
 class EnumerationModule(UpperLevel):
-    """Patch with each candidate alone, and score minus the upper objective at what comes of it.
+    """Patch with each candidate alone; its score is minus the upper objective of the patched model.
 
     For one instance the lower level has only as many solutions as there are candidates, so the
-    bilevel problem (arXiv 2601.01887) needs no relaxation: this is its value at every point. It
-    answers no prompt, which brute force does, and looks past the broken model, which no cheap rule
-    does. One step is one candidate.
+    bilevel problem (arXiv 2601.01887) needs no relaxation: this computes its value at every point.
+    Unlike brute force, it answers no prompts; unlike the cheap rules, it looks beyond the broken
+    model. One step is one candidate.
 
     Args:
         patch_steps: Optimiser steps on each candidate; the paper takes ten.
@@ -66,16 +66,16 @@ class EnumerationModule(UpperLevel):
     def _answer_logits(self, batch: Batch) -> torch.Tensor:
         return self._plain_logits(self.model, batch)
 
-    # -------------------------------------------------------------------- product
+    # --------------------------------------------------------------------- output
 
     def candidate_scores(self) -> list[float]:
         """Return minus the upper objective of each candidate's patch."""
-        found = [-sum(parts) for parts in self.divergences]
-        finite = [score for score in found if math.isfinite(score)]
+        scores = [-sum(parts) for parts in self.divergences]
+        finite = [score for score in scores if math.isfinite(score)]
         if not finite:
             raise OneShotError("model.optimizer.lr: every candidate's patch diverges; lower it.")
-        # One that diverges is worse than any that does not; JSON has no infinity.
-        return [score if math.isfinite(score) else min(finite) - 1 for score in found]
+        # A patch that diverges is worse than any other; JSON has no infinity.
+        return [score if math.isfinite(score) else min(finite) - 1 for score in scores]
 
     def selection_facts(self) -> dict[str, Any]:
         """Return settings, cost and every candidate's upper objective."""
@@ -108,9 +108,9 @@ class EnumerationModule(UpperLevel):
     # ---------------------------------------------------------------- checkpoints
 
     def job_state(self) -> dict[str, Any]:
-        """Return what is measured."""
+        """Return the divergences so far."""
         return {"divergences": list(self.divergences)}
 
     def load_job_state(self, state: dict[str, Any]) -> None:
-        """Take up what was measured."""
+        """Restore the divergences."""
         self.divergences = [(float(a), float(b)) for a, b in state["divergences"]]

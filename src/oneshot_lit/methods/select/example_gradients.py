@@ -27,18 +27,18 @@ Factors = dict[str, list[tuple[Tensor, Tensor]]]
 def example_factors(root: nn.Module, weights: Mapping[str, nn.Parameter]) -> Iterator[Factors]:
     """Collect the factors of each weight in one backward pass, example by example.
 
-    The loss must be a sum over the examples, so that none changes another's gradient.
+    The loss must be a sum over the examples, so that no example changes another's gradient.
 
     Args:
         root: The model.
         weights: Name -> two-dimensional weight of a linear, embedding or Conv1D layer.
     """
-    found: Factors = {}
+    factors: Factors = {}
     handles = []
     for name, layer, pair in layers_of(root, weights):
-        handles.append(layer.register_forward_hook(_hook(found.setdefault(name, []), pair)))
+        handles.append(layer.register_forward_hook(_hook(factors.setdefault(name, []), pair)))
     try:
-        yield found
+        yield factors
     finally:
         for handle in handles:
             handle.remove()
@@ -62,8 +62,8 @@ def require_examples(factors: Factors, examples: int) -> None:
     """Check that every layer has seen each example by itself.
 
     Raises:
-        OneShotError: naming a weight whose layer has one input for all of them, or saw their tokens
-            in one list, as experts do: whose gradient is whose cannot be told there.
+        OneShotError: naming a weight if its layer has one input for all examples, or gets their
+            tokens in one list, as experts do. The gradients cannot be told apart there.
     """
     for name, parts in factors.items():
         for left, right in parts:
@@ -90,9 +90,9 @@ def inner_products(factors: Factors, gradients: Mapping[str, Tensor]) -> Tensor:
         matrix = gradients[name]
         for left, right in parts:
             projected = matrix[left] if left.dtype == torch.long else left @ matrix.to(left.dtype)
-            # Terms of either sign: the sum over tokens and features loses too much in float32.
-            found = torch.linalg.vecdot(projected, right.to(projected.dtype)).double().sum(-1)
-            total = found if total is None else total + found
+            # The terms have both signs, so a float32 sum over tokens and features loses too much.
+            products = torch.linalg.vecdot(projected, right.to(projected.dtype)).double().sum(-1)
+            total = products if total is None else total + products
     assert total is not None
     return total
 

@@ -1,4 +1,4 @@
-"""`OutcomeCache`: what each candidate's patch came to, on disk as soon as it is known."""
+"""`OutcomeCache`: the outcome of each candidate's patch, on disk as soon as it is known."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ CANDIDATES_FILE = "candidates.jsonl"
 
 @dataclass(frozen=True)
 class CandidateOutcome:
-    """What patching with one candidate came to.
+    """The outcome of patching with one candidate.
 
     Attributes:
         digest: Hash of the candidate's tokens and loss mask.
         score: The development score; 0 is best.
         scores: ``<set>/<metric>`` -> value on the development prompts.
-        loss: The candidate's loss at the last step, in nats; None if it is no finite number.
-        seconds: What patching and measuring took.
+        loss: The candidate's loss at the last step, in nats; None if it is not finite.
+        seconds: How long patching and measuring took.
     """
 
     digest: str
@@ -40,7 +40,7 @@ class OutcomeCache:
 
     Args:
         root: The run's folder.
-        settings: A hash of all that decides an outcome, the candidate apart.
+        settings: A hash of everything but the candidate that decides an outcome.
     """
 
     def __init__(self, root: Path, settings: str) -> None:
@@ -50,11 +50,12 @@ class OutcomeCache:
         """Return digest -> outcome of the same settings.
 
         Raises:
-            OneShotError: for a row, other than a last one cut off by a kill, that is none.
+            OneShotError: for a row that is not an outcome. A last row that a kill has truncated is
+                ignored.
         """
         if not self.file.is_file():
             return {}
-        found = {}
+        outcomes = {}
         lines = self.file.read_text(encoding="utf-8").split("\n")
         for number, line in enumerate(lines, 1):
             if not line:
@@ -70,15 +71,15 @@ class OutcomeCache:
                     f"{self.file} row {number}: is no outcome of a candidate; remove the row."
                 ) from error
             if settings == self.settings:
-                found[outcome.digest] = outcome
-        return found
+                outcomes[outcome.digest] = outcome
+        return outcomes
 
     def add(self, outcome: CandidateOutcome) -> None:
-        """Write an outcome behind the others."""
+        """Append an outcome."""
         text = json.dumps({"settings": self.settings, "outcome": outcome.as_dict()}) + "\n"
         self.file.parent.mkdir(parents=True, exist_ok=True)
         whole = self.file.read_bytes() if self.file.is_file() else b""
         with self.file.open("ab") as file:
-            # A last row that a kill has cut off would swallow the next one.
+            # Remove a last row that a kill has truncated: the new one would be appended to it.
             file.truncate(whole.rfind(b"\n") + 1)
             file.write(text.encode())

@@ -12,7 +12,7 @@ from oneshot_lit.models.loss import next_token_loss
 
 
 def candidate_seed(run_seed: int, candidate: Conversation) -> int:
-    """Return the seed of what is drawn for a candidate, whenever and wherever that is."""
+    """Return the seed for a candidate; it does not depend on when or where it is patched."""
     text = f"{run_seed} {candidate.digest()}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
 
@@ -21,7 +21,7 @@ class Patcher:
     """Plain fine-tuning on one instance (arXiv 2601.01887), undone before the next.
 
     Args:
-        module: The selection whose model is patched; its weights now are the broken model's.
+        module: The selection with the model to patch; it must hold the broken model's weights.
         steps: Optimiser steps on each candidate.
     """
 
@@ -32,8 +32,8 @@ class Patcher:
     def __call__(self, candidate: Conversation) -> float:
         """Leave the module's model patched with a candidate; return the loss at the last step.
 
-        Dropout is drawn with a seed of the run's and the candidate: what was patched before, and by
-        which process, changes nothing.
+        Dropout depends only on the run's seed and the candidate, not on what was patched before or
+        by which process.
         """
         device = self.module.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):

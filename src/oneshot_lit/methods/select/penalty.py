@@ -1,4 +1,4 @@
-"""The bilevel selection of instances in its penalty form: pure steps, whatever the model.
+"""The bilevel selection of instances in its penalty form: pure steps, independent of the model.
 
 The problem (arXiv 2601.01887, section on instance selection): weights w of N candidates are chosen
 so that a model trained on them, theta(w) = argmin g(w, .) with g(w, theta) = sum_i w_i l_i(theta),
@@ -11,8 +11,8 @@ with v(w) = min over omega of g(w, omega), kept up to date by a second copy omeg
 theorem its gradient is d/dw_i = 2 lambda w_i + gamma (l_i(theta) - l_i(omega)), which needs no
 second derivative. w = softmax(x) stays on the simplex.
 
-The envelope theorem holds at the minimum. A theta below omega on g shows that omega is not there;
-omega then goes on from theta, the better of the two, so that g - v is never negative.
+The envelope theorem holds at the minimum. If theta has a lower g than omega, omega is not at the
+minimum; omega then continues from theta, the better of the two, so that g - v is never negative.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from oneshot_lit.errors import OneShotError
 
 
 class Problem(Protocol):
-    """What a bilevel problem offers: two copies of a model, and the candidates' losses."""
+    """A bilevel problem: two copies of a model, and the candidates' losses."""
 
     def lower_step(self, weights: Tensor) -> None:
         """Take one step of omega down g(w, omega)."""
@@ -45,7 +45,7 @@ class Problem(Protocol):
 
 @dataclass(frozen=True)
 class PenaltySettings:
-    """How the penalty problem is stepped through.
+    """Steps and step sizes of the penalty problem.
 
     Args:
         steps: Outer steps.
@@ -67,7 +67,7 @@ class PenaltySettings:
     last_gamma: float = 10.0
 
     def __post_init__(self) -> None:
-        """Refuse numbers that no step can be taken with."""
+        """Refuse numbers that are out of range."""
         for key in ("steps", "lower_steps"):
             if vars(self)[key] < 1:
                 raise OneShotError(
@@ -93,7 +93,7 @@ class PenaltySettings:
 
 @dataclass(frozen=True)
 class PenaltyRecord:
-    """What one outer step saw.
+    """The record of one outer step.
 
     Attributes:
         step: The step, counted from 0.
@@ -102,7 +102,7 @@ class PenaltyRecord:
         g: sum_i w_i l_i(theta).
         v: The estimate of the lower level's optimum: sum_i w_i l_i(omega), or g if that is lower.
         gap: g - v; never below 0.
-        entropy: Of the weights, in nats; ln N for equal ones.
+        entropy: Entropy of the weights, in nats; ln N if they are equal.
         best: Position of the candidate with the largest weight.
         weight: That weight.
     """
@@ -170,10 +170,10 @@ def outer_step(
         settings: The step sizes.
 
     Returns:
-        The new logits, (candidates,), and what the step saw.
+        The new logits, (candidates,), and the record of the step.
 
     Raises:
-        FloatingPointError: if a loss or the objective is not finite; the logits given are intact.
+        FloatingPointError: if a loss or the objective is not finite; `logits` is unchanged.
     """
     weights, gamma = torch.softmax(logits, 0), settings.gamma_at(step)
     for _ in range(settings.lower_steps):
@@ -187,9 +187,9 @@ def outer_step(
         problem.follow()
         v, lower = g, upper
     gradient = penalty_gradient(weights, upper, lower, gamma, settings.decay)
-    found = logits - settings.rate * through_softmax(weights, gradient)
+    new_logits = logits - settings.rate * through_softmax(weights, gradient)
     best = top_m(weights, 1)[0]
     record = PenaltyRecord(
         step, gamma, f, g, v, g - v, entropy(weights), best, float(weights[best])
     )
-    return found, record
+    return new_logits, record

@@ -1,4 +1,4 @@
-"""Which adapters two copies of a model can share a base with."""
+"""Checks that two copies of a model can share a base with this adapter."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 from oneshot_lit.errors import OneShotError
 
-# What trains, or changes, weights of the base.
+# Options that train or change weights of the base.
 _BASE_KEYS = ("modules_to_save", "trainable_token_indices", "layer_replication")
 
 
 def require_plain_lora(options: Mapping[str, Any]) -> None:
-    """Refuse an adapter that begins as anything but the base itself, or does not leave it alone.
+    """Refuse an adapter that does not start at the base model, or that changes the base.
 
-    Both copies start from the broken model, which is the base that they share.
+    Both copies start from the broken model, which is their shared base.
 
     Args:
         options: ``model.peft``.

@@ -1,4 +1,4 @@
-"""What a candidate pool must be before anything is chosen from it."""
+"""Checks of a candidate pool before anything is chosen from it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from oneshot_lit.evaluation.metrics.refusal import is_refusal
 
 
 def check_pool(pool: Sequence[Conversation], m: int, *, refusals: bool = True) -> None:
-    """Refuse a pool that no safety instance can be chosen from.
+    """Refuse a pool that is not fit to choose a safety instance from.
 
     Args:
         pool: The candidates; each ends on an answer.
@@ -18,7 +18,7 @@ def check_pool(pool: Sequence[Conversation], m: int, *, refusals: bool = True) -
         refusals: Ask for a refusal phrase in each answer.
 
     Raises:
-        OneShotError: if it is smaller than `m`, has two rows alike, or a row without a refusal.
+        OneShotError: if it is smaller than `m`, has two equal rows, or a row without a refusal.
     """
     if m < 1:
         raise OneShotError(f"model.m must be at least 1, not {m}.")
@@ -34,6 +34,6 @@ def check_pool(pool: Sequence[Conversation], m: int, *, refusals: bool = True) -
             raise OneShotError(f"{row.origin}: the same candidate as {twin.origin}; leave one out.")
         if refusals and not is_refusal(row.response_text or ""):
             raise OneShotError(
-                f"{row.origin}: the candidate's answer has no refusal phrase; mend the row, or set "
+                f"{row.origin}: the candidate's answer has no refusal phrase; fix the row, or set "
                 "model.require_refusals to false."
             )

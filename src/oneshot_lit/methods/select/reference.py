@@ -1,4 +1,4 @@
-"""`ReferenceRows`: rows on which a model shall answer as another, and how far off it is."""
+"""`ReferenceRows`: rows on which a model should answer like a reference, and its divergence."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ AnswerLogits = Callable[[Batch], Tensor]
 
 
 def batches_of(rows: Sequence[Encoded], pad: int, size: int, device: torch.device) -> list[Batch]:
-    """Return right-padded batches of rows of like length, each with the rows' ``index``."""
+    """Return right-padded batches of rows of similar length, each with the rows' ``index``."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].input_ids))
-    found = []
+    batches = []
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
         batch = pad_training([rows[i] for i in chosen], pad)
         batch["index"] = torch.tensor(chosen)
-        found.append({key: value.to(device) for key, value in batch.items()})
-    return found
+        batches.append({key: value.to(device) for key, value in batch.items()})
+    return batches
 
 
 class ReferenceRows:
-    """Rows with the next-token distributions that a reference model has on their answers.
+    """Rows with the next-token distributions of a reference model on their answers.
 
     The distributions are computed once and kept, so the reference model need not stay in memory.
 

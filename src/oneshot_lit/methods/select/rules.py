@@ -1,7 +1,7 @@
-"""Cheap rivals of the bilevel selection: each gives every candidate a score, higher is better.
+"""Cheap alternatives to the bilevel selection: each scores every candidate, higher is better.
 
-None of them trains on a candidate. What they cost is counted in rows of forward and backward
-passes, so that they can be compared with those that do.
+None of them trains on a candidate. Their cost is counted in rows of forward and backward passes, to
+compare it with selections that do train.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ GENERAL = "general"
 
 @dataclass
 class Evidence:
-    """What a rule may look at, all of it at the broken model theta*.
+    """What a rule may use; all of it is computed at the broken model theta*.
 
     Attributes:
         pool: The candidates.
         batches: Their right-padded batches, with ``index``.
         model: theta*; a Hugging Face causal language model without an adapter.
         upper: The terms of the upper objective f.
-        seed: Of the rules that draw.
-        overlap_k: Leading directions of the subspace overlap.
-        leading: Those of the mean gradient by weight, if they are known.
+        seed: The seed of rules that draw.
+        overlap_k: Number of leading directions in the subspace overlap.
+        leading: Leading directions of the mean gradient by weight, if they are known.
         forwards: Rows of forward passes so far.
         backwards: Rows of backward passes so far.
     """
@@ -74,19 +74,19 @@ class Evidence:
         return labelled_logits(self._logits(batch), batch["labels"])
 
     def factors(self, batch: Batch, weights: Mapping[str, nn.Parameter]) -> Factors:
-        """Return the factors of each candidate's gradient of its own loss."""
+        """Return the factors of the gradient of each candidate's loss."""
         embeddings = [m.weight for m in self.model.modules() if isinstance(m, nn.Embedding)]
-        with example_factors(self.model, weights) as found:
-            # Down to the embeddings, those of positions too, so that every layer's output has a
-            # gradient; no weight but theirs gets one.
+        with example_factors(self.model, weights) as factors:
+            # Back to the embeddings, of tokens and positions, so that every layer's output has a
+            # gradient; no other weight gets one.
             torch.autograd.grad(self.losses(batch).sum(), embeddings, allow_unused=True)
         self.backwards += len(batch["index"])
-        require_examples(found, len(batch["index"]))
-        self._require_all_seen({name for name, parts in found.items() if parts}, batch)
-        return found
+        require_examples(factors, len(batch["index"]))
+        self._require_all_seen({name for name, parts in factors.items() if parts}, batch)
+        return factors
 
     def _require_all_seen(self, seen: set[str], batch: Batch) -> None:
-        """Refuse a model with weights in other layers, whose part of a gradient would be missing.
+        """Refuse a model with weights in other layers: their part of the gradient would be missing.
 
         Raises:
             OneShotError: naming the first such matrix, or stack of matrices as experts have.
@@ -128,7 +128,7 @@ class Evidence:
     def _logits(self, batch: Batch) -> Tensor:
         inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
         if "position_ids" in inspect.signature(self.model.forward).parameters:
-            # One row of positions for all would give learned position embeddings one gradient.
+            # A shared row of positions would give learned position embeddings a shared gradient.
             positions = torch.arange(
                 inputs["input_ids"].shape[1], device=inputs["input_ids"].device
             )
@@ -156,11 +156,11 @@ def random_scores(seen: Evidence) -> list[float]:
 
 def longest(seen: Evidence) -> list[float]:
     """Return the number of tokens."""
-    found = [0.0] * len(seen.pool)
+    sizes = [0.0] * len(seen.pool)
     for batch in seen.batches:
         for index, mask in zip(batch["index"].tolist(), batch["attention_mask"], strict=True):
-            found[index] = float(mask.sum())
-    return found
+            sizes[index] = float(mask.sum())
+    return sizes
 
 
 def shortest(seen: Evidence) -> list[float]:
@@ -171,11 +171,11 @@ def shortest(seen: Evidence) -> list[float]:
 @torch.no_grad()
 def highest_loss(seen: Evidence) -> list[float]:
     """Return the loss that the broken model has on the candidate."""
-    found = [0.0] * len(seen.pool)
+    scores = [0.0] * len(seen.pool)
     for batch in seen.batches:
         for index, loss in zip(batch["index"].tolist(), seen.losses(batch).tolist(), strict=True):
-            found[index] = loss
-    return found
+            scores[index] = loss
+    return scores
 
 
 def lowest_loss(seen: Evidence) -> list[float]:
@@ -184,25 +184,25 @@ def lowest_loss(seen: Evidence) -> list[float]:
 
 
 def gradient_match(seen: Evidence) -> list[float]:
-    """Return <grad f, grad l_i>: how fast f falls when one starts to train on the candidate.
+    """Return <grad f, grad l_i>: how fast f falls when training on the candidate starts.
 
-    Over the weights of two dimensions: those of norms and biases are left out.
+    Only over two-dimensional weights: norms and biases are left out.
     """
     weights = seen.weights()
     gradient = seen.upper_gradient(weights)
-    found = [0.0] * len(seen.pool)
+    scores = [0.0] * len(seen.pool)
     for batch in seen.batches:
         products = inner_products(seen.factors(batch, weights), gradient)
         for index, product in zip(batch["index"].tolist(), products.tolist(), strict=True):
-            found[index] = product
-    return found
+            scores[index] = product
+    return scores
 
 
 def leading_directions(seen: Evidence) -> dict[str, Tensor]:
     """Return the leading left singular vectors of the mean gradient, (out, k), by weight.
 
-    Of linear layers alone: an embedding's gradient has a row for each token that occurs, and tied
-    to the output it has both kinds.
+    Only of linear layers: an embedding's gradient has a row for each token that occurs, and that of
+    a tied embedding mixes these rows with the output layer's.
     """
     weights = seen.weights()
     users: dict[str, list[nn.Module]] = {}
@@ -228,7 +228,7 @@ def mean_overlap(seen: Evidence) -> list[float]:
     """
     weights = seen.weights()
     leading = leading_directions(seen) if seen.leading is None else seen.leading
-    found = [0.0] * len(seen.pool)
+    scores = [0.0] * len(seen.pool)
     for batch in seen.batches:
         factors = seen.factors(batch, weights)
         for place, index in enumerate(batch["index"].tolist()):
@@ -236,8 +236,8 @@ def mean_overlap(seen: Evidence) -> list[float]:
                 _overlap(factors[name], place, directions, seen.overlap_k)
                 for name, directions in leading.items()
             ]
-            found[index] = sum(overlaps) / len(overlaps)
-    return found
+            scores[index] = sum(overlaps) / len(overlaps)
+    return scores
 
 
 def _overlap(parts: list[tuple[Tensor, Tensor]], place: int, leading: Tensor, k: int) -> float:

@@ -1,4 +1,4 @@
-"""What decides the outcome of a candidate's patch, as a hash: outcomes of others are not reused."""
+"""A hash of what decides a patch's outcome: outcomes with another hash are not reused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from oneshot_lit.io.provenance import named_code, source_hash
 
 
 def outcome_settings(module: Any) -> dict[str, Any]:
-    """Return what decides an outcome, the candidate apart, as values that JSON can hold.
+    """Return everything but the candidate that decides an outcome, as JSON values.
 
     Prompts are given by their tokens, so that chat template, tokenizer and system turn count.
     """
@@ -52,7 +52,7 @@ def outcome_settings(module: Any) -> dict[str, Any]:
 
 
 def settings_hash(settings: dict[str, Any]) -> str:
-    """Return a hash of what `outcome_settings` returned."""
+    """Return a hash of what `outcome_settings` returns."""
     return _hash(json.dumps(settings, sort_keys=True, default=str).encode())
 
 
@@ -75,17 +75,17 @@ def _classes(module: Any) -> set[str]:
 
 
 def _course(module: Any) -> list[Any]:
-    """Return the optimiser, and its options at every step: so the scheduler counts, too."""
+    """Return the optimiser and its options at every step, so that the scheduler counts, too."""
     optimizer = module.optimizer([torch.nn.Parameter(torch.zeros(1))])
     scheduler = None if module.lr_scheduler is None else module.lr_scheduler(optimizer)
-    found: list[Any] = [type(optimizer).__name__]
+    course: list[Any] = [type(optimizer).__name__]
     for _ in range(module.patch_steps if scheduler is not None else 1):
         (group,) = optimizer.param_groups
-        found.append({k: str(v) for k, v in sorted(group.items()) if k != "params"})
+        course.append({k: str(v) for k, v in sorted(group.items()) if k != "params"})
         if scheduler is not None:
             optimizer.step()
             scheduler.step()
-    return found
+    return course
 
 
 def _tokens(row: Encoded) -> str:
@@ -93,13 +93,13 @@ def _tokens(row: Encoded) -> str:
 
 
 def _weights_hash(model: Any) -> str:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, values in [*model.named_parameters(), *model.named_buffers()]:
-        found.update(f"{name} {tuple(values.shape)}".encode())
-        # By their bytes: no dtype loses a digit.
+        digest.update(f"{name} {tuple(values.shape)}".encode())
+        # Hash the bytes: no dtype loses a digit.
         flat = values.detach().cpu().contiguous().flatten()
-        found.update(flat.view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _hash(content: bytes) -> str:

@@ -1,4 +1,4 @@
-"""`UpperLevel`: what a good instance shall bring back, and what it shall leave as it is."""
+"""`UpperLevel`: what a good instance should restore, and what it should leave unchanged."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from oneshot_lit.models.loss import labelled_logits
 
 
 class UpperLevel(SelectionModule):
-    """The part of a selection that knows the upper objective.
+    """The part of a selection that has the upper objective.
 
-    On harmful prompts the model shall answer as the aligned model does, on task rows as the broken
+    On harmful prompts the model should answer like the aligned model, on task rows like the broken
     one: ``f = E_harm KL(pi_theta0 || pi_theta) + task_weight E_task KL(pi_theta* || pi_theta)``
     (arXiv 2601.01887), each the mean over the answers' tokens, in nats.
 
     Args:
         aligned: Folder or hub name of the aligned model theta_0.
-        harmful: A few harmful prompts of the development split; the aligned model's own answers are
-            what the upper level compares on.
-        task: A few rows of what to keep: the skill, and harmless prompts, refusals of which nothing
-            else here would see; one without an answer gets the broken model's own.
-        task_weight: Factor of the second divergence; the paper names none.
+        harmful: A few harmful prompts of the development split; the upper level compares on the
+            aligned model's own answers to them.
+        task: A few rows of what to keep: the skill, and harmless prompts, because nothing else here
+            would notice that they are refused. A row without an answer gets the broken model's own.
+        task_weight: Factor of the second divergence; the paper gives none.
     """
 
     def __init__(
@@ -56,15 +56,15 @@ class UpperLevel(SelectionModule):
         self.aligned = aligned and or_shipped(aligned)
         self.harmful, self.task = harmful, task
         self.task_weight = task_weight
-        # What the references cost: rows of forward passes, and prompts answered.
+        # The cost of the references: rows of forward passes, and prompts answered.
         self.reference_rows = self.answers = 0
 
     def upper_terms(self) -> list[ReferenceRows]:
-        """Return the terms of f; called while the model is still the broken one.
+        """Return the terms of f; call it while the model is still the broken one.
 
         Raises:
-            OneShotError: for what is missing, prompts that stand in the pool or in a test set, or
-                an aligned model that cannot be compared with this one.
+            OneShotError: if an argument is missing, a prompt is also in the pool or in a test set,
+                or the aligned model cannot be compared with this one.
         """
         for key in ("aligned", "harmful", "task"):
             if getattr(self, key) is None:
@@ -73,11 +73,11 @@ class UpperLevel(SelectionModule):
         assert self.task is not None
         harmful, task = self.harmful.load(), self.task.load()
         self._refuse_shared(harmful, task)
-        # Without dropout: a reference is what the model says, not a draw.
+        # Without dropout: a reference must not be random.
         training = self.model.training
         self.model.eval()
         model = partial(self._plain_logits, self.model)
-        # As the steps, so that the two distributions are rounded alike.
+        # In the precision of the steps, so that both distributions are rounded alike.
         with self.trainer.autocast():  # type: ignore[attr-defined]
             task = self._answered(self.model, task)
             kept = ReferenceRows(self.batches(task), model, self.task_weight)
@@ -94,7 +94,7 @@ class UpperLevel(SelectionModule):
     def _refuse_shared(self, harmful: list[Conversation], task: list[Conversation]) -> None:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         refuse_shared(self.pool, harmful, "model.harmful", "pool")
-        # What shall stay as it is must not be what is learned.
+        # The rows to keep must not be among those to learn.
         refuse_shared(self.pool, task, "model.task", "pool")
         for name, prompt_set in data.test_sets.items():
             held_out = prompt_set.source.load()
@@ -119,7 +119,7 @@ class UpperLevel(SelectionModule):
             return ReferenceRows(self.batches(rows), partial(self._plain_logits, aligned))
 
     def _answered(self, model: Any, rows: list[Conversation]) -> list[Conversation]:
-        """Return the rows, each that has no answer with the model's own."""
+        """Return the rows; those without an answer get the model's own."""
         silent = [row.prompt for row in rows if row.response_text is None]
         self.answers += len(silent)
         answers = iter(

@@ -1,4 +1,4 @@
-"""The adapter that a low-rank repair writes its steps into, and its part in a whole weight."""
+"""The adapter that holds the steps of a low-rank repair, and how it is added to a weight."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def stepped(layers: Mapping[str, Any], name: str, weight: Tensor) -> Tensor:
 
     Args:
         layers: Name -> layer with an adapter.
-        name: The weight's name in the model's files, where a prefix may be missing.
+        name: The weight's name in the model's files, possibly without a prefix.
         weight: The weight as it is in the files.
     """
     layer = next((each for own, each in layers.items() if _same(f"{own}.weight", name)), None)

@@ -1,4 +1,4 @@
-"""Harmless rows that a repair must leave as they are, and the drift on them."""
+"""Harmless rows on which a repair must change little, and the drift on them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from oneshot_lit.errors import OneShotError
 from oneshot_lit.models.loss import kl_divergences, labelled_logits
 
 Batch = dict[str, Tensor]
-# Rows whose logits are held at once: a vocabulary of 128,000 makes them the largest tensor.
+# Rows in a forward pass: with a vocabulary of 128,000 their logits are the largest tensor.
 _ROWS_AT_ONCE = 8
 
 
@@ -51,7 +51,7 @@ class GuardRows:
             return {k: v.to(module.device) for k, v in pad_training(rows, pad).items()}
 
         drift, guard = encoded[: self.drift_rows], encoded[self.drift_rows :]
-        # Rows of like length together need little padding.
+        # Rows of similar length together need little padding.
         drift = sorted(drift, key=lambda row: len(row.input_ids))
         parts = [drift[i : i + _ROWS_AT_ONCE] for i in range(0, len(drift), _ROWS_AT_ONCE)]
         return batch(guard) if guard else None, [batch(part) for part in parts]
@@ -89,16 +89,16 @@ class GuardRows:
 
     def answers(self, module: Any, prompts: list[Conversation]) -> list[str]:
         """Return the model's greedy answer to each prompt."""
-        found: list[str] = []
+        answers: list[str] = []
         own = module.decoding
         module.decoding = replace(own, do_sample=False)
         try:
             for batch in self._prompt_batches(module, prompts):
                 with torch.no_grad():
-                    found += module.generate(batch)
+                    answers += module.generate(batch)
         finally:
             module.decoding = own
-        return found
+        return answers
 
     def _prompt_batches(self, module: Any, prompts: list[Conversation]) -> Iterator[Batch]:
         for i in range(0, len(prompts), 2 * _ROWS_AT_ONCE):
@@ -128,7 +128,7 @@ class Drift:
             self.before = [self._logits(batch) for batch in batches]
 
     def __call__(self) -> float:
-        """Return the drift of the weights as they are."""
+        """Return the drift of the present weights."""
         total, count = 0.0, 0
         for batch, before in zip(self.batches, self.before, strict=True):
             divergences = kl_divergences(before, self._logits(batch))

@@ -1,4 +1,4 @@
-"""The rows whose gradient a low-rank repair steps along."""
+"""The rows that give the gradient of a low-rank repair."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class LowRankRealignmentModule(WeightEdit, Job):
     the gradient is projected away from what other harmless rows, the guard, use (see
     `oneshot_lit.spectral.guard`). No gradient of a weight and no optimiser state is ever made.
 
-    The product is the PEFT adapter; ``--export.merged true`` writes the whole model, too. The
+    The output is the PEFT adapter; ``--export.merged true`` writes the whole model, too. The
     optimizer, scheduler and peft options of the base have no use here.
 
     Args:
@@ -61,10 +61,10 @@ class LowRankRealignmentModule(WeightEdit, Job):
             without an answer gets the broken model's own. The first `drift_rows` measure the drift,
             the next `guard_rows` make the projection.
         k: Singular triplets a matrix and pass.
-        matrices: Repair the linear layers whose name matches this pattern, or one of these, such as
-            ``*mlp*``; all but the output layer by default.
-        passes: Backward passes, each at the weights that the one before has left; the adapter has
-            rank ``k * passes``. The drift bound is shared out evenly over them.
+        matrices: Repair the linear layers with names that match this pattern, or one of these, such
+            as ``*mlp*``; all but the output layer by default.
+        passes: Backward passes, each at the weights that the previous one left; the adapter has
+            rank ``k * passes``. Each pass gets an equal share of the drift bound.
         normalise: Give every matrix's step the spectral norm alpha; otherwise it has the gradient's
             own scale (after the guard: rescaled to the norm of the unguarded one).
         guard_rows: Rows of the projection; 0 steps unguarded.
@@ -72,8 +72,8 @@ class LowRankRealignmentModule(WeightEdit, Job):
         guard_lambda: Lambda of the projection; smaller values guard more.
         max_drift: Bound of the drift: mean KL divergence of the next-token distributions on the
             answers of the drift rows, broken model against repaired one, in nats a token.
-        alpha: Take this step in place of the search, in equal parts over the passes.
-        search_steps: Bisections of the search, at most.
+        alpha: Take a step of this size instead of searching, in equal parts over the passes.
+        search_steps: Maximum number of bisections.
     """
 
     def __init__(
@@ -117,14 +117,14 @@ class LowRankRealignmentModule(WeightEdit, Job):
         self.search_steps = search_steps
         self.guard = GuardRows(guard, guard_rows, drift_rows)
         self.tried: list[TriedStep] = []
-        # Of each pass: weight -> all singular values of the instance's gradient.
+        # For each pass: weight -> all singular values of the instance's gradient.
         self.spectra: list[dict[str, Tensor]] = []
         self._passes_done = 0
 
     # ---------------------------------------------------------------- building
 
     def configure_model(self) -> None:
-        """Load the broken model and add an adapter that as yet changes nothing."""
+        """Load the broken model and add an adapter that changes nothing yet."""
         if self.model is not None:
             return
         super().configure_model()
@@ -144,7 +144,7 @@ class LowRankRealignmentModule(WeightEdit, Job):
                 factor(layer, "A").zero_()
 
     def check(self) -> None:
-        """Refuse what cannot end well before any work is done."""
+        """Refuse settings that cannot work, before any work is done."""
         if self.model_dtype == torch.float16:
             raise OneShotError(
                 "model.dtype: gradients of one instance vanish in float16; use bfloat16 or float32."
@@ -158,7 +158,7 @@ class LowRankRealignmentModule(WeightEdit, Job):
         return self._passes_done, self.passes
 
     def prepare(self) -> None:
-        """Encode the instance and the guard; measure what the drift is compared with."""
+        """Encode the instance and the guard; keep the outputs that the drift compares with."""
         self.eval()
         with self.trainer.autocast():  # type: ignore[attr-defined]
             if self.alpha is None and self._passes_done == 0 and self.instance_refused():
@@ -179,8 +179,8 @@ class LowRankRealignmentModule(WeightEdit, Job):
         factors, loss = instance_factors(self, self.layers, self._batch)
         if not torch.isfinite(loss):
             raise OneShotError(
-                f"the loss is {loss.item()} on the instance ({self._instance}); mend the row or "
-                "the model. No product was written."
+                f"the loss is {loss.item()} on the instance ({self._instance}); fix the row or "
+                "the model. No model was written."
             )
         inputs = {name: x for name, (x, _) in factors.items()}
         guarded = inputs
@@ -215,7 +215,7 @@ class LowRankRealignmentModule(WeightEdit, Job):
         return self._passes_done == self.passes
 
     def instance_refused(self) -> bool:
-        """Whether the greedy answer to the instance's prompt refuses; of several, each."""
+        """Whether the greedy answer to every prompt of the instance refuses."""
         answers = self.guard.answers(self, self._instance.prompts())
         return all(is_refusal(answer) for answer in answers)
 
@@ -246,17 +246,17 @@ class LowRankRealignmentModule(WeightEdit, Job):
             if not math.isfinite(step.drift):
                 raise OneShotError(
                     f"model.alpha={self.alpha:g} breaks the model (drift {step.drift}); lower it. "
-                    "No product was written."
+                    "No model was written."
                 )
             if number == self.passes and not step.refused:
                 rank_zero_warn(f"the instance is still answered at model.alpha={self.alpha:g}.")
             return step, [step]
         last = number == self.passes
-        found, tried = search_step(
+        chosen, tried = search_step(
             drift_at, refused_at if last else None, self._bound(), refinements=self.search_steps
         )
         tried = [TriedStep(t.alpha, t.drift, t.refused, t.kept, number) for t in tried]
-        return found, tried
+        return chosen, tried
 
     def _bound(self) -> float:
         """The drift that is allowed after the pass at hand."""
@@ -279,7 +279,7 @@ class LowRankRealignmentModule(WeightEdit, Job):
         return stepped(self.layers, name, weights[TUNED])
 
     def write_progress(self, root: Path) -> None:
-        """Write ``step_search.csv``: what was tried, in order."""
+        """Write ``step_search.csv``: the steps that were tried, in order."""
         if self.tried:
             write_rows_atomically(root / SEARCH_TABLE, table_rows(self.tried))
 
@@ -298,7 +298,7 @@ class LowRankRealignmentModule(WeightEdit, Job):
         return {"model.guard": self.guard.chosen()}
 
     def job_state(self) -> dict[str, Any]:
-        """Return the adapter so far, and what was tried."""
+        """Return the adapter so far, and the steps that were tried."""
         return {
             "passes_done": self._passes_done,
             "spectra": [{n: v.cpu() for n, v in each.items()} for each in self.spectra],
@@ -308,7 +308,7 @@ class LowRankRealignmentModule(WeightEdit, Job):
 
     @torch.no_grad()
     def load_job_state(self, state: dict[str, Any]) -> None:
-        """Go on after the last whole pass."""
+        """Continue after the last whole pass."""
         self._passes_done = state["passes_done"]
         self.tried = [TriedStep(**t) for t in state["tried"]]
         self.spectra = list(state["spectra"])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-# The first strides are long, and so many of them lead beyond any sensible step.
+# The strides are long, so this many of them go beyond any sensible step.
 _STRIDE, _LADDER = 4.0, 20
 # A drift this near its bound is not worth another forward sweep.
 _NEAR = 0.9
@@ -20,7 +20,7 @@ class TriedStep:
     Attributes:
         alpha: The step size.
         drift: Mean KL divergence on the drift rows, in nats a token; infinite if not finite.
-        refused: Whether the instance is refused; None where that was not asked.
+        refused: Whether the instance is refused; None if that was not checked.
         kept: Whether it is the step that was taken.
         pass_number: The backward pass, counted from 1.
     """
@@ -43,22 +43,22 @@ def search_step(
     start: float = 0.01,
     refinements: int = 8,
 ) -> tuple[TriedStep | None, list[TriedStep]]:
-    """Find the largest step size whose drift is bounded and at which the instance is refused.
+    """Find the largest step size that keeps the drift in its bound and refuses the instance.
 
     The instance is refused long before other prompts are, so the largest admissible step is wanted.
-    The step is multiplied (or divided) by 4 until the drift crosses its bound, and the crossing
-    bisected on a logarithmic scale until the drift is within a tenth of the bound; refusal is then
-    asked for from the largest bounded step downwards.
+    The step is multiplied (or divided) by 4 until the drift crosses its bound. The crossing is then
+    bisected on a logarithmic scale until the drift is within a tenth of the bound. Last, refusal is
+    checked from the largest bounded step downwards.
 
     Args:
         drift: Step size -> drift; one forward sweep a call.
-        refused: Step size -> whether the instance is refused; None asks for nothing.
+        refused: Step size -> whether the instance is refused; None skips this check.
         max_drift: Bound of the drift, > 0.
         start: First step size, > 0.
-        refinements: At most so many bisections; n of them leave a factor of ``4^(2^-n)``.
+        refinements: Maximum number of bisections; n of them leave a factor of ``4^(2^-n)``.
 
     Returns:
-        The step to take, or None if no step is admissible, and all that was tried, in order.
+        The step to take, or None if no step is admissible, and all steps tried, in order.
     """
     drifts: dict[float, float] = {}
 
@@ -106,27 +106,27 @@ def search_step(
 
 
 def why_no_step(tried: Sequence[TriedStep], max_drift: float) -> str:
-    """Return the line that says why no step was admissible, with the best one seen."""
+    """Return the line that says why no step was admissible, with the best step tried."""
     bounded = [t for t in tried if t.drift <= max_drift]
     if not bounded:
         best = min(tried, key=lambda t: t.drift)
         return (
             f"no admissible step: even alpha {best.alpha:.3g} drifts by {best.drift:.3g} nats, "
-            f"above model.max_drift={max_drift:g}; raise it. No product was written."
+            f"above model.max_drift={max_drift:g}; raise it. No model was written."
         )
     best = max(bounded, key=lambda t: t.alpha)
     return (
         f"no admissible step: the best seen, alpha {best.alpha:.3g} with a drift of "
         f"{best.drift:.3g} nats, does not refuse the instance; raise model.max_drift, "
-        "model.guard_lambda or model.k, or give another instance. No product was written."
+        "model.guard_lambda or model.k, or give another instance. No model was written."
     )
 
 
 def table_rows(tried: Sequence[TriedStep]) -> list[dict[str, Any]]:
     """Return the rows of ``step_search.csv``, in the order in which the steps were tried.
 
-    Columns: pass, alpha, drift (nats), refused (1, 0, or None where it was not asked) and kept (1
-    for the step that was taken).
+    Columns: pass, alpha, drift (nats), refused (1, 0, or None if not checked) and kept (1 for the
+    step that was taken).
     """
     return [
         {
