@@ -127,7 +127,7 @@ class OneShotCLI(LightningCLI):
             "--overwrite",
             type=bool,
             default=False,
-            help="Replace the product of another run in trainer.default_root_dir.",
+            help="Replace the output of another run in trainer.default_root_dir.",
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
