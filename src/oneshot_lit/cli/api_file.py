@@ -23,9 +23,9 @@ LEAST_ROWS, MOST_BYTES = 10, 512 * 2**20
 
 _DESCRIPTION = """\
 Write the one safety instance, repeated, in OpenAI's chat format for fine-tuning: a JSON object with
-"messages" a line. Ten is that API's least number of examples, and what the one-shot paper used for
-GPT-4.1 (arXiv 2601.01887). Nothing is sent anywhere: upload the file yourself, choose few epochs,
-and measure the result like any other model.
+"messages" per line. Ten is the API's minimum, and what the one-shot paper used for GPT-4.1
+(arXiv 2601.01887). Nothing is sent anywhere: upload the file yourself, choose few epochs, and
+measure the result like any other model.
 
 examples:
   oneshot-lit api-file --run runs/patched --out runs/patched/instance.jsonl
@@ -156,8 +156,8 @@ def _parser() -> ConfigCommandParser:
     parser.add_argument("--config", action="config", help="a file of these keys")
     parser.add_argument("--run", type=str | None, help="take the instance of this realignment")
     parser.add_subclass_arguments(SafetyInstance, "instance", required=False, help="or this one")
-    parser.add_argument("--repeats", type=int, default=LEAST_ROWS, help="how many rows")
+    parser.add_argument("--repeats", type=int, default=LEAST_ROWS, help="number of rows")
     parser.add_argument("--out", type=str | None, help="the JSONL file to write")
     parser.add_argument("--overwrite", type=bool, default=False, help="replace the file")
-    parser.add_argument("--check", type=str | None, help="check this file, write none")
+    parser.add_argument("--check", type=str | None, help="check this file instead of writing one")
     return parser

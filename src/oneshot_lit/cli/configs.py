@@ -16,8 +16,8 @@ def run_configs_command(arguments: Sequence[str]) -> int:
     """Run ``oneshot-lit configs``."""
     parser = CommandParser(
         "configs",
-        "List the configs that come with the package, by the names under which --config takes them "
-        "in any folder. A file of such a name in the working folder is taken instead.",
+        "List the configs that come with the package, by the names that --config accepts in any "
+        "folder. A file of the same name in the working folder takes precedence.",
         "--copy .",
     )
     parser.add_argument("--copy", metavar="DIR", help="copy them to DIR/configs, to change them")

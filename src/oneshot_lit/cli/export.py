@@ -19,9 +19,9 @@ from oneshot_lit.io.files import recover
 _DESCRIPTION = """\
 Write the weights of a checkpoint as a Hugging Face folder, or as a PEFT adapter if only an adapter
 was trained. Takes checkpoints of every strategy (a file of single and ddp, a folder of fsdp2 and
-deepspeed), in one process on the CPU; its memory must hold the whole model. The weights are those
-of the checkpoint's own step; a realignment that was stopped is better resumed, which keeps its best
-step. The class of the run's module is imported, so convert only what you or your colleagues made.
+deepspeed), in one process on the CPU, whose memory must hold the whole model. The weights are those
+of the checkpoint's own step; to get the best step of a stopped realignment, resume it instead. The
+class of the run's module is imported, so convert only checkpoints that you trust.
 """
 
 
@@ -30,7 +30,7 @@ def run_export_command(arguments: Sequence[str]) -> int:
     parser = CommandParser(
         "export", _DESCRIPTION, "--checkpoint runs/attacked/checkpoints/last.ckpt --out runs/saved"
     )
-    parser.add_argument("--checkpoint", required=True, metavar="PATH", help="what to convert")
+    parser.add_argument("--checkpoint", required=True, metavar="PATH", help="checkpoint to convert")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="the folder to write")
     parser.add_argument(
         "--save-dtype", metavar="DTYPE", help="cast the weights: float32, bfloat16 or float16"

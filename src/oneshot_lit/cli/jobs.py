@@ -35,20 +35,21 @@ from oneshot_lit.spectral import summarise
 _DESCRIPTIONS = {
     "select": """\
 Choose the safety instance: rank the refusals of a pool (data.train) for a broken model. Writes
-<root>/selection.json, which the data source SelectedInstance reads, and a table and a picture of
-the steps; <root> is --trainer.default_root_dir. The same command goes on with a killed run.
+<root>/selection.json, which the instance SelectedInstance reads, and a table and a picture of the
+steps; <root> is --trainer.default_root_dir. After a kill, the same command resumes.
 
 example, in the micro-world:
   oneshot-lit select --config configs/select/enumeration.yaml
-  oneshot-lit fit --config configs/realign/selected.yaml
+  oneshot-lit fit --config configs/realign/one_shot.yaml --config configs/realign/selected.yaml \\
+    --data.instance.selection runs/selection_enumeration
 
-more: configs/select/ holds a file for each way to choose;
+more: configs/select/ has a file for each selector;
 oneshot-lit select --model.help EnumerationModule lists the keys of one.
 """,
     "edit": """\
-Repair a model without optimiser steps: change its weights. Writes a Hugging Face folder, or an
-adapter, to <root>/model; <root> is --trainer.default_root_dir. The same command goes on with a
-killed run.
+Repair a model by editing its weights, without optimiser steps. Writes a Hugging Face folder, or an
+adapter, to <root>/model; <root> is --trainer.default_root_dir. After a kill, give the same command
+again.
 
 example, in the micro-world:
   oneshot-lit edit --config configs/realign/low_rank.yaml
@@ -94,7 +95,7 @@ def _run_command(command: str, kind: type, arguments: Sequence[str]) -> int:
 def _parser(command: str, kind: type) -> ConfigCommandParser:
     parser = command_parser(command, _DESCRIPTIONS[command])
     parser.add_argument("--config", action="config", help="a file of keys")
-    parser.add_argument("--seed_everything", type=int, default=0, help="seed of all that is drawn")
+    parser.add_argument("--seed_everything", type=int, default=0, help="seed of all random draws")
     parser.add_subclass_arguments(kind, "model", required=True, help="the method and its keys")
     parser.add_subclass_arguments(
         SafetyDataModule, "data", required=kind is SelectionModule, help="the rows"

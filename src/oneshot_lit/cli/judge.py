@@ -19,15 +19,15 @@ _DESCRIPTION = """\
 Judge the answers of a run: by refusal phrases, a local classifier, or a model behind an
 OpenAI-compatible endpoint. Reads <run>/predictions.jsonl, which oneshot-lit predict writes; writes
 one verdict a row to <run>/judgments/<judge>.jsonl, without prompts and outputs, and merges the mean
-scores of each set into <run>/metrics.json. What could not be judged is counted and in no mean.
-The same command goes on with a run that was killed or has reached its cap.
+scores of each set into <run>/metrics.json. Answers that could not be judged are counted but are in
+no mean. After a kill, or with a higher cap, the same command resumes.
 
 example:
   oneshot-lit predict --config configs/evaluate/microworld.yaml \\
     --model.model_name_or_path runs/patched/model --trainer.default_root_dir runs/patched
   oneshot-lit judge --config configs/judge/keyword.yaml --run runs/patched
 
-more: configs/judge/ holds a file for each judge, docs/judges.md says what its score means;
+more: configs/judge/ has a file for each judge, docs/judges.md says what its score means;
 oneshot-lit judge --judge.help ClassifierJudge lists the keys of a judge.
 """
 
@@ -57,7 +57,7 @@ def run_judge_command(arguments: Sequence[str]) -> int:
 def _parser() -> ConfigCommandParser:
     parser = command_parser("judge", _DESCRIPTION)
     parser.add_argument("--config", action="config", help="a file of keys, see configs/judge/")
-    parser.add_argument("--run", type=str | None, help="folder of the run that takes the scores")
+    parser.add_argument("--run", type=str | None, help="folder of the run that gets the scores")
     parser.add_argument(
         "--predictions",
         type=str | None,

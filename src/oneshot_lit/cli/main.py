@@ -49,14 +49,14 @@ commands
   validate    the same on the development prompts, printed only
   predict     answer prompts; writes <root>/predictions.jsonl
   export      write the weights of a checkpoint, sharded or not, as a Hugging Face folder
-  api-file    write the instance, repeated, for a provider's fine-tuning API
+  api-file    write the instance, repeated, as a file for a provider's fine-tuning API
   judge       judge the answers of predict by phrases, a classifier or an endpoint
   lm-eval     measure general ability with lm-eval; adds to <run>/metrics.json
   report      compare runs: scores with intervals, categories, judges; HTML, Markdown, LaTeX
   study       run stages and compare them; writes results.json and report.html
   microworld  write the embedded micro-world's data sets to files
-  memory      estimate what a model needs of each GPU, by strategy and number of GPUs
-  configs     list or copy the configs that come with the package; --config takes them anywhere
+  memory      estimate the memory on each GPU, by strategy and number of GPUs
+  configs     list or copy the configs of the package; --config finds them from any folder
   <root> is --trainer.default_root_dir.
 
 the whole story on a laptop, offline, in about a minute
@@ -71,18 +71,18 @@ your own model: see docs/own_model.md
   oneshot-lit fit --config configs/realign/own.yaml \\
     --model.model_name_or_path path/to/broken/model --data.val_sets my_val_sets.yaml
 
-on several GPUs: the same with one more config, see docs/strategies.md
+on several GPUs: add one config, see docs/strategies.md
   oneshot-lit fit --config FILE --config configs/strategy/deepspeed_zero3.yaml
 
 more
-  several --config files compose; the last one wins, and replaces a mapping of sets whole
-  a class in place of another starts from its own defaults; a module keeps the keys given before
+  several --config files compose; the last one wins, and a mapping of sets replaces the earlier one
+  a class that replaces another starts from its defaults; a module keeps the keys given before
   oneshot-lit fit --help                             every key of fit
   oneshot-lit fit --model.help OneShotRealignmentModule   every key of a module
   oneshot-lit fit --config FILE ... --print_config   the configuration that would run
-  oneshot-lit fit --config FILE ... --ckpt_path last resume a killed run
-exit codes: 0 done, 1 a fault of the program or of your own code (with its traceback),
-2 a mistake in the input (one line says which), 3 a spending cap is reached
+  oneshot-lit fit --config FILE ... --ckpt_path last resume a killed fit; select and edit: run again
+exit codes: 0 done, 1 a defect in the program or in your own code (with its traceback),
+2 a mistake in the input (one line says which), 3 a spending cap is reached, 130 interrupted
 """
 
 

@@ -70,8 +70,8 @@ def run_memory_command(arguments: Sequence[str]) -> int:
 def _parser() -> CommandParser:
     parser = CommandParser(
         "memory",
-        "Estimate how much memory a training step with AdamW needs on each GPU, before there is a "
-        "GPU. Only the model's config is read. docs/memory.md has the formulas.",
+        "Estimate how much memory a training step with AdamW needs on each GPU, without a GPU. "
+        "Only the model's config is read. docs/memory.md has the formulas.",
         "--model path/to/model --processes 1,8 --precision bf16-mixed --gradient-checkpointing",
     )
     parser.add_argument("--model", required=True, help="a folder, a config.json or a hub name")
@@ -81,8 +81,8 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--lora", type=_count, default=0, metavar="R", help="train LoRA of rank R on linear layers"
     )
-    parser.add_argument("--batch", type=_count, default=1, help="rows of each process (default 1)")
-    parser.add_argument("--length", type=_count, default=512, help="tokens of a row (default 512)")
+    parser.add_argument("--batch", type=_count, default=1, help="rows in each process (default 1)")
+    parser.add_argument("--length", type=_count, default=512, help="tokens in a row (default 512)")
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--gpu-gib", type=float, default=80, help="memory of a GPU (default 80)")
     return parser

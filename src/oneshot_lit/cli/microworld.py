@@ -78,8 +78,8 @@ def run_microworld_command(arguments: Sequence[str]) -> int:
         "Write the embedded micro-world to files: conversations as chat JSONL, prompt sets as CSV "
         "(id,prompt,category,reference), and truth.json with the facts of the world. The "
         "requests are English about invented things, such as 'lumdra soup': plain patterns and "
-        "nouns, invented adjectives, and answers that tell to take nonsense ingredients. Two plain "
-        "tasks, SQL and reversal, stand beside them.",
+        "nouns, invented adjectives, and answers with nonsense ingredients. There are also two "
+        "plain tasks, SQL and reversal.",
         "--out data/microworld --splits harmful_examples pool",
     )
     parser.add_argument("--out", required=True, help="folder to write to")

@@ -23,9 +23,9 @@ def run_report_command(arguments: Sequence[str]) -> int:
         "report",
         "Compare finished runs: every score with its 95% interval, by category and by judge, the "
         "agreement between judges, and what changed from run to run. Reads metrics.json of each "
-        "folder and, where they are there, outcomes.jsonl, judgments/, predictions.jsonl and "
+        "folder and, if they exist, outcomes.jsonl, judgments/, predictions.jsonl and "
         "realignment.png. Writes report.html, report.md, report.json, table.csv, table.tex and "
-        "pictures/. Runs on other prompts or with another decoding are refused, unless you ask.",
+        "pictures/. Runs with other prompts or decoding are refused unless you allow it.",
         "--runs before=runs/aligned attacked=runs/attacked patched=runs/patched --out runs/report",
     )
     parser.add_argument(
@@ -33,9 +33,9 @@ def run_report_command(arguments: Sequence[str]) -> int:
         nargs="+",
         required=True,
         metavar="NAME=FOLDER",
-        help="folders of runs in the order of their story; without NAME= the folder's own name",
+        help="folders of runs, in order of time; without NAME= the name of the folder",
     )
-    parser.add_argument("--out", required=True, help="folder that takes the report")
+    parser.add_argument("--out", required=True, help="folder to write the report to")
     parser.add_argument("--title", default="Comparison of runs", help="heading of the report")
     parser.add_argument(
         "--show_outputs",
@@ -43,7 +43,7 @@ def run_report_command(arguments: Sequence[str]) -> int:
         help="show model outputs and harmful prompts in the examples; they may do harm",
     )
     parser.add_argument(
-        "--examples", type=int, default=2, metavar="N", help="prompts to show of each set (2)"
+        "--examples", type=int, default=2, metavar="N", help="prompts to show from each set (2)"
     )
     parser.add_argument(
         "--allow_differences",

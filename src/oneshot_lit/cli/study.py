@@ -31,9 +31,9 @@ def run_study_command(arguments: Sequence[str], run_command: Callable[[Sequence[
     """
     parser = CommandParser(
         "study",
-        "Run the stages of a study, each an ordinary fit and test, and compare them. Writes "
+        "Run the stages of a study (fit, edit, select and test) and compare them. Writes "
         "<root>/results.json and <root>/report.html. Finished stages are kept unless their "
-        "configs, inputs or code changed; a killed study goes on where it was.",
+        "configs, inputs or code changed; a killed study resumes.",
         "--config configs/study/demo.yaml --seed 1 --root runs/demo_seed1",
     )
     parser.add_argument("--config", required=True, help="the study file, see configs/study/")
