@@ -122,7 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OneShotError as error:
         line, code = str(error), error.code
     except KeyboardInterrupt:
-        line, code = "interrupted; resume with --ckpt_path last.", 130
+        how = "resume with --ckpt_path last" if given[0] == "fit" else "run it again"
+        line, code = f"interrupted; {how}.", 130
     if watch.may_speak(code):
         fail(line if watch.rank() == 0 else f"process {watch.rank()}: {line}")
     return code
