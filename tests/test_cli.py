@@ -198,6 +198,7 @@ def test_fit_then_test_then_predict_write_their_products(
     assert [row["digest"] for row in outcomes] == [row.answer.digest() for row in answers]
 
 
+@pytest.mark.slow
 def test_saved_config_reruns_as_the_same_run(command, fit_words: list[str], tmp_path: Path) -> None:
     assert command(*fit_words).code == 0
     weights = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
@@ -206,6 +207,7 @@ def test_saved_config_reruns_as_the_same_run(command, fit_words: list[str], tmp_
     assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == weights
 
 
+@pytest.mark.slow
 def test_another_run_never_overwrites_a_product(
     command, fit_words: list[str], test_words: list[str], tmp_path: Path
 ) -> None:

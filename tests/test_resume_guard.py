@@ -15,6 +15,7 @@ from oneshot_lit.io.runs import resume_conflict
 SAVED = ["--checkpoint.max_share", "1"]
 
 
+@pytest.mark.slow
 def test_another_configuration_is_not_resumed(command, fit_words: list[str]) -> None:
     assert command(*fit_words, *SAVED).code == 0
     done = command(
@@ -43,6 +44,7 @@ def test_resume_conflict_names_the_first_difference() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
+@pytest.mark.slow
 def test_a_broken_checkpoint(command, fit_words: list[str], tmp_path: Path, content) -> None:
     assert command(*fit_words, *SAVED).code == 0
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"

@@ -243,6 +243,7 @@ def test_pattern_that_matches_nothing(tiny_folder: Path, rows_file: Path, tmp_pa
         run(tiny_folder, rows_file, tmp_path, GradientRank(parameters="nothing"))
 
 
+@pytest.mark.slow
 def test_spectra_change_no_weight(tiny_folder: Path, rows_file: Path, tmp_path: Path) -> None:
     one = run(tiny_folder, rows_file, tmp_path / "a", GradientRank()).state_dict()
     other = run(tiny_folder, rows_file, tmp_path / "b", GradientRank(every_n_epochs=9)).state_dict()
@@ -327,6 +328,7 @@ def test_reference_under_an_adapter(
     assert all(0 < float(row["overlap"]) <= 1 for row in rows)
 
 
+@pytest.mark.slow
 def test_reference_changes_no_weight(
     gpt2_folder: Path, rows_file: Path, ragged_rows: Path, tmp_path: Path
 ) -> None:
@@ -379,6 +381,7 @@ def test_run_that_measures_nothing_leaves_earlier_tables(
     assert (tmp_path / "spectra" / "spectra.csv").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_reference_is_not_kept_between_measurements(
     tiny_folder: Path, rows_file: Path, tmp_path: Path
 ) -> None:

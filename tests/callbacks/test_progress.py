@@ -24,6 +24,7 @@ def test_steps_that_are_drawn(monkeypatch, seconds: float, drawn: list[int]) -> 
     assert seen == drawn
 
 
+@pytest.mark.slow
 def test_a_users_own_bar_or_none_is_respected(command, fit_words: list[str]) -> None:
     words = [word for word in fit_words if word not in ("--trainer.enable_progress_bar", "false")]
     assert command(*words, "--trainer.callbacks", "TQDMProgressBar").code == 0

@@ -109,6 +109,7 @@ def test_topics_of_training_development_and_report_are_disjoint() -> None:
 
 
 @pytest.mark.parametrize("training", TRAINING)
+@pytest.mark.slow
 def test_training_never_speaks_of_a_scored_topic(training: str) -> None:
     pairs = {
         pair

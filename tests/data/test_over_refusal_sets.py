@@ -37,6 +37,7 @@ def write(path: Path, header: str, rows: list[tuple[str, ...]], end: str, bom: b
 
 
 @pytest.mark.parametrize(("end", "bom"), [("\n", False), ("\r\n", True)])
+@pytest.mark.slow
 def test_the_overlay_scores_all_four_sets(
     command, tiny_folder: Path, tmp_path: Path, end: str, bom: bool
 ) -> None:

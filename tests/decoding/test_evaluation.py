@@ -55,6 +55,7 @@ def predicted(root: Path, module: Any, size: int, **options: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("size", [4, 64])
+@pytest.mark.slow
 def test_scores_and_predictions_do_not_depend_on_the_batches(
     size: int, expected: Any, tmp_path: Path
 ) -> None:

@@ -19,6 +19,7 @@ SIZES = (1, 3, 7, 64)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_families(family: str) -> None:
     model, rows = build(family), prompts(23)
     expected = one_by_one(model, rows, 24)
@@ -30,6 +31,7 @@ def test_families(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral_window", "gemma2_window"])
+@pytest.mark.slow
 def test_answers_much_longer_than_their_prompts(family: str) -> None:
     model, rows = build(family), prompts(9, longest=5)
     for size in (2, 4):
@@ -52,6 +54,7 @@ def test_an_adapter_counts() -> None:
         assert in_batches(model, rows, 3, 16) == one_by_one(bare, rows, 16)
 
 
+@pytest.mark.slow
 def test_the_shipped_model_on_its_prompts() -> None:
     model = AutoModelForCausalLM.from_pretrained("checkpoints/small", dtype=torch.float32).eval()
     tokenizer = load_tokenizer("checkpoints/small")

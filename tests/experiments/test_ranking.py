@@ -102,6 +102,7 @@ def test_a_spread_that_resamples_cannot_show_is_left_out() -> None:
     assert kendall(lone, list(range(20))).low is None
 
 
+@pytest.mark.slow
 def test_p_values_are_uniform_under_chance() -> None:
     """Cases that are copies of each other are no more evidence than one."""
     draw = np.random.default_rng(2)

@@ -24,6 +24,7 @@ def seeds(root: Path, *numbers: int) -> list[FinishedStudy]:
     return read_studies([finished(root / str(number), number) for number in numbers])
 
 
+@pytest.mark.slow
 def test_the_cases_of_all_seeds_count(tmp_path: Path) -> None:
     studies = seeds(tmp_path, 1, 2)
     both, alone = compare_selectors(spec(), studies), compare_selectors(spec(), studies[:1])
@@ -65,6 +66,7 @@ def test_names_are_changed_in_all_seeds_alike(tmp_path: Path) -> None:
     assert (row["regret_p"], row["spearman_p"]) == expected
 
 
+@pytest.mark.slow
 def test_page_and_picture_of_all_seeds(tmp_path: Path) -> None:
     studies = seeds(tmp_path, 1, 2, 0)
     compared = {
@@ -83,6 +85,7 @@ def test_page_and_picture_of_all_seeds(tmp_path: Path) -> None:
     assert [axes.get_xscale() for axes in figure.axes] == ["linear", "symlog"]
 
 
+@pytest.mark.slow
 def test_a_general_instance_is_compared_on_average_over_many_cases(tmp_path: Path) -> None:
     lines = findings(compare_selectors(spec(), seeds(tmp_path, 1, 2, 3)))
     (line,) = [line for line in lines if line.startswith("General")]
@@ -123,6 +126,7 @@ def test_rankings_must_be_there_and_of_one_pool(tmp_path: Path) -> None:
         compare_selectors(spec(), [studies[0], lacking])
 
 
+@pytest.mark.slow
 def test_the_command_prints_and_writes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,6 +105,7 @@ def test_one_repeated_instance(
         assert apart(found, expected) <= 1e-5
 
 
+@pytest.mark.slow
 def test_spectra_are_those_of_the_step(paths: tuple[str, str], tmp_path: Path) -> None:
     measure(str(tmp_path), *paths, accumulate=4, batch_size=1, spectra=True)
     found: dict[tuple[int, str], list[float]] = {}

@@ -156,6 +156,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.slow
 def test_a_resumed_run_is_the_unbroken_one(name: str, run: Callable[..., Run]) -> None:
     """From the ends of validations and epochs, of which the last one is the end of the run."""
     whole = run(moments=("validation", "epoch"), **SETTINGS[name])

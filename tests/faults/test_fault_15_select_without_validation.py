@@ -62,6 +62,7 @@ def test_a_step_is_not_chosen_without_validations(
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.slow
 def test_the_last_step_is_free_to_do_without(command, broken: Path, tmp_path: Path) -> None:
     words = ["--trainer.limit_val_batches", "0", "--model.select_best", "false"]
     done = command(*realign_words(broken, tmp_path / "last", *words))

@@ -67,6 +67,7 @@ def test_private_files_are_so_from_the_first_byte_on(
     assert path.read_text() == "new"
 
 
+@pytest.mark.slow
 def test_outputs_are_private_and_scores_are_not(
     command: Any, test_words: list[str], tmp_path: Path
 ) -> None:
@@ -96,6 +97,7 @@ def test_outputs_are_private_and_scores_are_not(
 # ------------------------------------------------------------------ (b) two runs
 
 
+@pytest.mark.slow
 def test_a_held_folder_is_refused_in_one_line(
     command: Any, fit_words: list[str], test_words: list[str], tmp_path: Path
 ) -> None:
@@ -174,6 +176,7 @@ def prompts(path: Path, kind: str) -> dict[str, Any]:
         "oneshot_lit.data.ChatJsonl, init_args: {path: ROWS}}], shuffle_seed: 1}}",
     ],
 )
+@pytest.mark.slow
 def test_a_changed_training_file_is_not_resumed(
     command: Any, fit_words: list[str], rows_file: Path, tmp_path: Path, source: str
 ) -> None:
@@ -194,6 +197,7 @@ def test_a_changed_training_file_is_not_resumed(
     assert command(*more).code == 0
 
 
+@pytest.mark.slow
 def test_one_row_more_is_named(
     command: Any, fit_words: list[str], rows_file: Path, tmp_path: Path
 ) -> None:
@@ -205,6 +209,7 @@ def test_one_row_more_is_named(
 
 
 @pytest.mark.parametrize("changed", ["instance", "prompt", "reference", "template"])
+@pytest.mark.slow
 def test_a_changed_instance_or_development_set_is_not_resumed(
     command: Any, tiny_folder: Path, rows_file: Path, tmp_path: Path, changed: str
 ) -> None:
@@ -249,6 +254,7 @@ def test_a_changed_instance_or_development_set_is_not_resumed(
     assert f"--ckpt_path: {key} has changed" in done.error
 
 
+@pytest.mark.slow
 def test_a_changed_guard_starts_anew(
     command: Any, tiny_folder: Path, rows_file: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:

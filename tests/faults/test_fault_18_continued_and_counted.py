@@ -117,6 +117,7 @@ def realign(command: Any, model: Path, root: Path, *words: str) -> list[dict[str
         (6, ["--trainer.check_val_every_n_epoch", "6"]),
     ],
 )
+@pytest.mark.slow
 def test_the_refinement_bisects_between_two_validations(
     command: Any, broken: Path, tmp_path: Path, repeats: int, words: list[str]
 ) -> None:
@@ -147,6 +148,7 @@ def test_the_refinement_bisects_between_two_validations(
             torch.testing.assert_close(weight, start[name].lerp(end[name], share))
 
 
+@pytest.mark.slow
 def test_a_slow_attempt_ends_with_its_steps(command: Any, broken: Path, tmp_path: Path) -> None:
     words = ["--model.optimizer.lr", "1e-7", "--data.instance_repeats", "5"]
     words += ["--model.attempt_steps", "10", "--model.attempts", "2", "--trainer.max_epochs", "4"]
@@ -214,6 +216,7 @@ def test_scores_of_the_shorter_run_are_not_the_longer_ones(
     assert not (tmp_path / "run" / "metrics.json").exists()
 
 
+@pytest.mark.slow
 def test_another_run_is_still_kept_out(command: Any, fit_words: list[str], tmp_path: Path) -> None:
     assert command(*fit_words, *SAVED).code == 0
     before = weights(tmp_path / "run")

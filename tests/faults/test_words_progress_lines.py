@@ -28,6 +28,7 @@ def shown(fit_words: list[str]) -> list[str]:
     return [*fit_words[:at], *fit_words[at + 2 :]]
 
 
+@pytest.mark.slow
 def test_a_fit_without_a_terminal(command, fit_words: list[str], tmp_path: Path) -> None:
     done = command(*shown(fit_words), "--trainer.log_every_n_steps", "1")
     assert done.code == 0
@@ -47,6 +48,7 @@ def test_no_progress_when_it_is_turned_off(command, fit_words: list[str]) -> Non
     assert "step " not in command(*fit_words).err
 
 
+@pytest.mark.slow
 def test_every_so_often(command, fit_words: list[str], test_words: list[str], monkeypatch) -> None:
     monkeypatch.setattr(ProgressLines.__init__, "__defaults__", (0.0, 3))
     done = command(*shown(fit_words))

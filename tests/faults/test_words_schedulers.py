@@ -33,6 +33,7 @@ def expected(make, rate: float, steps: int) -> list[float]:
 COSINE = "transformers.get_cosine_schedule_with_warmup"
 
 
+@pytest.mark.slow
 def test_a_function_of_transformers_sets_the_rate(
     command, fit_words: list[str], tmp_path: Path
 ) -> None:
@@ -117,6 +118,7 @@ def test_what_is_wrong_is_said(
     assert "NoneType" not in done.error
 
 
+@pytest.mark.slow
 def test_a_plateau_lowers_the_rate(command, fit_words: list[str], tmp_path: Path) -> None:
     key = "--model.lr_scheduler"
     words = [*fit_words, "--trainer.max_epochs", "4", "--model.optimizer.lr", "1e-6"]

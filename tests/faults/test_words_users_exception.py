@@ -120,6 +120,7 @@ def test_a_fault_keeps_its_traceback(users, place: str, tmp_path: Path, rows_fil
     assert not (tmp_path / "run" / "model").exists()
 
 
+@pytest.mark.slow
 def test_a_mistake_told_by_a_users_class_is_one_line(users) -> None:
     for place in ("module", "source", "rows", "callback", "loss"):
         code, said = users(place, "OneShotError")

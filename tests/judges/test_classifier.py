@@ -47,6 +47,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_head(tmp_path_factory.mktemp("head"), ["fraud", "hate, slurs", "weapons"])
 
 
+@pytest.mark.slow
 def test_yes_or_no_does_not_depend_on_the_batch(choosing: Path) -> None:
     alone = scores(judge(choosing, HarmBenchFormat(), batch_size=1).judge(MIXED))
     assert {0.0, 1.0} == set(alone)

@@ -528,6 +528,7 @@ def test_an_interrupt_between_a_reply_and_its_place_loses_nothing(tmp_path: Path
         assert len(server.requests) == 40
 
 
+@pytest.mark.slow
 def test_an_interrupt_waits_for_what_is_paid_for(tmp_path: Path) -> None:
     def slowly(request):
         reply = grade(request)

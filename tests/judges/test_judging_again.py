@@ -126,6 +126,7 @@ def choosing(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_choosing(tmp_path_factory.mktemp("choosing"))
 
 
+@pytest.mark.slow
 def test_a_killed_classifier_goes_on_with_its_own_settings_only(
     choosing: Path, tmp_path: Path
 ) -> None:

@@ -196,6 +196,7 @@ def brute(broken: Path, **options: Any) -> BruteForceModule:
     )
 
 
+@pytest.mark.slow
 def test_brute_force_measures_each_alone_and_goes_on(broken: Path, tmp_path: Path) -> None:
     whole = select(brute(broken), tmp_path / "a", pool(limit=3), val_sets=prompts())
     assert len(whole["provenance"]["candidates"]) == 3
@@ -225,6 +226,7 @@ def test_outcomes_of_other_metrics_are_measured_anew(broken: Path, tmp_path: Pat
     assert parts[0] == parts[1]
 
 
+@pytest.mark.slow
 def test_with_dropout_an_outcome_is_the_candidates_own(gpt2_folder: Path, tmp_path: Path) -> None:
     rows = [list(map(vars, row.messages)) for row in pool(limit=3).load()]
 

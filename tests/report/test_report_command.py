@@ -12,6 +12,7 @@ from report_folders import make_run
 FILES = ["report.html", "report.json", "report.md", "table.csv", "table.tex"]
 
 
+@pytest.mark.slow
 def test_report(command, story: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "report"
     names = [

@@ -231,6 +231,7 @@ def test_activations_are_about_those_of_a_real_graph(kind: str, peft: Any, tmp_p
 @pytest.mark.parametrize("peft", [None, SMALL_PEFT], ids=str)
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("processes", [1, 2, 8])
+@pytest.mark.slow
 def test_fsdp2_peaks_about_as_estimated(
     processes: int, precision: str, peft: Any, tmp_path: Path
 ) -> None:
