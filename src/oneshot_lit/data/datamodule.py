@@ -102,6 +102,9 @@ class SafetyDataModule(TrainingRows):
         self.shuffle, self.num_workers, self.seed = shuffle, num_workers, seed
         self.tokenizer: Any = None
         self.side, self.transforms = side or {}, transforms or []
+        if self.side:
+            # Only then: where both have the hook, Lightning leaves out that of the module.
+            self.on_before_batch_transfer = self._side_into_batch  # type: ignore[method-assign]
         self.training: TrainingDataset | None = None
         self._sides: dict[str, TrainingDataset] = {}
         self._limits = Limits(max_length)

@@ -154,7 +154,7 @@ class TrainingRows(LightningDataModule):
             loaders[name] = self._loader(dataset, beside, batch_size, generation=False)
         return CombinedLoader(loaders, "min_size")
 
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+    def _side_into_batch(self, batch: Any, dataloader_idx: int) -> Any:
         """Put the batches of other streams into that of the first, as ``batch["side"]``."""
         if isinstance(batch, dict) and isinstance(batch.get(_MAIN), dict):
             side = {name: each for name, each in batch.items() if name != _MAIN}
