@@ -69,21 +69,36 @@ def edit_folder(
         with (target / file.name).open("wb") as written:
             _write_header(written, header, metadata)
             for name in header:
-                before = _read(file, name)
-                weights = {TUNED: before}
-                for model, places in others.items():
-                    weights[model] = _of_other(folders[model], places, name, before)
-                after = edit(name, weights)
-                if after.shape != before.shape:
-                    raise ValueError(f"{name}: edited to {after.shape} from {before.shape}")
-                changed += after is not before
-                wanted = dtype if dtype is not None and before.is_floating_point() else before.dtype
-                size += _write(written, after.detach().to("cpu", wanted))
+                # In a function of its own, so that nothing of a tensor outlives it.
+                tensor, differs = _edited(name, file, folders, others, edit, dtype)
+                size += _write(written, tensor)
+                del tensor
+                changed += differs
                 done += 1
                 if progress is not None:
                     progress(done, total)
     _update_configs(target, size, dtype)
     return changed
+
+
+def _edited(
+    name: str,
+    file: Path,
+    folders: Mapping[str, Path],
+    others: Mapping[str, Mapping[str, Path]],
+    edit: Edit,
+    dtype: torch.dtype | None,
+) -> tuple[Tensor, bool]:
+    """Return what is written in place of a tensor, on the CPU, and whether it was changed."""
+    before = _read(file, name)
+    weights = {TUNED: before}
+    for model, places in others.items():
+        weights[model] = _of_other(folders[model], places, name, before)
+    after = edit(name, weights)
+    if after.shape != before.shape:
+        raise ValueError(f"{name}: edited to {after.shape} from {before.shape}")
+    wanted = dtype if dtype is not None and before.is_floating_point() else before.dtype
+    return after.detach().to("cpu", wanted), after is not before
 
 
 def _names(file: Path) -> list[str]:
