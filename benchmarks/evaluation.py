@@ -106,8 +106,8 @@ def answers_in_batches(work: Workload, size: int, by_length: bool) -> list[list[
         part = order[first : first + size]
         batch = pad_generation([Encoded(work.prompts[n], []) for n in part], 0)
         decoding = Decoding(work.max_new_tokens)
-        found = generate_tokens(work.model, batch, work.stop_ids, decoding, pad_id=0)
-        for n, tokens in zip(part, found, strict=True):
+        generated = generate_tokens(work.model, batch, work.stop_ids, decoding, pad_id=0)
+        for n, tokens in zip(part, generated, strict=True):
             ends = [i for i, token in enumerate(tokens) if token in work.stop_ids]
             answers[n] = tokens[: ends[0]] if ends else tokens
     return [answers[n] for n in range(len(order))]

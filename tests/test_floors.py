@@ -42,7 +42,7 @@ def imports_of(source: Path) -> dict[str, set[str]]:
     for file in sorted((source / PACKAGE).rglob("*.py")):
         parts = file.relative_to(source).with_suffix("").parts
         files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
-    found = {}
+    imports = {}
     for name, file in files.items():
         imported = set()
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -52,8 +52,8 @@ def imports_of(source: Path) -> dict[str, set[str]]:
                 inner = [f"{node.module}.{alias.name}" for alias in node.names]
                 imported |= {each if each in files else str(node.module) for each in inner}
         # The package itself holds only the version.
-        found[name] = imported - {name, PACKAGE}
-    return found
+        imports[name] = imported - {name, PACKAGE}
+    return imports
 
 
 def floor_of(module: str) -> int:
@@ -119,6 +119,6 @@ def test_an_upward_import_and_a_circle_are_seen(tmp_path: Path, line: str) -> No
     (folder / "io/files.py").write_text("from oneshot_lit.errors import x", encoding="utf-8")
     assert upward_imports(imports_of(tmp_path)) == []
     (folder / "errors.py").write_text(line.format("oneshot_lit.io.files"), encoding="utf-8")
-    found = imports_of(tmp_path)
-    assert len(upward_imports(found)) == 1
-    assert circles(found) == [["oneshot_lit.errors", "oneshot_lit.io.files"]]
+    imports = imports_of(tmp_path)
+    assert len(upward_imports(imports)) == 1
+    assert circles(imports) == [["oneshot_lit.errors", "oneshot_lit.io.files"]]

@@ -113,8 +113,8 @@ def test_rows_that_cannot_be_trained_on_are_skipped_where_the_source_says_so(
         source = Edited(ChatJsonl(path, bad_rows="skip"), **given)
         with pytest.warns(UserWarning, match=r"train: 3 rows left out .* row 2: the assistant"):
             data = build("fit", train=source, max_length=20)
-        found = data.report["train"]
-        assert (found["rows"], sum(found["left_out"].values())) == (1, 3)
+        report = data.report["train"]
+        assert (report["rows"], sum(report["left_out"].values())) == (1, 3)
     path = file_of(row("who ?", ""))
     message = mistake_of(build, "fit", train=ChatJsonl(path, bad_rows="skip"))
     assert message.startswith("data.train: no row can be trained on (1 row left out (1 x the as")

@@ -253,18 +253,18 @@ def test_sampled_answers_are_drawn_for_each_candidate(broken: Path, tmp_path: Pa
     def states(order: list[int]) -> dict[int, list[int]]:
         sampled = Decoding(max_new_tokens=4, do_sample=True)
         module = brute(broken, patch_steps=1, decoding=sampled)
-        measure, found = module.measure, {}
+        measure, drawn = module.measure, {}
 
         def measured() -> dict[str, float]:
             # First the broken model is measured.
             if hasattr(module, "_patch") and module._before:
-                found[order[len(module.outcomes_by_row)]] = torch.get_rng_state().tolist()
+                drawn[order[len(module.outcomes_by_row)]] = torch.get_rng_state().tolist()
             return measure()
 
         module.measure = measured  # type: ignore[method-assign]
         source = Inline([rows[i] for i in order])
         select(module, tmp_path / str(order), source, val_sets=prompts())
-        return found
+        return drawn
 
     assert states([0, 1]) == states([1, 0])
 

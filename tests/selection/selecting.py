@@ -19,14 +19,14 @@ QUIET = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false
 
 def bilevel_words(model: Path, root: Path, *words: Any) -> list[str]:
     # Of a small pool the weights move faster.
-    found = ["--model.penalty.steps", "8", "--model.penalty.rate", "20"]
-    return [*_on_broken("bilevel", model, root, limit=12), *found, *map(str, words)]
+    options = ["--model.penalty.steps", "8", "--model.penalty.rate", "20"]
+    return [*_on_broken("bilevel", model, root, limit=12), *options, *map(str, words)]
 
 
 def brute_words(model: Path, root: Path, *words: Any, limit: int = 5) -> list[str]:
-    found = ["select", "--config", "configs/select/brute_force.yaml", *QUIET]
-    found += ["--model.model_name_or_path", str(model), "--model.optimizer.lr", "5e-4"]
-    found += ["--data.train.limit", str(limit), "--data.train.shuffle_seed", "0"]
+    options = ["select", "--config", "configs/select/brute_force.yaml", *QUIET]
+    options += ["--model.model_name_or_path", str(model), "--model.optimizer.lr", "5e-4"]
+    options += ["--data.train.limit", str(limit), "--data.train.shuffle_seed", "0"]
     sets = {
         name: {
             "kind": kind,
@@ -37,15 +37,15 @@ def brute_words(model: Path, root: Path, *words: Any, limit: int = 5) -> list[st
         }
         for name, kind in {"harmful": "harmful", "benign": "benign", "sql": "task"}.items()
     }
-    found += ["--data.val_sets", json.dumps(sets), "--model.patch_steps", "4"]
-    found += ["--trainer.default_root_dir", str(root)]
-    return [*found, *map(str, words)]
+    options += ["--data.val_sets", json.dumps(sets), "--model.patch_steps", "4"]
+    options += ["--trainer.default_root_dir", str(root)]
+    return [*options, *map(str, words)]
 
 
 def enumeration_words(model: Path, root: Path, *words: Any) -> list[str]:
-    found = _on_broken("enumeration", model, root)
-    found += ["--model.optimizer.lr", "5e-4", "--model.optimizer.fused", "false"]
-    return [*found, "--model.patch_steps", "2", *map(str, words)]
+    options = _on_broken("enumeration", model, root)
+    options += ["--model.optimizer.lr", "5e-4", "--model.optimizer.fused", "false"]
+    return [*options, "--model.patch_steps", "2", *map(str, words)]
 
 
 def rule_words(model: Path, root: Path, *words: Any) -> list[str]:
@@ -53,15 +53,15 @@ def rule_words(model: Path, root: Path, *words: Any) -> list[str]:
 
 
 def _on_broken(config: str, model: Path, root: Path, limit: int = 3) -> list[str]:
-    found = ["select", "--config", f"configs/select/{config}.yaml", *QUIET]
-    found += ["--model.model_name_or_path", str(model), "--model.aligned", "checkpoints/small"]
-    found += ["--data.train.limit", str(limit), "--data.train.shuffle_seed", "0"]
+    options = ["select", "--config", f"configs/select/{config}.yaml", *QUIET]
+    options += ["--model.model_name_or_path", str(model), "--model.aligned", "checkpoints/small"]
+    options += ["--data.train.limit", str(limit), "--data.train.shuffle_seed", "0"]
     task = {
         "class_path": "oneshot_lit.data.Microworld",
         "init_args": {"split": "sql_dev", "size": 4},
     }
-    found += ["--model.harmful.size", "4", "--model.task", json.dumps(task)]
-    return [*found, "--trainer.default_root_dir", str(root)]
+    options += ["--model.harmful.size", "4", "--model.task", json.dumps(task)]
+    return [*options, "--trainer.default_root_dir", str(root)]
 
 
 def start(words: list[str], log: Path) -> subprocess.Popen[bytes]:

@@ -52,12 +52,12 @@ def test_losses_of_examples_are_those_of_each_alone() -> None:
     model = tiny_llama()
     for batch in batches_of(POOL, 0, 3, CPU):
         output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-        found = row_losses(output.logits, batch["labels"])
+        losses = row_losses(output.logits, batch["labels"])
         for place, index in enumerate(batch["index"].tolist()):
             ids = torch.tensor([POOL[index].input_ids])
             labels = torch.where(torch.tensor([POOL[index].loss_mask]), ids, -100)
             expected = model(input_ids=ids, labels=labels).loss
-            assert found[place].item() == pytest.approx(expected.item(), rel=1e-5)
+            assert losses[place].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_divergence_is_torchs_own_mean() -> None:

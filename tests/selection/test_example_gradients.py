@@ -53,7 +53,7 @@ def test_products_equal_explicit_gradients(tied: bool, dtype: torch.dtype, close
     with example_factors(model, weights) as factors:
         torch.autograd.grad(losses(model, ids, mask).sum(), model.model.embed_tokens.weight)
     assert set(factors) == set(weights)
-    found = inner_products(factors, direction)
+    products = inner_products(factors, direction)
     expected = torch.tensor(
         [
             sum(float((g[n].double() * direction[n].double()).sum()) for n in weights)
@@ -64,7 +64,7 @@ def test_products_equal_explicit_gradients(tied: bool, dtype: torch.dtype, close
         [sum(float(g[n].double().square().sum()) for n in weights) for g in reference]
     ).double()
     scale = sizes.sqrt() * sum(float(d.double().square().sum()) for d in direction.values()) ** 0.5
-    assert ((found - expected).abs() <= close * scale).all()
+    assert ((products - expected).abs() <= close * scale).all()
     assert all(p.grad is None for p in model.parameters())
 
 

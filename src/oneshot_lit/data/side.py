@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
-from torch.utils.data import Sampler
+
+from oneshot_lit.data.samplers import ResumableSampler
 
 
-class SideSampler(Sampler[int]):
+class SideSampler(ResumableSampler):
     """Rows of a second stream: pass after pass over all its rows, independent of the first stream.
 
     Which rows go with a batch of the first stream depends only on the seed and on the batch's
@@ -39,15 +38,8 @@ class SideSampler(Sampler[int]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.size, self.batches, self.batch_size = size, batches, batch_size
-        self.shuffle, self.seed = shuffle, seed
-        self.start_epoch, self.skip = start_epoch, skip
-        self.rank, self.world_size = rank, world_size
-        self.epoch = start_epoch
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; Lightning calls this before each."""
-        self.epoch = epoch
+        super().__init__(size, shuffle, seed, start_epoch, skip * batch_size, rank, world_size)
+        self.batches, self.batch_size = batches, batch_size
 
     def _pass(self, number: int) -> list[int]:
         if not self.shuffle:
@@ -67,10 +59,6 @@ class SideSampler(Sampler[int]):
             rows += self._pass(number)
             number += 1
         return rows[offset : offset + count][self.rank :: self.world_size]
-
-    def __iter__(self) -> Iterator[int]:
-        skipped = self.skip * self.batch_size if self.epoch == self.start_epoch else 0
-        return iter(self.order()[skipped:])
 
     def __len__(self) -> int:
         # The whole epoch: Lightning counts the batches already done itself.
