@@ -10,24 +10,13 @@ import fault_runs
 import pytest
 import torch
 from anchoring import anchor, documented
+from outputs import product, require_equal
 from processes import in_processes
 from safetensors.torch import load_file
 
 from oneshot_lit.errors import OneShotError
 
 LORA = {"r": 4, "target_modules": "all-linear", "init_lora_weights": "gaussian"}
-
-
-def product(root: Path) -> dict[str, torch.Tensor]:
-    (file,) = [p for p in (root / "model").iterdir() if p.suffix == ".safetensors"]
-    return load_file(file)
-
-
-def require_equal(one: Path, other: Path, tolerance: float = 0.0) -> None:
-    found, wanted = product(one), product(other)
-    assert set(found) == set(wanted)
-    for name, weight in wanted.items():
-        torch.testing.assert_close(found[name], weight, atol=tolerance, rtol=0, msg=name)
 
 
 @pytest.mark.parametrize("kind", ["ProximalFineTuning", "AnchoredFineTuning"])

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 sys.path.append(str(Path(__file__).parent.parent / "strategies"))
 
 from anchoring import PAGE
+from outputs import product, require_equal
 from processes import in_processes
 from seams import KINDS, direction, fit
 
@@ -37,18 +37,6 @@ from oneshot_lit.models.loss import (
 from oneshot_lit.strategies.frozen_entries import FrozenEntries
 
 LORA = {"r": 4, "target_modules": "all-linear", "init_lora_weights": "gaussian"}
-
-
-def product(root: Path) -> dict[str, Tensor]:
-    (file,) = [p for p in (root / "model").iterdir() if p.suffix == ".safetensors"]
-    return load_file(file)
-
-
-def require_equal(one: Path, other: Path, tolerance: float = 0.0) -> None:
-    got, wanted = product(one), product(other)
-    assert set(got) == set(wanted)
-    for name, weight in wanted.items():
-        torch.testing.assert_close(got[name], weight, atol=tolerance, rtol=0, msg=name)
 
 
 # ------------------------------------------------------------------------------ the losses

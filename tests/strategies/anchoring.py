@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
-from training import Killed, strategy
+from training import saving_trainer
 
-from oneshot_lit.callbacks import AtomicCheckpointIO, HuggingFaceExport, RunCheckpoint
 from oneshot_lit.data import ChatJsonl, SafetyDataModule
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "extending.md"
@@ -42,23 +40,6 @@ def anchor(
     module = documented(kind)(
         folder, peft=peft, strength=5.0, optimizer=lambda ps: torch.optim.SGD(ps, lr=0.1)
     )
-    trainer = Trainer(
-        default_root_dir=root,
-        accelerator="cpu",
-        devices=processes,
-        strategy=strategy(name),
-        max_epochs=2,
-        max_steps=max_steps,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        callbacks=[
-            HuggingFaceExport(),
-            RunCheckpoint(every_n_train_steps=1, max_share=1.0),
-            *([] if kill_at is None else [Killed(kill_at)]),
-        ],
-        plugins=[AtomicCheckpointIO()],
-    )
+    trainer = saving_trainer(name, root, processes, max_steps, kill_at)
     data = SafetyDataModule(ChatJsonl(rows), batch_size=4, share_batch=True, seed=3)
     trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True)

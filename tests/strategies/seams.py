@@ -7,12 +7,10 @@ from typing import Any
 
 import torch
 from anchoring import documented
-from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor
-from training import Killed, strategy
+from training import saving_trainer
 
-from oneshot_lit.callbacks import AtomicCheckpointIO, HuggingFaceExport, RunCheckpoint
 from oneshot_lit.data import ChatJsonl, SafetyDataModule
 from oneshot_lit.methods import LanguageModelModule, ReferenceModule
 from oneshot_lit.models.hidden_states import chosen_modules, hidden_gradients, perturbed
@@ -112,25 +110,14 @@ def fit(
         optimizer=lambda ps: torch.optim.SGD(ps, lr=0.1, momentum=0.5, **decay),
         **(options or {}),
     )
-    trainer = Trainer(
-        default_root_dir=root,
-        accelerator="cpu",
-        devices=processes,
-        strategy=strategy(name),
-        max_epochs=2,
-        max_steps=max_steps,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
+    trainer = saving_trainer(
+        name,
+        root,
+        processes,
+        max_steps,
+        kill_at,
+        [EMAWeightAveraging(decay=0.5)] if kind == "Averaged" else [],
         accumulate_grad_batches=accumulate,
-        callbacks=[
-            HuggingFaceExport(),
-            RunCheckpoint(every_n_train_steps=1, max_share=1.0),
-            *([] if kill_at is None else [Killed(kill_at)]),
-            *([EMAWeightAveraging(decay=0.5)] if kind == "Averaged" else []),
-        ],
-        plugins=[AtomicCheckpointIO()],
     )
     side = {"alignment": ChatJsonl(rows, skip=4)} if kind == "Replayed" else None
     data = SafetyDataModule(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +134,35 @@ def train(
         (Path(root) / "losses.json").write_text(json.dumps(losses.found))
     if distributed.is_initialized():
         distributed.barrier()
+
+
+def saving_trainer(
+    name: str,
+    root: str,
+    processes: int = 1,
+    max_steps: int = -1,
+    kill_at: int | None = None,
+    callbacks: Sequence[Callback] = (),
+    **options: Any,
+) -> Trainer:
+    """A trainer of two epochs that saves after each step and writes the model at its end."""
+    return Trainer(
+        default_root_dir=root,
+        accelerator="cpu",
+        devices=processes,
+        strategy=strategy(name),
+        max_epochs=2,
+        max_steps=max_steps,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        callbacks=[
+            HuggingFaceExport(),
+            RunCheckpoint(every_n_train_steps=1, max_share=1.0),
+            *([] if kill_at is None else [Killed(kill_at)]),
+            *callbacks,
+        ],
+        plugins=[AtomicCheckpointIO()],
+        **options,
+    )
