@@ -26,6 +26,7 @@ from oneshot_lit.data.chat import Encoded
 from oneshot_lit.data.datasets import Collate
 from oneshot_lit.data.side import SideSampler
 from oneshot_lit.errors import OneShotError
+from oneshot_lit.methods import LanguageModelModule
 from oneshot_lit.models.hidden_states import chosen_modules, hidden_gradients, perturbed
 from oneshot_lit.models.loss import (
     next_token_loss,
@@ -376,6 +377,28 @@ def test_transforms_compose_and_change_no_prompt(tiny_folder: Path, rows_file: P
     labels = batch["labels"].clamp(max=10)
     weighted = next_token_loss(logits, labels, batch["token_weights"])
     torch.testing.assert_close(weighted, next_token_loss(logits, labels))
+
+
+class LastTokenOnly(RowTransform):
+    """Lets the last token of a row count alone."""
+
+    def tokens(self, row: Encoded, tokenizer: Any) -> Encoded:
+        return replace(row, token_weights=[0.0] * (len(row.input_ids) - 1) + [1.0])
+
+
+def test_weights_of_the_data_reach_the_loss(tiny_folder: Path, rows_file: Path) -> None:
+    module = LanguageModelModule(str(tiny_folder))
+    module.configure_model()
+    source = ChatJsonl(str(rows_file), limit=1)
+    data = SafetyDataModule(source, batch_size=1, transforms=[LastTokenOnly()])
+    data.use_tokenizer(module.tokenizer)
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    assert (batch["labels"] != -100).sum() > 1
+    logits = module(batch["input_ids"], batch["attention_mask"])
+    last = -logits[0, -2].log_softmax(-1)[batch["input_ids"][0, -1]]
+    torch.testing.assert_close(module.compute_loss(batch), last)
+    assert module.loss_weight(batch) == 1
 
 
 def test_the_documented_transform_and_stream_from_the_command_line(
