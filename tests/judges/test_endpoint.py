@@ -22,7 +22,7 @@ from oneshot_lit.evaluation.judges import (
     HarmfulnessRubric,
     StrongRejectRubric,
 )
-from oneshot_lit.evaluation.judges.asking import SpendingCapError
+from oneshot_lit.evaluation.judges.verdict_file import SpendingCapError
 
 PRICES = {"price_per_million_input": 2.0, "price_per_million_output": 8.0}
 
@@ -43,7 +43,7 @@ def answers(count: int) -> list[Answer]:
 
 def judge(url: str, folder: Path, **options: Any) -> EndpointJudge:
     given = {"api_key_env": "JUDGE_KEY", "attempts": 4, "timeout": 5.0}
-    given |= {"model": "m", "rubric": HarmfulnessRubric(), "cache": str(folder / "cache")}
+    given |= {"model": "m", "rubric": HarmfulnessRubric(), "cache": str(folder / "cache.jsonl")}
     return EndpointJudge(base_url=url, **{**given, **options})
 
 
@@ -190,57 +190,15 @@ def test_an_unreachable_server_ends_the_run_and_costs_nothing(tmp_path: Path) ->
     assert one.facts()["spent"] == {"requests": 0, "cost": 0}
 
 
-def test_a_server_that_goes_away_leaves_the_rest_to_the_next_run(tmp_path: Path) -> None:
-    with serving(grade) as server:
-        one = judge(server.url, tmp_path, attempts=2, concurrency=1)
-        given = one.verdicts(answers(3))
-        assert next(given)[1].reason is None
-        server.server.shutdown()
-        server.server.server_close()
-        # The connection that is open may still serve one.
-        assert [verdict.reason for _, verdict in given][-1] in (None, "cut_connection")
-
-
-@pytest.mark.slow
-def test_two_processes_pay_once_for_each_answer(tmp_path: Path) -> None:
-    def slowly(request):
-        reply = grade(request)
-        reply.seconds = 0.15
-        return reply
-
-    with serving(slowly) as server:
-        command = [sys.executable, "-c", INTERRUPTED, server.url, str(tmp_path / "cache")]
-        running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-        assert [process.communicate(timeout=60)[0].strip() for process in running] == ["40", "40"]
-    assert len(server.requests) == 40
-
-
-def test_a_long_pause_holds_no_end_back(tmp_path: Path) -> None:
-    def behave(request):
-        if "output 0" in request.quoted:
-            return failure(429, Retry_After="60")
-        reply = failure(401)
-        reply.seconds = 0.3
-        return reply
-
-    begun = time.monotonic()
-    with serving(behave) as server, pytest.raises(OneShotError, match="refuses the requests"):
-        judge(server.url, tmp_path, attempts=2).judge(answers(2))
-    assert time.monotonic() - begun < 50
-
-
 def test_nothing_is_sent_once_the_end_is_known(tmp_path: Path) -> None:
-    cap = judge("http://x", tmp_path, **PRICES).bound_nanos(1400)
-
     def behave(request):
         reply = failure(401)
         reply.seconds = 0.3
         return reply
 
-    # Room for one at a time: the second waits for the first, which is refused for good.
     with serving(behave) as server, pytest.raises(OneShotError, match="refuses the requests"):
-        judge(server.url, tmp_path, max_cost=cap * 1.5 / 1e9, **PRICES).judge(answers(2))
-    assert len(server.requests) == 1
+        judge(server.url, tmp_path, concurrency=2).judge(answers(20))
+    assert len(server.requests) == 2
 
 
 @pytest.mark.parametrize(
@@ -255,17 +213,11 @@ def test_refusals_of_single_answers_do_not_end_the_run(
     assert [v.reason for v in given] == [reason] * 12 + [None] * 3
 
 
-@pytest.mark.parametrize("name", ["sk-abc123", "sk abc123", "1abc123", "abc123\n", ""])
+@pytest.mark.parametrize("name", ["sk-abc123", "gsk_abc123", "1ABC", "ABC123\n", ""])
 def test_a_key_in_place_of_its_variable_is_not_shown(tmp_path: Path, name: str) -> None:
-    with pytest.raises(OneShotError, match="the NAME of a variable, not the key") as raised:
+    with pytest.raises(OneShotError, match="the NAME of a variable, in capitals") as raised:
         judge("http://x", tmp_path, api_key_env=name)
-    assert "abc123" not in str(raised.value)
-
-
-def test_a_key_that_could_be_a_name_is_not_shown_either(tmp_path: Path) -> None:
-    with pytest.raises(OneShotError, match="is not set; export your key in it") as raised:
-        judge("http://x", tmp_path, api_key_env="gsk_abc123").judge(answers(1))
-    assert "abc123" not in str(raised.value)
+    assert "123" not in str(raised.value)
 
 
 @pytest.mark.parametrize("key", ["abc\n123", "abc 123", "abc\u00e9123", "abc\x00"[:3] + "\t1"])
@@ -282,8 +234,7 @@ def test_a_key_that_no_header_takes_is_refused_before_it_counts(
 @pytest.mark.parametrize(
     "url",
     [
-        *("http://host:port/v1", "http://ho st/v1", "http://[::1/v1"),
-        *("http://host/v1\n", "host/v1", "http://", "http://:80/v1", "http://h\u00f6st/v1"),
+        *("http://ho st/v1", "http://host/v1\n", "host/v1", "http://", "http://host/v1?key=s"),
     ],
 )
 def test_an_address_that_is_none_is_one_line(tmp_path: Path, url: str) -> None:
@@ -421,12 +372,13 @@ def test_the_cap_on_cost_is_never_exceeded(tmp_path: Path) -> None:
     with serving(grade) as server:
         judge(server.url, tmp_path / "other").judge(answers(11)[10:])
         length = int(server.requests.pop().headers["content-length"])
-        cap = one.bound_nanos(length) / 1e9 + 9.5 * cost
-        first = judge(server.url, tmp_path, concurrency=8, max_cost=cap, **PRICES)
+        most = one.cost(length, 64)
+        cap = 3 * most + 9.5 * cost
+        first = judge(server.url, tmp_path, concurrency=3, max_cost=cap, **PRICES)
         with pytest.raises(SpendingCapError, match=r"judge\.max_cost"):
             first.judge(answers(40))
-        # The last one that might have cost too much is not sent, whatever was under way.
-        assert len(server.requests) == 10
+        # What is under way counts as the most that it may cost.
+        assert 10 <= len(server.requests) < cap / cost
         assert first.facts()["spent"]["cost"] <= cap
         given = judge(server.url, tmp_path, max_cost=1.0, **PRICES).judge(answers(40))
     assert {v.reason for v in given} == {None}
@@ -440,9 +392,9 @@ def test_a_bound_is_one(tmp_path: Path) -> None:
         one.judge([answer])
     messages, _ = HarmfulnessRubric().messages(answer)
     most = sum(len(m["content"].encode()) for m in messages)
-    assert one.facts()["spent"]["cost"] >= one.cost_nanos(most, 64) / 1e9
-    assert one.cost_nanos(1, 0) == 2000
-    assert one.cost_nanos(0, 1) == 8000
+    assert one.facts()["spent"]["cost"] >= one.cost(most, 64)
+    assert one.cost(1, 0) == 2e-6
+    assert one.cost(0, 1) == 8e-6
 
 
 @pytest.mark.parametrize(
@@ -450,7 +402,7 @@ def test_a_bound_is_one(tmp_path: Path) -> None:
     [
         ({"max_cost": 1.0}, "needs price_per_million"),
         ({"max_cost": 1.0, "options": {}, **PRICES}, "max_tokens"),
-        ({"price_per_million_input": 1.0}, "both prices"),
+        ({"max_cost": 1.0, "price_per_million_input": 1.0}, "needs price_per_million"),
         ({"max_requests": -1}, "must not be negative"),
         ({"max_cost": math.nan, **PRICES}, "must not be negative"),
         ({"concurrency": 0}, "at least 1"),
@@ -481,8 +433,8 @@ def test_a_missing_key_and_a_server_without_keys(
 
 
 def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "diskcache", None)
-    with pytest.raises(OneShotError, match=r"diskcache is missing; .*oneshot-lit\[judges\]"):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(OneShotError, match=r"openai is missing; .*oneshot-lit\[judges\]"):
         judge("http://127.0.0.1:1/v1", tmp_path).judge(answers(1))
 
 
@@ -498,19 +450,19 @@ print(len(judge.judge(answers)))
 
 SIGNALLED_WHILE_KEEPING = """
 import os, signal
-from oneshot_lit.evaluation.judges.cache import VerdictCache
-keep = VerdictCache.keep
+from oneshot_lit.evaluation.judges.verdict_file import VerdictFile
+keep = VerdictFile.keep
 def signalled(self, *arguments):
-    VerdictCache.keep = keep
+    VerdictFile.keep = keep
     os.kill(os.getpid(), signal.SIGINT)
     keep(self, *arguments)
-VerdictCache.keep = signalled
+VerdictFile.keep = signalled
 """
 
 
 def test_an_interrupt_between_a_reply_and_its_place_loses_nothing(tmp_path: Path) -> None:
     with serving(grade) as server:
-        arguments = [server.url, str(tmp_path / "cache")]
+        arguments = [server.url, str(tmp_path / "cache.jsonl")]
         code = SIGNALLED_WHILE_KEEPING + INTERRUPTED
         first = subprocess.run(
             [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60
@@ -537,7 +489,7 @@ def test_an_interrupt_waits_for_what_is_paid_for(tmp_path: Path) -> None:
 
     command = [sys.executable, "-c", INTERRUPTED]
     with serving(slowly) as server:
-        arguments = [*command, server.url, str(tmp_path / "cache")]
+        arguments = [*command, server.url, str(tmp_path / "cache.jsonl")]
         process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
         while len(server.requests) < 9:
             assert process.poll() is None

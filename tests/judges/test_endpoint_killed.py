@@ -38,7 +38,7 @@ def behave(request) -> Reply:
 
 def words(run: Path, url: str, cap: int) -> list[str]:
     given = ["judge", "--config", "configs/judge/harmfulness.yaml", "--run", run]
-    given += ["--judge.base_url", url, "--judge.cache", run / "cache"]
+    given += ["--judge.base_url", url, "--judge.cache", run / "cache.jsonl"]
     given += ["--judge.concurrency", CONCURRENCY, "--judge.max_requests", cap]
     return [str(word) for word in [*given, "--judge.max_cost", 100]]
 
@@ -79,9 +79,9 @@ def test_killed_twice_and_capped(command, tmp_path: Path, monkeypatch) -> None:
         assert done.code == 0, done.err
     # None lost: every distinct answer has its own verdict.
     lines = (tmp_path / "judgments" / "harmfulness.jsonl").read_text().splitlines()
-    found = [json.loads(line) for line in lines]
-    assert [row["index"] for row in found] == list(range(ITEMS))
-    for n, row in enumerate(found):
+    rows = [json.loads(line) for line in lines]
+    assert [row["index"] for row in rows] == list(range(ITEMS))
+    for n, row in enumerate(rows):
         malformed = n % DISTINCT % 50 == 3
         expected = None if malformed else float(n % DISTINCT % 5 + 1)
         assert row["scores"] == {"harmfulness_score": expected}, row
@@ -98,9 +98,9 @@ def test_killed_twice_and_capped(command, tmp_path: Path, monkeypatch) -> None:
     # Parse failures are counted, and in no mean.
     content = json.loads((tmp_path / "metrics.json").read_text())
     facts = content["evaluations"]["judge/harmfulness"]
-    unjudged = sum(row["reason"] is not None for row in found)
+    unjudged = sum(row["reason"] is not None for row in rows)
     assert facts["unjudged"] == {"harmful": {"malformed": unjudged}}
-    scores = [row["scores"]["harmfulness_score"] for row in found if row["reason"] is None]
+    scores = [row["scores"]["harmfulness_score"] for row in rows if row["reason"] is None]
     mean = sum(scores) / len(scores)
     assert content["metrics"] == {"harmful/harmfulness_score": pytest.approx(mean)}
     # What the cache counts is never less than what the server has seen.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,16 +41,14 @@ def run_judge_command(arguments: Sequence[str]) -> int:
     if options is None:
         return 0
     root, predictions = _places(options.run, options.predictions)
-    # A scheduler's SIGTERM ends the run like Ctrl-C; only the main thread may set the handler.
-    if in_main := threading.current_thread() is threading.main_thread():
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A scheduler's SIGTERM ends the run like Ctrl-C.
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         return _judge(options.judge, predictions, root, options.sets)
     except KeyboardInterrupt:
         return fail("interrupted; run the same command again to go on.", code=130)
     finally:
-        if in_main:
-            signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parser() -> ConfigCommandParser:
@@ -98,8 +95,8 @@ def _judge(judge: Judge, predictions: Path, root: Path, sets: list[str] | None) 
         reasons = outcome.facts["unjudged"][name]
         unjudged = ", ".join(f"{n} {reason}" for reason, n in reasons.items()) or "0"
         print(f"{name}: {', '.join(shown)}; {count} answers, not judged: {unjudged}")
-    if outcome.dropped:
-        names = ", ".join(f"'{name}'" for name in outcome.dropped)
-        print(f"dropped: the earlier verdicts on {names}, of other settings or other predictions.")
+    if outcome.replaced:
+        names = ", ".join(f"'{name}'" for name in outcome.replaced)
+        print(f"replaced: the earlier verdicts on {names}; name all sets that you want to keep.")
     print(f"verdicts: {outcome.file}\nscores:   {root / 'metrics.json'}")
     return 0

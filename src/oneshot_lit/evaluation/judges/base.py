@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,8 @@ from oneshot_lit.errors import OneShotError
 if TYPE_CHECKING:
     from oneshot_lit.conversation import Message
 
-# Codes and labels, never sentences: what a judge says may quote what it judges.
-_REASON = re.compile(r"[a-z][a-z0-9_]{0,39}")
-_LABEL = re.compile(r"[\w.,:/&-]{1,64}", re.ASCII)
+# Codes, never sentences: what a judge says may quote what it judges.
+_CODE = re.compile(r"[\w.,:/&-]{1,64}", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _METRIC = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
@@ -64,15 +63,11 @@ class Verdict:
 
     def __post_init__(self) -> None:
         """Refuse what must never reach a file: free text, infinities, NaN without a reason."""
-        if any(math.isinf(score) for score in self.scores.values()):
-            raise ValueError("a score is infinite; give NaN and a reason")
-        unjudged = any(math.isnan(score) for score in self.scores.values())
-        if unjudged != (self.reason is not None):
-            raise ValueError("a verdict needs a reason where a score is NaN, and only there")
-        if self.reason is not None and not _REASON.fullmatch(self.reason):
-            raise ValueError("a reason is a code such as 'malformed', not a sentence")
-        if not all(_LABEL.fullmatch(label) for label in self.labels):
-            raise ValueError("a label is a code such as 'S1', not a sentence")
+        unjudged = any(not math.isfinite(score) for score in self.scores.values())
+        if math.inf in map(abs, self.scores.values()) or unjudged != (self.reason is not None):
+            raise ValueError("a score is finite, or NaN with a reason")
+        if not all(_CODE.fullmatch(code) for code in (*self.labels, self.reason or "none")):
+            raise ValueError("a reason or label is a code such as 'malformed', not a sentence")
 
     @classmethod
     def unjudged(cls, metrics: Sequence[str], reason: str) -> Verdict:
@@ -85,20 +80,10 @@ class Verdict:
         return {"scores": scores, "reason": self.reason, "labels": list(self.labels)}
 
     @classmethod
-    def from_dict(cls, row: Any, metrics: Sequence[str]) -> Verdict:
-        """Read what `as_dict` gave.
-
-        Raises:
-            ValueError: if it is anything else, or of other metrics.
-        """
-        try:
-            scores, reason, labels = row["scores"], row["reason"], row["labels"]
-            if sorted(scores) != sorted(metrics):
-                raise ValueError("scores of other metrics")
-            numbers = {n: math.nan if scores[n] is None else float(scores[n]) for n in metrics}
-            return cls(numbers, reason, tuple(labels))
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError("no verdict") from error
+    def from_dict(cls, row: Mapping[str, Any]) -> Verdict:
+        """Read what `as_dict` gave."""
+        numbers = {n: math.nan if s is None else float(s) for n, s in row["scores"].items()}
+        return cls(numbers, row["reason"], tuple(row["labels"]))
 
 
 class Judge:
@@ -111,10 +96,8 @@ class Judge:
         metrics: The metrics that every verdict scores.
     """
 
-    # Answers that `judge` gets at once.
+    # Answers that `judge` gets at once; a killed run has kept those of the chunks before.
     chunk = 64
-    # Whether verdicts that are given are kept by the judge itself when the process is killed.
-    keeps_verdicts = False
     # Reasons of "could not judge" other than the answer itself, so that the next run may do better.
     passing: frozenset[str] = frozenset()
 
@@ -133,18 +116,6 @@ class Judge:
     def judge(self, answers: Sequence[Answer]) -> Sequence[Verdict]:
         """Return one verdict for each answer, in order."""
         raise NotImplementedError
-
-    def verdicts(self, answers: Sequence[Answer]) -> Iterator[tuple[int, Verdict]]:
-        """Yield (position, verdict) of every answer as soon as it is there, in any order."""
-        for start in range(0, len(answers), self.chunk):
-            part = answers[start : start + self.chunk]
-            given = self.judge(part)
-            if len(given) != len(part):
-                raise OneShotError(
-                    f"judge '{self.name}': gave {len(given)} verdicts for {len(part)} answers; "
-                    "correct its judge()."
-                )
-            yield from enumerate(given, start)
 
     def settings(self) -> dict[str, Any]:
         """Return what else than the version may change a verdict, as plain JSON values.

@@ -38,6 +38,10 @@ class Row:
         """Return the hash of the prompt that ``outcomes.jsonl`` has for it, too."""
         return digest_of(self.answer.messages)
 
+    def key(self) -> str:
+        """Return a key that rows share if a judge sees the same of them."""
+        return f"{self.answer.digest()}:{self.answer.category or ''}"
+
 
 def read_predictions(path: Path) -> list[Row]:
     """Return the rows of a predictions file.
@@ -45,28 +49,12 @@ def read_predictions(path: Path) -> list[Row]:
     Raises:
         OneShotError: naming the file, and the row at fault.
     """
-    rows: list[Row] = []
-    seen: dict[tuple[str, int], int] = {}
-    kinds: dict[str, str] = {}
     if not path.exists():
         raise OneShotError(
             f"{path}: no predictions; run oneshot-lit predict with this folder as "
             "--trainer.default_root_dir first, or name a file with --predictions."
         )
-    for number, content in read_jsonl(path):
-        origin = f"{path} row {number}"
-        row = _row(content, origin)
-        if (before := seen.setdefault((row.set, row.index), number)) != number:
-            raise OneShotError(
-                f"{origin}: prompt {row.index} of '{row.set}' stands in row {before} already; "
-                "remove one."
-            )
-        if (kind := kinds.setdefault(row.set, row.kind)) != row.kind:
-            raise OneShotError(
-                f"{origin}: 'kind' is {row.kind}, and {kind} in the rows of '{row.set}' before; "
-                "run oneshot-lit predict again."
-            )
-        rows.append(row)
+    rows = [_row(content, f"{path} row {number}") for number, content in read_jsonl(path)]
     if not rows:
         raise OneShotError(f"{path}: holds no row; run oneshot-lit predict again.")
     return rows
@@ -81,17 +69,11 @@ def _row(content: dict[str, Any], origin: str) -> Row:
     messages = parse_messages(content.get("messages"), origin)
     if messages[-1].role != "user":
         raise OneShotError(f"{origin}: 'messages' must end with a user turn.")
-    optional: dict[str, str | None] = {}
-    for key in ("id", "category"):
-        value = content.get(key)
-        if value is not None and not isinstance(value, (str, int)):
-            raise OneShotError(f"{origin}: '{key}' must be text.")
-        optional[key] = None if value is None else str(value)
-    answer = Answer(messages, content["output"], optional["category"])
+    texts = {key: content.get(key) for key in ("id", "category", "reference")}
+    texts = {key: None if value is None else str(value) for key, value in texts.items()}
+    answer = Answer(messages, content["output"], texts["category"])
     place = (content["set"], content["kind"], content["index"])
-    # Files from elsewhere may have references of other kinds, which nothing here needs.
-    reference = content.get("reference")
-    return Row(*place, optional["id"], answer, reference if isinstance(reference, str) else None)
+    return Row(*place, texts["id"], answer, texts["reference"])
 
 
 def choose_sets(
@@ -111,20 +93,17 @@ def choose_sets(
                 f"{path}: has no set '{name}'{did_you_mean(name, known)}; its sets are "
                 f"{', '.join(known)}."
             )
-    chosen = [n for n in known if n in names] if names else []
-    chosen = chosen or [n for n, of in known.items() if of[0].kind == "harmful"]
+    chosen = {
+        n: of for n, of in known.items() if (n in names if names else of[0].kind == "harmful")
+    }
     if not chosen:
         raise OneShotError(
             f"{path}: has no set of kind harmful; name the sets to judge with --sets "
             f"({', '.join(known)})."
         )
-    return {name: known[name] for name in chosen}
+    return chosen
 
 
 def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while part := handle.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
