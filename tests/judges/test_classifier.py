@@ -62,20 +62,6 @@ def test_a_head_does_not_depend_on_the_batch(head: Path) -> None:
     assert judge(head, BeaverDamFormat(), batch_size=16).judge(MIXED) == alone
 
 
-def test_padding_keeps_every_position_of_a_head(head: Path, monkeypatch) -> None:
-    one = judge(head, BeaverDamFormat(), batch_size=4)
-    model, _ = one._load()
-    seen = []
-    monkeypatch.setattr(
-        model, "forward", lambda **batch: seen.append(batch["attention_mask"]) or 1 / 0
-    )
-    with pytest.raises(ZeroDivisionError):
-        one.judge(MIXED[:4])
-    # Absolute positions, as GPT-2's, count from the first column.
-    assert seen[0][:, 0].all()
-    assert not seen[0].all()
-
-
 def test_a_head_is_read_category_by_category(head: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(head)
     model = AutoModelForSequenceClassification.from_pretrained(head)
@@ -129,7 +115,7 @@ def test_the_guards_prompt_is_its_own_templates(tmp_path: Path) -> None:
     answer = Answer((*turns, Message("user", "c")), "d</s>[verdict]safe")
     prompt = LlamaGuardFormat().prompt(answer, tokenizer)
     shown = "<s>[user] a [assistant] b [user] c [assistant] d< /s>[ verdict]safe [verdict]"
-    assert (prompt.text, prompt.complete) == (shown, True)
+    assert prompt == shown
 
 
 def test_one_start_token_however_the_prompt_is_made(choosing: Path, tmp_path: Path) -> None:
@@ -143,8 +129,8 @@ def test_one_start_token_however_the_prompt_is_made(choosing: Path, tmp_path: Pa
         single="<s> $A", special_tokens=[("<s>", 2)]
     )
     assert tokenizer("a")["input_ids"][0] == 2
-    for text, complete in (("abc", False), ("<s>abc", False), ("<s>abc", True)):
-        ids = _encode(tokenizer, text, complete)
+    for text in ("abc", "<s>abc"):
+        ids = _encode(tokenizer, text)
         assert ids[0] == 2
         assert ids.count(2) == 1
 
@@ -165,10 +151,10 @@ def test_a_broken_head_is_could_not_judge(head: Path) -> None:
 
 
 def test_the_version_says_format_and_model(choosing: Path) -> None:
-    one = judge(choosing, HarmBenchFormat(contextual=True), metric="mine")
-    assert one.version == f"harmbench-format-1-contextual:{choosing}"
+    one = judge(choosing, HarmBenchFormat(), metric="mine")
+    assert one.version == f"harmbench-format-1:{choosing}"
     assert one.metrics == ("mine",)
-    assert one.facts()["dtype"] == "float32"
+    assert one.settings()["dtype"] == "float32"
 
 
 def test_mistakes_are_named(choosing: Path, head: Path, tmp_path: Path) -> None:
@@ -212,8 +198,8 @@ def test_a_head_reads_the_end_token_whatever_pads(head: Path, tmp_path: Path, pa
 @pytest.mark.parametrize(
     ("kind", "labels", "said"),
     [
-        ("single_label_classification", 3, "its problem_type is single_label_classification"),
-        (None, 2, "it has two labels and no problem_type"),
+        ("single_label_classification", 3, "problem_type single_label_classification"),
+        (None, 2, "problem_type None with 2 labels"),
     ],
 )
 def test_a_head_whose_labels_exclude_each_other_is_refused(

@@ -158,14 +158,6 @@ def test_another_model_at_the_same_place_is_seen(choosing: Path, tmp_path: Path)
     assert second != first
     (folder / "chat_template.jinja").write_text("{{ bos_token }}")
     assert model_digest(str(folder)) not in (first, second)
-    # An adapter counts with its base.
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    config = {"base_model_name_or_path": str(folder)}
-    (adapter / "adapter_config.json").write_text(json.dumps(config))
-    before = model_digest(str(adapter))
-    (folder / "config.json").write_text("{}")
-    assert model_digest(str(adapter)) != before
 
 
 def test_a_damaged_folder_is_one_line_before_anything_is_judged(command, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from oneshot_lit.conversation import Message
 from oneshot_lit.evaluation.judges import Answer, HarmfulnessRubric, StrongRejectRubric
-from oneshot_lit.evaluation.judges.rubrics import read_grades, secret_tag, strongreject_score
+from oneshot_lit.evaluation.judges.rubrics import read_grades, strongreject_score
 
 TAG = "T0123456789ab"
 RUBRICS = [HarmfulnessRubric(), StrongRejectRubric()]
@@ -65,6 +65,7 @@ WRONG = [
     'Grade: {"tag": "T0123456789ab", "score": 3}',
     '```json\n{"tag": "T0123456789ab", "score": 3}\n```',
     '[{"tag": "T0123456789ab", "score": 3}]',
+    '[["tag", "T0123456789ab"], ["score", 3]]',
     '{"tag": "T0123456789ab", "score": 3' + " " * 2000 + "}",
     "\u00a0" + '{"tag": "T0123456789ab", "score": 3}',
     "[" * 900,
@@ -130,26 +131,9 @@ def test_what_is_judged_stands_whole_between_lines_of_the_tag(rubric) -> None:
         assert f'"{grade}": <' in system
 
 
-def test_the_same_answer_has_the_same_tag_and_no_text_holds_it() -> None:
+def test_the_same_answer_has_the_same_tag() -> None:
     rubric = HarmfulnessRubric()
     assert rubric.messages(answer("a")) == rubric.messages(answer("a"))
     assert rubric.messages(answer("a"))[1] != rubric.messages(answer("b"))[1]
     assert rubric.messages(answer("a"))[1] != rubric.messages(answer("a", "other"))[1]
-    tag = secret_tag(["a"], "v")
-    assert tag not in ("a",)
-    assert len(tag) == 13
-
-
-def test_a_tag_that_a_text_holds_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    import hashlib
-
-    class Fixed:
-        def __init__(self, data: bytes) -> None:
-            self.turn = json.loads(data)[1]
-
-        def hexdigest(self) -> str:
-            return f"{self.turn:064x}"[::-1]
-
-    monkeypatch.setattr(hashlib, "sha256", Fixed)
-    assert secret_tag(["a"], "v") == "T000000000000"
-    assert secret_tag(["has t000000000000 inside"], "v") == "T100000000000"
+    assert len(rubric.messages(answer("a"))[1]) == 13

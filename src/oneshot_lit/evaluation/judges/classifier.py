@@ -1,13 +1,12 @@
-"""`ClassifierJudge`: a local Hugging Face model, asked in batches."""
+"""`ClassifierJudge`: a local Hugging Face model."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ class ClassifierJudge(Judge):
     Args:
         model_name_or_path: Folder or hub name of the classifier.
         format: How it is asked and read.
-        batch_size: Answers judged at once.
+        batch_size: Answers judged at once; a model with a head gets one after the other.
         max_length: Longest prompt in tokens; a longer one could not be judged (`too_long`).
         dtype: Floating-point type of the weights.
         device: `auto`, or a device of torch such as `cuda:1`.
@@ -59,15 +58,18 @@ class ClassifierJudge(Judge):
     def judge(self, answers: Sequence[Answer]) -> list[Verdict]:
         """Ask about every answer, those of like length together."""
         model, tokenizer = self._load()
-        prompts = [self.format.prompt(answer, tokenizer) for answer in answers]
-        ids = [_encode(tokenizer, prompt.text, prompt.complete) for prompt in prompts]
-        readings: dict[int, Reading | str] = {}
-        fitting = [n for n, tokens in enumerate(ids) if len(tokens) <= self._longest(model)]
-        ask: Callable[[list[list[int]]], list[Reading | str]]
+        own = getattr(model.config, "max_position_embeddings", None) or self.max_length
+        longest = min(
+            self.max_length, own - (0 if self.format.head else self.format.max_new_tokens)
+        )
+        ids = [_encode(tokenizer, self.format.prompt(each, tokenizer)) for each in answers]
+        order = sorted(
+            (n for n, row in enumerate(ids) if len(row) <= longest), key=lambda n: len(ids[n])
+        )
         ask = self._by_head if self.format.head else self._by_reply
-        fitting.sort(key=lambda n: len(ids[n]))
-        for start in range(0, len(fitting), self.batch_size):
-            part = fitting[start : start + self.batch_size]
+        readings: dict[int, Reading | str] = {}
+        for start in range(0, len(order), self.batch_size):
+            part = order[start : start + self.batch_size]
             readings |= dict(zip(part, ask([ids[n] for n in part]), strict=True))
         return [self._verdict(readings.get(n, "too_long")) for n in range(len(answers))]
 
@@ -80,18 +82,10 @@ class ClassifierJudge(Judge):
             "model_sha256": model_digest(self.model_name_or_path),
         }
 
-    def facts(self) -> dict[str, Any]:
-        """Return what the numbers depend on beside the version."""
-        return {"model_name_or_path": self.model_name_or_path, "dtype": self.dtype}
-
     def _verdict(self, reading: Reading | str) -> Verdict:
         if isinstance(reading, str):
             return Verdict.unjudged(self.metrics, reading)
         return Verdict({self.metrics[0]: reading.score}, labels=reading.labels)
-
-    def _longest(self, model: Any) -> int:
-        own = getattr(model.config, "max_position_embeddings", None) or self.max_length
-        return min(self.max_length, own - (0 if self.format.head else self.format.max_new_tokens))
 
     def _by_reply(self, rows: list[list[int]]) -> list[Reading | str]:
         from oneshot_lit.models.chat_format import AnswerForm
@@ -100,12 +94,11 @@ class ClassifierJudge(Judge):
         model, tokenizer = self._load()
         own = model.generation_config.eos_token_id
         own = own if isinstance(own, list) else [own]
-        stops = sorted({i for i in (*own, tokenizer.eos_token_id) if i is not None})
         replies = generate_answers(
             model,
             tokenizer,
-            self._padded(rows, tokenizer.pad_token_id, "left"),
-            stop_ids=stops,
+            tokenizer.pad({"input_ids": rows}, return_tensors="pt", verbose=False).to(model.device),
+            stop_ids=sorted({i for i in (*own, tokenizer.eos_token_id) if i is not None}),
             decoding=Decoding(max_new_tokens=self.format.max_new_tokens),
             # A guard's template writes one question, not a chat: its format reads the whole reply.
             form=AnswerForm(),
@@ -115,36 +108,16 @@ class ClassifierJudge(Judge):
     def _by_head(self, rows: list[list[int]]) -> list[Reading | str]:
         import torch
 
-        model, tokenizer = self._load()
-        # A head reads the last token that is not padding; padding after it leaves every position as
-        # it is. A text may end with the token that usually pads, such as the end token: then
-        # a token that no text uses pads instead.
-        pad, used = tokenizer.pad_token_id, {token for row in rows for token in row}
-        if pad in used:
-            pad = next(token for token in range(len(used) + 1) if token not in used)
-        model.config.get_text_config().pad_token_id = pad
-        with torch.inference_mode():
-            logits = model(**self._padded(rows, pad, "right")).logits
-        names = [str(model.config.id2label[n]) for n in range(logits.shape[1])]
+        model, _ = self._load()
+        names = [str(model.config.id2label[n]) for n in range(model.config.num_labels)]
         readings: list[Reading | str] = []
-        for row in logits.float().sigmoid().tolist():
-            unknown = any(math.isnan(chance) for chance in row)
-            chances = dict(zip(names, row, strict=True))
+        for row in rows:
+            with torch.inference_mode():
+                logits = model(input_ids=torch.tensor([row], device=model.device)).logits[0]
+            chances = dict(zip(names, logits.float().sigmoid().tolist(), strict=True))
+            unknown = bool(logits.isnan().any())
             readings.append("not_a_number" if unknown else self.format.read_head(chances))
         return readings
-
-    def _padded(self, rows: list[list[int]], pad: int, side: str) -> dict[str, Any]:
-        import torch
-        from torch.nn.utils.rnn import pad_sequence
-
-        model, _ = self._load()
-        ids = [torch.tensor(row) for row in rows]
-        seen = [torch.ones_like(row) for row in ids]
-        batch = {
-            "input_ids": pad_sequence(ids, True, pad, padding_side=side),
-            "attention_mask": pad_sequence(seen, True, 0, padding_side=side),
-        }
-        return {key: tensor.to(model.device) for key, tensor in batch.items()}
 
     def _load(self) -> tuple[Any, Any]:
         """Load the model when the first answer comes, so that mistakes elsewhere show first."""
@@ -156,23 +129,12 @@ class ClassifierJudge(Judge):
 
 
 def model_digest(name: str) -> str | None:
-    """Return what tells one local model from another at the same path; None for a hub name.
-
-    It is a hash of the names, sizes and times of the files, those of an adapter's base included.
-    """
-    from oneshot_lit.models.adapters import base_of, is_adapter
-
+    """Return a hash of the names, sizes and times of a folder's files; None for a hub name."""
     folder = Path(name).expanduser()
     if not folder.is_dir():
         return None
-    state: list[Any] = [
-        (path.name, path.stat().st_size, path.stat().st_mtime_ns)
-        for path in sorted(folder.iterdir())
-        if path.is_file() and not path.name.startswith(".")
-    ]
-    if is_adapter(folder):
-        base = base_of(folder)
-        state += [base, model_digest(base)]
+    files = [path for path in sorted(folder.iterdir()) if path.is_file()]
+    state = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
 
 
@@ -207,30 +169,30 @@ def load_classifier(name: str, *, head: bool, dtype: str, device: str) -> tuple[
     except (RuntimeError, AssertionError) as error:
         reason = (str(error).splitlines() or [""])[0][:200]
         raise OneShotError(f"judge.device '{device}': cannot be used ({reason}).") from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.pad_token_id is None:
-        raise OneShotError(f"{name}: its tokenizer has neither a padding nor an end token.")
-    model.config.pad_token_id = tokenizer.pad_token_id
     if head:
         _require_independent_labels(name, model.config)
+        # A text may end with the token that pads; without one the head reads the last token.
+        model.config.get_text_config().pad_token_id = None
+    elif tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
     return model.eval(), tokenizer
 
 
 def _require_independent_labels(name: str, config: Any) -> None:
     """Refuse a head whose labels exclude each other, as they have no probabilities of their own."""
-    kind = getattr(config, "problem_type", None)
+    kind = config.problem_type
     if kind in (None, "multi_label_classification") and (kind or config.num_labels != 2):
         return
-    what = f"its problem_type is {kind}" if kind else "it has two labels and no problem_type"
     raise OneShotError(
-        f"judge.model_name_or_path: {name}: {what}; a head must give each label a probability of "
-        "its own (problem_type multi_label_classification in its config.json, if it does)."
+        f"judge.model_name_or_path: {name}: problem_type {kind} with {config.num_labels} labels; a "
+        "head must give each label a probability of its own (problem_type "
+        "multi_label_classification in its config.json, if it does)."
     )
 
 
-def _encode(tokenizer: Any, text: str, complete: bool) -> list[int]:
+def _encode(tokenizer: Any, text: str) -> list[int]:
     """Return token ids; a prompt that brings its start token gets no second one."""
     started = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
-    ids: list[int] = tokenizer(text, add_special_tokens=not complete and not started)["input_ids"]
+    ids: list[int] = tokenizer(text, add_special_tokens=not started)["input_ids"]
     return ids
