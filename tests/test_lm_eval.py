@@ -178,7 +178,7 @@ def test_a_product_has_the_numbers_of_lm_evals_own_command(
     facts = content["evaluations"]["lm_eval/mini_choice"]
     assert (facts["version"], facts["num_fewshot"], facts["samples"]) == (1.5, 1, 5)
     assert facts["stderr"]["acc"] == theirs["results"]["mini_choice"]["acc_stderr,none"]
-    assert facts["settings"]["seeds"] == [7, 7, 7, 7]
+    assert facts["settings"]["fewshot_random_seed"] == 7
     assert facts["settings"]["apply_chat_template"] is True
     assert facts["lm_eval_version"] == theirs["lm_eval_version"]
     assert "mini_answer" in done.out
@@ -191,7 +191,6 @@ def test_a_product_has_the_numbers_of_lm_evals_own_command(
     after = json.loads((run / "metrics.json").read_text())
     assert set(after["metrics"]) == {*content["metrics"], "lm_eval/mini/acc"}
     assert after["evaluations"]["lm_eval/mini"]["samples"] == 2
-    assert after["evaluations"]["lm_eval/mini"]["samples_of_task"] == 5
     kept = json.loads((run / "lm_eval.json").read_text())
     assert kept["mini_choice,mini_answer"] == ours
     assert "samples" not in kept["mini"]
@@ -237,18 +236,10 @@ def test_an_adapter_has_the_numbers_of_lm_evals_own_command(
 
 
 MISTAKES = [
-    ("--device", "cuda:99", "--device cuda:99: this machine has no"),
-    ("--device", "abacus", "--device abacus: this machine has no"),
-    ("--dtype", "blfoat16", "--dtype 'blfoat16' (did you mean 'bfloat16'?)"),
-    ("--num-fewshot", "-1", "--num_fewshot -1: must not be negative"),
-    ("--limit", "nan", "--limit nan"),
-    ("--gen-kwargs", "a=b,c", "--gen_kwargs c: must be KEY=VALUE"),
-    ("--gen-kwargs", "=b", "--gen_kwargs =b: must be KEY=VALUE"),
-    ("--model-args", "use_safetensors=False", "'use_safetensors' is not for you"),
-    ("--model-args", "trust_remote_code=True", "'trust_remote_code' is not for you"),
-    ("--model-args", "dtype=float32", "'dtype' is not for you"),
-    ("--model-args", "batch_size=3", "'batch_size' is not for you"),
-    ("--model-args", "device=cpu", "'device' is not for you"),
+    ("--dtype", "blfoat16", "lm-eval stopped: "),
+    ("--batch-size", "many", "lm-eval stopped: "),
+    ("--model-args", "use_safetensors=False", "multiple values for keyword argument"),
+    ("--model-args", "trust_remote_code=True", "multiple values for keyword argument"),
     ("--model-args", "no_such_key=3", "lm-eval stopped: "),
 ]
 
@@ -266,16 +257,11 @@ def test_mistakes_are_one_line(command, tasks: Path, tmp_path: Path) -> None:
     assert not run.exists()
     run.mkdir()
     assert "model folder not found" in said(*some) or str(run / "model") in said(*some)
-    own = ["--model", MODEL, "--include-path", tasks]
+    own = ["--model", MODEL, "--include-path", tasks, "--device", "cpu"]
     line = said("--run", run, "--tasks", "mini_choise", *own)
     assert "no task 'mini_choise' (did you mean 'mini_choice'?)" in line
     assert "--include_path" in said("--run", run, "--tasks", tasks / "mini.yaml", *own)
-    assert "no such folder" in said(*some, "--model", MODEL, "--include-path", tmp_path / "none")
-    assert "--batch_size 0" in said(*some, "--batch-size", "0")
     assert "--limit -1" in said(*some, "--limit", "-1")
-    assert "--seed 1,2" in said(*some, "--seed", "1,2")
-    assert "must be KEY=VALUE" in said(*some, "--model-args", "dtype")
-    assert "'peft' is not for you" in said(*some, *own, "--model-args", "peft=x")
     assert "lm-eval stopped: No tasks specified" in said("--run", run, "--tasks", ",", *own)
     assert "see oneshot-lit lm-eval --help" in said("--run", run)
     for option, value, line in MISTAKES:
@@ -283,9 +269,6 @@ def test_mistakes_are_one_line(command, tasks: Path, tmp_path: Path) -> None:
     assert list(run.iterdir()) == []
     (run / "metrics.json").write_text("[]")
     assert "metrics.json" in said(*some, *own)
-    (run / "metrics.json").unlink()
-    (run / "lm_eval.json").write_text("[]")
-    assert "lm_eval.json" in said(*some, *own)
 
 
 @pytest.mark.slow
@@ -374,7 +357,7 @@ def test_a_group_with_a_value_stands_for_its_parts() -> None:
 def test_facts_of_a_group_are_those_of_its_parts() -> None:
     facts = task_facts("big", RESULTS)
     assert (facts["version"], facts["num_fewshot"]) == (2, 5)
-    assert (facts["samples"], facts["samples_of_task"]) == (2, 9)
+    assert facts["samples"] == 2
 
 
 @pytest.mark.slow
@@ -385,10 +368,8 @@ def test_a_defect_elsewhere_keeps_its_traceback(monkeypatch, tasks: Path) -> Non
         raise AttributeError("a defect")
 
     monkeypatch.setattr(lm_eval, "simple_evaluate", broken)
-    nothing = {"gen_kwargs": {}, "fewshot_as_multiturn": None, "apply_chat_template": False}
-    settings = {"include_path": str(tasks), "device": "cpu", "seeds": [0] * 4, **nothing}
     with pytest.raises(AttributeError):
-        evaluate(str(MODEL), ["mini_choice"], settings)
+        evaluate(str(MODEL), ["mini_choice"], {}, {"device": "cpu"}, str(tasks))
 
 
 def test_values_that_are_no_finite_numbers_are_named(command, monkeypatch, tmp_path: Path) -> None:
