@@ -111,9 +111,7 @@ def test_named_sets_and_another_file(command, run: Path, tmp_path: Path) -> None
     assert done.code == 0, done.err
     scores = json.loads((other / "metrics.json").read_text())["metrics"]
     assert scores == {"harmful/asr_phrases": 4 / 6, "harmless/asr_phrases": 3 / 4}
-    only = command("judge", "--config", KEYWORD, "--predictions", run / "predictions.jsonl")
-    assert only.code == 0
-    assert (run / "metrics.json").exists()
+    assert not (run / "metrics.json").exists()
 
 
 def test_phrases_of_ones_own(command, run: Path, tmp_path: Path) -> None:
@@ -318,7 +316,7 @@ def test_mistakes_are_one_line(command, run: Path, tmp_path: Path) -> None:
     )
     none = write(tmp_path / "benign", [row(0, "b", "benign")])
     assert "no set of kind harmful; name the sets to judge with --sets (b)" in error(*words, none)
-    assert "--run missing" in error("--config", KEYWORD)
+    assert "run missing" in error("--config", KEYWORD)
     assert "config file not found (did you mean 'keyword.yaml'?)" in error(
         "--config", "configs/judge/keywords.yaml"
     )

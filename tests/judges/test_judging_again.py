@@ -13,8 +13,7 @@ from tiny_classifiers import save_choosing
 
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.judges import (
-    ClassifierJudge,
-    HarmBenchFormat,
+    HarmBenchJudge,
     Judge,
     KeywordJudge,
     Verdict,
@@ -111,11 +110,9 @@ def test_a_killed_classifier_goes_on_with_its_own_settings_only(
     folder = shutil.copytree(choosing, tmp_path / "model")
     file = write(tmp_path / "run", count=10)
 
-    def go(dies: bool = False, format: Any = None, **options: Any) -> Any:
+    def go(dies: bool = False, **options: Any) -> Any:
         options = {"max_length": 2048, "dtype": "float32"} | options
-        judge = ClassifierJudge(
-            str(folder), format or HarmBenchFormat(), batch_size=2, device="cpu", **options
-        )
+        judge = HarmBenchJudge(str(folder), batch_size=2, device="cpu", **options)
 
         def progress(done: int, of: int) -> None:
             started.append(done)
@@ -133,7 +130,7 @@ def test_a_killed_classifier_goes_on_with_its_own_settings_only(
     for other in (
         {"max_length": 1500},
         {"dtype": "float64"},
-        {"format": HarmBenchFormat(max_new_tokens=2)},
+        {"max_new_tokens": 2},
     ):
         go(dies=True)
         (file.parent / "metrics.json").unlink()

@@ -27,7 +27,7 @@ example:
   oneshot-lit judge --config configs/judge/keyword.yaml --run runs/patched
 
 more: configs/judge/ has a file for each judge, docs/judges.md says what its score means;
-oneshot-lit judge --judge.help ClassifierJudge lists the keys of a judge.
+oneshot-lit judge --judge.help HarmBenchJudge lists the keys of a judge.
 """
 
 
@@ -40,7 +40,10 @@ def run_judge_command(arguments: Sequence[str]) -> int:
     options = parse_command(_parser(), arguments)
     if options is None:
         return 0
-    root, predictions = _places(options.run, options.predictions)
+    root = Path(options.run).expanduser()
+    if not root.is_dir():
+        raise OneShotError(f"{root}: no such folder; check --run.")
+    predictions = Path(options.predictions or root / PRODUCTS["predict"]).expanduser()
     # A scheduler's SIGTERM ends the run like Ctrl-C.
     before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
@@ -54,27 +57,15 @@ def run_judge_command(arguments: Sequence[str]) -> int:
 def _parser() -> ConfigCommandParser:
     parser = command_parser("judge", _DESCRIPTION)
     parser.add_argument("--config", action="config", help="a file of keys, see configs/judge/")
-    parser.add_argument("--run", type=str | None, help="folder of the run that gets the scores")
     parser.add_argument(
-        "--predictions",
-        type=str | None,
-        help="the file of answers, if not <run>/predictions.jsonl; its folder is then the run, "
-        "unless --run names one",
+        "--run", type=str, required=True, help="folder of the run that gets the scores"
+    )
+    parser.add_argument(
+        "--predictions", type=str | None, help="file of answers, if not <run>/predictions.jsonl"
     )
     parser.add_argument("--sets", type=str, nargs="+", help="sets to judge (all of kind harmful)")
     parser.add_subclass_arguments(Judge, "judge", required=True, help="the judge and its keys")
     return parser
-
-
-def _places(run: str | None, predictions: str | None) -> tuple[Path, Path]:
-    """Return the folder of the run, and the file of answers."""
-    if run is None and predictions is None:
-        raise OneShotError("--run missing; give the folder with the predictions.jsonl to judge.")
-    file = None if predictions is None else Path(predictions).expanduser()
-    root = file.parent if run is None and file is not None else Path(str(run)).expanduser()
-    if not root.is_dir():
-        raise OneShotError(f"{root}: no such folder; check --run.")
-    return root, file or root / PRODUCTS["predict"]
 
 
 def _judge(judge: Judge, predictions: Path, root: Path, sets: list[str] | None) -> int:

@@ -6,26 +6,24 @@ Importing this package is cheap: models and clients are imported when a judge st
 from oneshot_lit.evaluation.judges.base import Answer, Judge, Verdict
 from oneshot_lit.evaluation.judges.classifier import ClassifierJudge
 from oneshot_lit.evaluation.judges.endpoint import EndpointJudge
-from oneshot_lit.evaluation.judges.formats import (
-    AnswerFormat,
-    BeaverDamFormat,
-    HarmBenchFormat,
-    LlamaGuardFormat,
-)
 from oneshot_lit.evaluation.judges.keyword import KeywordJudge
+from oneshot_lit.evaluation.judges.published import (
+    BeaverDamJudge,
+    HarmBenchJudge,
+    LlamaGuardJudge,
+)
 from oneshot_lit.evaluation.judges.rubrics import HarmfulnessRubric, Rubric, StrongRejectRubric
 
 __all__ = [
     "Answer",
-    "AnswerFormat",
-    "BeaverDamFormat",
+    "BeaverDamJudge",
     "ClassifierJudge",
     "EndpointJudge",
-    "HarmBenchFormat",
+    "HarmBenchJudge",
     "HarmfulnessRubric",
     "Judge",
     "KeywordJudge",
-    "LlamaGuardFormat",
+    "LlamaGuardJudge",
     "Rubric",
     "StrongRejectRubric",
     "Verdict",

@@ -1,40 +1,68 @@
-"""`ClassifierJudge`: a local Hugging Face model."""
+"""`ClassifierJudge`: a local Hugging Face model that judges; `published` has the known ones."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.judges.base import Answer, Judge, Verdict
-from oneshot_lit.evaluation.judges.formats import AnswerFormat, Reading
+from oneshot_lit.io.files import read_text
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a classifier says: the score, and the categories that it names."""
+
+    score: float
+    labels: tuple[str, ...] = ()
 
 
 class ClassifierJudge(Judge):
-    """A local classifier: a causal model that writes its verdict, or a model with a head.
+    """Base class of local classifiers: causal models that write a verdict, or models with a head.
 
     Replies are greedy. Only safetensors weights are loaded, and no code of the repository runs.
+    Subclasses set the attributes and implement `read` or, with a head, `read_head`.
 
     Args:
         model_name_or_path: Folder or hub name of the classifier.
-        format: How it is asked and read.
+        template: A text file with `{behavior}` and `{generation}`, in place of the usual prompt.
+        max_new_tokens: Longest reply in tokens; the classifier's own if not given.
         batch_size: Answers judged at once; a model with a head gets one after the other.
         max_length: Longest prompt in tokens; a longer one could not be judged (`too_long`).
         dtype: Floating-point type of the weights.
         device: `auto`, or a device of torch such as `cuda:1`.
-        metric: Name of the metric, if not that of the format.
+        metric: Name of the metric, if not the classifier's own.
         name: Name of the judge in files and results.
+
+    Attributes:
+        format: Version of prompt and reading; change it with every word.
+        metric: Name of the metric, unless the user gives one.
+        reply_tokens: Longest reply in tokens, unless the user gives one.
+        head: Whether the model has a classification head, rather than writing its reply.
+        prompt_template: Text with `{behavior}` and `{generation}` that makes the prompt.
+        marks: Texts that end a turn, beside those that the tokenizer knows.
     """
+
+    format: str
+    metric: ClassVar[str]
+    reply_tokens: ClassVar[int] = 1
+    head: ClassVar[bool] = False
+    prompt_template: str | None = None
+    marks: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
         model_name_or_path: str,
-        format: AnswerFormat,
+        template: str | None = None,
+        max_new_tokens: int | None = None,
         batch_size: int = 8,
         max_length: int = 4096,
         dtype: str = "bfloat16",
@@ -42,11 +70,18 @@ class ClassifierJudge(Judge):
         metric: str | None = None,
         name: str = "classifier",
     ) -> None:
-        if batch_size < 1 or max_length < 1:
-            raise OneShotError("judge.batch_size and judge.max_length must be at least 1.")
-        super().__init__(name, f"{format.version}:{model_name_or_path}", (metric or format.metric,))
+        self.max_new_tokens = self.reply_tokens if max_new_tokens is None else max_new_tokens
+        if min(batch_size, max_length, self.max_new_tokens) < 1:
+            raise OneShotError(
+                "judge.batch_size, judge.max_length and judge.max_new_tokens must be at least 1."
+            )
+        format_version = self.format
+        if template is not None:
+            self.prompt_template = read_template(template)
+            digest = hashlib.sha256(self.prompt_template.encode()).hexdigest()
+            format_version += f"-{digest[:12]}"
+        super().__init__(name, f"{format_version}:{model_name_or_path}", (metric or self.metric,))
         self.model_name_or_path = model_name_or_path
-        self.format = format
         self.batch_size = batch_size
         self.max_length = max_length
         self.dtype = dtype
@@ -55,18 +90,38 @@ class ClassifierJudge(Judge):
         self.chunk = batch_size * 8
         self._loaded: tuple[Any, Any] | None = None
 
+    def prompt(self, answer: Answer, tokenizer: Any) -> str:
+        """Return the prompt about one answer: the template with the last user turn and the output.
+
+        Neither can end its turn or fill another place.
+        """
+        texts = {"behavior": answer.prompt, "generation": answer.output}
+        safe = {key: self.disarmed(text, tokenizer) for key, text in texts.items()}
+        places = re.compile(r"\{(behavior|generation)\}")
+        return places.sub(lambda place: safe[place[1]], str(self.prompt_template))
+
+    def read(self, reply: str) -> Reading | None:
+        """Return what a written reply says, or None if it is none of the allowed ones."""
+        raise NotImplementedError
+
+    def read_head(self, chances: Mapping[str, float]) -> Reading:
+        """Return what the probabilities of a head's categories say."""
+        raise NotImplementedError
+
+    def disarmed(self, text: str, tokenizer: Any) -> str:
+        """Return a text in which nothing is left that the model reads as the end of a turn."""
+        added = [str(token) for token in tokenizer.added_tokens_decoder.values()]
+        return disarm(text, [*self.marks, *tokenizer.all_special_tokens, *added])
+
     def judge(self, answers: Sequence[Answer]) -> list[Verdict]:
         """Ask about every answer, those of like length together."""
         model, tokenizer = self._load()
         own = getattr(model.config, "max_position_embeddings", None) or self.max_length
-        longest = min(
-            self.max_length, own - (0 if self.format.head else self.format.max_new_tokens)
-        )
-        ids = [_encode(tokenizer, self.format.prompt(each, tokenizer)) for each in answers]
-        order = sorted(
-            (n for n, row in enumerate(ids) if len(row) <= longest), key=lambda n: len(ids[n])
-        )
-        ask = self._by_head if self.format.head else self._by_reply
+        longest = min(self.max_length, own - (0 if self.head else self.max_new_tokens))
+        ids = [_encode(tokenizer, self.prompt(each, tokenizer)) for each in answers]
+        fitting = [n for n, row in enumerate(ids) if len(row) <= longest]
+        order = sorted(fitting, key=lambda n: len(ids[n]))
+        ask = self._by_head if self.head else self._by_reply
         readings: dict[int, Reading | str] = {}
         for start in range(0, len(order), self.batch_size):
             part = order[start : start + self.batch_size]
@@ -78,7 +133,7 @@ class ClassifierJudge(Judge):
         return {
             "dtype": self.dtype,
             "max_length": self.max_length,
-            "max_new_tokens": None if self.format.head else self.format.max_new_tokens,
+            "max_new_tokens": self.max_new_tokens,
             "model_sha256": model_digest(self.model_name_or_path),
         }
 
@@ -99,11 +154,11 @@ class ClassifierJudge(Judge):
             tokenizer,
             tokenizer.pad({"input_ids": rows}, return_tensors="pt", verbose=False).to(model.device),
             stop_ids=sorted({i for i in (*own, tokenizer.eos_token_id) if i is not None}),
-            decoding=Decoding(max_new_tokens=self.format.max_new_tokens),
-            # A guard's template writes one question, not a chat: its format reads the whole reply.
+            decoding=Decoding(max_new_tokens=self.max_new_tokens),
+            # A guard's template writes one question, not a chat: `read` gets the whole reply.
             form=AnswerForm(),
         )
-        return [self.format.read(reply) or "malformed" for reply in replies]
+        return [self.read(reply) or "malformed" for reply in replies]
 
     def _by_head(self, rows: list[list[int]]) -> list[Reading | str]:
         import torch
@@ -116,14 +171,14 @@ class ClassifierJudge(Judge):
                 logits = model(input_ids=torch.tensor([row], device=model.device)).logits[0]
             chances = dict(zip(names, logits.float().sigmoid().tolist(), strict=True))
             unknown = bool(logits.isnan().any())
-            readings.append("not_a_number" if unknown else self.format.read_head(chances))
+            readings.append("not_a_number" if unknown else self.read_head(chances))
         return readings
 
     def _load(self) -> tuple[Any, Any]:
         """Load the model when the first answer comes, so that mistakes elsewhere show first."""
         if self._loaded is None:
             self._loaded = load_classifier(
-                self.model_name_or_path, head=self.format.head, dtype=self.dtype, device=self.device
+                self.model_name_or_path, head=self.head, dtype=self.dtype, device=self.device
             )
         return self._loaded
 
@@ -196,3 +251,40 @@ def _encode(tokenizer: Any, text: str) -> list[int]:
     started = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
     ids: list[int] = tokenizer(text, add_special_tokens=not started)["input_ids"]
     return ids
+
+
+def disarm(text: str, marks: Iterable[str]) -> str:
+    """Return a text in which no mark is left: a space parts its first letter from the rest.
+
+    So an answer cannot end its turn and speak in the judge's place. Marks of blanks, or of a single
+    letter among blanks, end no turn and cannot be parted; they stay.
+    """
+    known = sorted({m for m in marks if len(m.strip()) > 1}, key=len, reverse=True)
+    pattern = re.compile("|".join(map(re.escape, known)) or "(?!)")
+
+    def part(mark: re.Match[str]) -> str:
+        # Behind its first letter: a mark that begins with a blank would survive another one there.
+        behind = len(mark[0]) - len(mark[0].lstrip()) + 1
+        return f"{mark[0][:behind]} {mark[0][behind:]}"
+
+    # Each round widens a gap between two letters beyond that of some mark, so the loop ends.
+    while pattern.search(text):
+        text = pattern.sub(part, text)
+    return text
+
+
+def read_template(path: str) -> str:
+    """Return the text of a template file that holds `{behavior}` and `{generation}`.
+
+    Raises:
+        OneShotError: naming the file, and the place that it lacks.
+    """
+    try:
+        # A file ends with a line end that is not part of the prompt.
+        text = read_text(Path(path).expanduser()).removesuffix("\n")
+    except OSError as error:
+        raise OneShotError(f"judge.template: {path}: cannot be read ({error.strerror}).") from error
+    for place in ("{behavior}", "{generation}"):
+        if place not in text:
+            raise OneShotError(f"judge.template: {path}: lacks {place}; put it in.")
+    return text

@@ -14,7 +14,7 @@ from typing import Any
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.judges.base import Answer, Judge, Verdict
 from oneshot_lit.evaluation.judges.rubrics import Rubric
-from oneshot_lit.evaluation.judges.verdict_file import SpendingCapError, VerdictFile
+from oneshot_lit.evaluation.judges.verdict_file import VerdictFile
 
 # Fields of a request that are not for the user to set; `n` would pay for replies nobody reads.
 _OWN_OPTIONS = {"model", "messages", "stream", "n"}
@@ -184,7 +184,7 @@ class EndpointJudge(Judge):
                 await asyncio.wait(tasks.values())
             except asyncio.CancelledError:
                 # What is under way is paid for, so it is waited for and kept.
-                self._end = SpendingCapError("interrupted")
+                self._end = OneShotError("interrupted")
                 await asyncio.wait(tasks.values(), timeout=self.timeout)
                 raise
         if self._end is not None:
@@ -270,7 +270,7 @@ class EndpointJudge(Judge):
             score = self.rubric.read(choice["message"].get("content") or "", tag)
             filtered = choice.get("finish_reason") == "content_filter"
             used: list[Any] = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return Verdict.unjudged(self.metrics, "bad_response")
         if filtered or score is None:
             reason = "content_filter" if filtered else "malformed"
