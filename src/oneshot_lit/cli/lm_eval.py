@@ -62,7 +62,7 @@ def run_lm_eval_command(arguments: Sequence[str]) -> int:
     parser = CommandParser("lm-eval", _DESCRIPTION, "--run runs/patched --tasks mmlu gsm8k")
     for name, (how, text) in (_OURS | _OF_MODEL | _OF_LM_EVAL).items():
         spellings = dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}"])
-        shown = {} if "action" in how else {"metavar": "VALUE"}
+        shown: dict[str, Any] = {} if "action" in how else {"metavar": "VALUE"}
         parser.add_argument(*spellings, help=text, **how, **shown)
     options = parser.parse(arguments)
     if options is None:

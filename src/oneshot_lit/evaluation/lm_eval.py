@@ -89,30 +89,24 @@ def _place(model: str) -> dict[str, Any]:
 @contextmanager
 def _refusals_named(*more: type[Exception]) -> Iterator[None]:
     """Show what lm-eval and its libraries refuse, in their own words."""
+    named: tuple[type[Exception], ...] = (OSError, ValueError, ImportError, *more)
     try:
         yield
-    except (OSError, ValueError, ImportError, *more) as error:
+    except named as error:
         said = " ".join(str(error).split())[:300] or type(error).__name__
         raise OneShotError(f"lm-eval stopped: {said.rstrip('.')}.") from error
 
 
 def find_tasks(names: Sequence[str], manager: Any) -> list[str]:
-    """Return the tasks, groups and tags of these names or patterns, each once.
-
-    Args:
-        names: As given.
-        manager: lm-eval's task manager.
-    """
-    tasks: dict[str, None] = {}
-    for name in names:
-        if not (matches := manager.match_tasks([name])):
-            raise OneShotError(
-                f"--tasks: lm-eval knows no task '{name}'{did_you_mean(name, manager.all_tasks)}; "
-                "'lm-eval ls tasks' lists them; for your own give the name here and the folder as "
-                "--include_path."
-            )
-        tasks |= dict.fromkeys(matches)
-    return list(tasks)
+    """Return what lm-eval's task manager has for names or patterns, each once."""
+    matches = {name: manager.match_tasks([name]) for name in names}
+    for name in (name for name, tasks in matches.items() if not tasks):
+        raise OneShotError(
+            f"--tasks: lm-eval knows no task '{name}'{did_you_mean(name, manager.all_tasks)}; "
+            "'lm-eval ls tasks' lists them; for your own give the name here and the folder as "
+            "--include_path."
+        )
+    return list(dict.fromkeys(task for tasks in matches.values() for task in tasks))
 
 
 def task_scores(

@@ -10,12 +10,10 @@ from oneshot_lit.evaluation.metrics.base import TextRate, known
 
 MARK = "####"
 _DIGITS = r"[0-9][0-9.,]*|\.[0-9][0-9.,]*"
-# The sign may come before or after the currency.
-_NUMBER = rf"(?P<sign>[-+\u2212]?)\s?[$\u20ac\u00a3]?(?P<inner>[-+\u2212]?)(?P<digits>{_DIGITS})"
-_AT_START = re.compile(rf"\s*{_NUMBER}")
-# A hyphen after a word or a digit, as in "5-6", is not a sign.
-_ANYWHERE = re.compile(
-    rf"(?P<sign>(?<![\w)])[-+\u2212])?[$\u20ac\u00a3]?"
+# The sign may come before or after the currency; a hyphen after a word or a digit, as in "5-6", is
+# not a sign.
+_NUMBER = (
+    r"(?P<sign>(?<![\w)])[-+\u2212])?[$\u20ac\u00a3]?"
     rf"(?P<inner>(?<=[$\u20ac\u00a3])[-+\u2212])?(?P<digits>{_DIGITS})"
 )
 
@@ -27,13 +25,13 @@ def marked_number(text: str) -> Decimal | None:
     as a unit, does not matter.
     """
     _, mark, after = text.rpartition(MARK)
-    number = _AT_START.match(after) if mark else None
+    number = re.match(rf"\s*{_NUMBER}", after) if mark else None
     return None if number is None else _value(number)
 
 
 def last_number(text: str) -> Decimal | None:
     """Return the last number of a text; None if there is none."""
-    values = [_value(number) for number in _ANYWHERE.finditer(text)]
+    values = [_value(number) for number in re.finditer(_NUMBER, text)]
     return next((value for value in reversed(values) if value is not None), None)
 
 
@@ -41,20 +39,17 @@ def reference_number(reference: str) -> Decimal | None:
     """Return the number after the mark; a reference without the mark must be a number itself."""
     if MARK in reference:
         return marked_number(reference)
-    number = _AT_START.fullmatch(reference.rstrip())
+    number = re.fullmatch(_NUMBER, reference.strip())
     return None if number is None else _value(number)
 
 
 def _value(number: re.Match[str]) -> Decimal | None:
-    digits = number["digits"].rstrip(".,").replace(",", "")
-    signs = [sign for sign in (number["sign"], number["inner"]) if sign]
+    sign = (number["sign"] or "") + (number["inner"] or "")
+    text = f"{sign}{number['digits'].rstrip('.,')}".replace(",", "").replace("\u2212", "-")
     try:
-        value = Decimal(digits)
-    except InvalidOperation:  # several points, such as a date
+        return Decimal(text)
+    except InvalidOperation:  # two signs, or several points, such as a date
         return None
-    if len(signs) > 1:
-        return None
-    return -value if signs and signs[0] != "+" else value
 
 
 class Gsm8kStrict(TextRate):

@@ -11,24 +11,6 @@ from torchmetrics.functional.text import rouge_score
 from oneshot_lit.evaluation.metrics.base import TextScore, known
 
 
-def has_words(text: str) -> bool:
-    """Whether ROUGE sees anything in a text: it counts runs of a-z and 0-9, lower-cased."""
-    return any(c.isascii() and c.isalnum() for c in text.lower())
-
-
-def rouge(output: str, reference: str, key: str) -> float:
-    """Return the F1 of an answer, without stemming; NaN if the reference has no word.
-
-    Args:
-        output: The model's answer.
-        reference: The expected one.
-        key: ``rouge1`` or ``rougeL``, as torchmetrics calls them.
-    """
-    if not has_words(reference):
-        return math.nan
-    return float(rouge_score(output, reference, rouge_keys=key)[f"{key}_fmeasure"])
-
-
 class Rouge1(TextScore):
     """Mean ROUGE-1 F1: single words that an answer and its reference share, in any order.
 
@@ -41,12 +23,18 @@ class Rouge1(TextScore):
     key: ClassVar[str] = "rouge1"
 
     def reference_problem(self, reference: str) -> str | None:
-        """ROUGE sees only some letters."""
-        return None if has_words(reference) else "has no word of a-z or 0-9"
+        """ROUGE counts runs of a-z and 0-9, lower-cased."""
+        seen = any(c.isascii() and c.isalnum() for c in reference.lower())
+        return None if seen else "has no word of a-z or 0-9"
 
     def scores(self, outputs: Sequence[str], references: Sequence[str | None]) -> list[float]:
         """Return the F1 of each answer; NaN where the reference has no word."""
-        return [rouge(o, r, self.key) for o, r in zip(outputs, known(references), strict=True)]
+        pairs = list(zip(outputs, known(references), strict=True))
+        return [math.nan if self.reference_problem(r) else self._f1(o, r) for o, r in pairs]
+
+    def _f1(self, output: str, reference: str) -> float:
+        """Return the F1 of an answer, without stemming."""
+        return float(rouge_score(output, reference, rouge_keys=self.key)[f"{self.key}_fmeasure"])
 
 
 class RougeL(Rouge1):

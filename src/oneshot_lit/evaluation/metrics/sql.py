@@ -25,7 +25,6 @@ _STATEMENTS = (
     exp.Delete,
     exp.Merge,
 )
-_COMPARISONS = (exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE, exp.Like, exp.ILike)
 _FENCE = re.compile(r"\s*```[a-z]*[ \t]*\n(.*?)\n?\s*```\s*", flags=re.S | re.I)
 
 
@@ -64,61 +63,28 @@ def _normalised(statement: Any) -> Any:
         statement = statement.this.pop()
     for bracket in list(statement.find_all(exp.Paren)):
         bracket.replace(bracket.this)
-    _flatten_chains(statement)
-    # From the top: a value in quotes is taken before its case is lost.
-    for node in list(statement.walk()):
-        _respell(node)
+    # Every chain of AND, and of OR, in one shape: ``a AND (b AND c)`` is ``(a AND b) AND c``.
+    for top in list(statement.find_all(exp.Connector)):
+        kind = type(top)
+        if not isinstance(top.parent, kind):
+            *first, last = top.flatten()
+            top.set("this", reduce(lambda left, right: kind(this=left, expression=right), first))
+            top.set("expression", last)
+    for column in list(statement.find_all(exp.Column)):
+        quoted = column.this.args.get("quoted") and not column.table
+        # What something is compared with is a value.
+        if quoted and isinstance(column.parent, exp.Predicate) and column.arg_key != "this":
+            column.replace(exp.Literal.string(column.name))
+    for name in list(statement.find_all(exp.Identifier, exp.Anonymous)):
+        name.set("this", name.name.lower())
+        name.set("quoted", False)
     _rename_tables(statement)
     if isinstance(statement, exp.Select):
         used = {column.name for column in statement.find_all(exp.Column)}
-        plain = [_without_alias(each, used) for each in statement.expressions]
-        statement.set("expressions", plain)
+        for column in statement.expressions:
+            if isinstance(column, exp.Alias) and column.alias not in used:
+                column.replace(column.this)
     return statement
-
-
-def _flatten_chains(statement: exp.Expression) -> None:
-    """Give every chain of AND, and of OR, one shape: ``a AND (b AND c)`` is ``(a AND b) AND c``."""
-    for node in list(statement.find_all(exp.And, exp.Or)):
-        kind = type(node)
-        # The top of a chain takes all of it along.
-        if isinstance(node.parent, kind):
-            continue
-        waiting: list[Any] = [node]
-        members: list[Any] = []
-        while waiting:
-            each = waiting.pop()
-            if isinstance(each, kind):
-                waiting += [each.right, each.left]
-            else:
-                members.append(each)
-        *first, last = members
-        node.set("this", reduce(lambda left, right: kind(this=left, expression=right), first))
-        node.set("expression", last)
-
-
-def _without_alias(column: exp.Expression, used: set[str]) -> exp.Expression:
-    return column.this if isinstance(column, exp.Alias) and column.alias not in used else column
-
-
-def _respell(node: exp.Expression) -> None:
-    if isinstance(node, _COMPARISONS):
-        node.set("expression", _as_value(node.expression))
-    elif isinstance(node, exp.In):
-        node.set("expressions", [_as_value(value) for value in node.expressions])
-    elif isinstance(node, exp.Between):
-        node.set("low", _as_value(node.args["low"]))
-        node.set("high", _as_value(node.args["high"]))
-    elif isinstance(node, exp.Identifier):
-        node.set("this", node.name.lower())
-        node.set("quoted", False)
-    elif isinstance(node, exp.Anonymous) and isinstance(node.this, str):
-        node.set("this", node.this.lower())
-
-
-def _as_value(node: exp.Expression) -> exp.Expression:
-    """Return the string that a double-quoted name without a table stands for; else the node."""
-    quoted = isinstance(node, exp.Column) and not node.table and node.this.args.get("quoted")
-    return exp.Literal.string(node.name) if quoted else node
 
 
 def _rename_tables(statement: exp.Expression) -> None:
