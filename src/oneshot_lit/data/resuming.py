@@ -39,7 +39,7 @@ class ResumableDataModule(LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember how the interrupted run divided its epochs."""
-        self._resumed = state_dict["division"]
+        self._resumed = state_dict.get("division")
 
     def position(self, batches: int, rows: int) -> tuple[int, int]:
         """Return the epoch and the batches done in it, from the progress a checkpoint restored.
