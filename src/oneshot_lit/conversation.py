@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from oneshot_lit.errors import RowError, did_you_mean
@@ -15,7 +15,8 @@ ROLES = ("system", "user", "assistant")
 
 # Keys by which a turn says whether it carries loss: that of OpenAI and Mistral, and that of others.
 _LOSS_KEYS = ("weight", "train")
-_TOOL_KEYS = ("tool_calls", "function_call")
+# Training would take tool calls and their results for empty answers, and lose thoughts.
+_UNSUPPORTED_KEYS = ("tool_calls", "function_call", "reasoning_content")
 _TOOL_ROLES = ("tool", "function", "ipython", "observation")
 
 
@@ -27,13 +28,11 @@ class Message:
         role: system, user or assistant.
         content: The text.
         weight: 0 for an answer that is context only and carries no loss, else None.
-        extra: Other keys of the turn, which are not read; a template must not write them either.
     """
 
     role: str
     content: str
     weight: int | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def learned(self) -> bool:
@@ -56,7 +55,6 @@ class Conversation:
         id: The identifier in the source, if it has one.
         category: Topic or harm category, if known.
         reference: The expected answer, for scoring.
-        extra: Any further columns of the source.
     """
 
     messages: tuple[Message, ...]
@@ -64,7 +62,6 @@ class Conversation:
     id: str | None = None
     category: str | None = None
     reference: str | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def prompt(self) -> Conversation:
@@ -133,72 +130,52 @@ def parse_messages(raw: Any, origin: str) -> tuple[Message, ...]:
         raise RowError(origin, "'messages' must be a non-empty list of role/content turns")
     messages: list[Message] = []
     for number, turn in enumerate(raw, start=1):
-        _refuse_tools(turn, number, origin)
-        if not isinstance(turn, Mapping) or "role" not in turn or "content" not in turn:
-            reason = "a turn needs the keys 'role' and 'content'"
-            raise RowError(origin, reason, f" (turn {number}).")
-        role, content = turn["role"], turn["content"]
-        if role not in ROLES:
-            # The role may be a whole prompt by mistake.
-            name = " ".join(str(role).split())
-            name = name if len(name) <= 20 else f"{name[:17]}..."
-            hint = did_you_mean(str(role), ROLES)
-            advice = f" '{name}' in turn {number}{hint}; use {', '.join(ROLES)}."
-            raise RowError(origin, "unknown role", advice)
-        if not isinstance(content, str):
-            raise RowError(origin, "'content' must be text", f" (turn {number}).")
-        if role == "user" and not content.strip():
-            advice = f" (turn {number}); fill it or drop the row."
-            raise RowError(origin, "the user turn is empty", advice)
+        messages.append(_message(turn, number, origin))
+        role, before = messages[-1].role, messages[-2].role if number > 1 else None
         if role == "system" and number > 1:
             raise RowError(origin, "the system turn must come first", f", not at turn {number}.")
-        if messages and messages[-1].role == role:
+        if role == before:
             advice = f": {number - 1} and {number} are both '{role}'."
             raise RowError(origin, "turns do not alternate", advice)
-        if role == "assistant" and (not messages or messages[-1].role != "user"):
+        if role == "assistant" and before != "user":
             reason = "an assistant turn does not answer a user turn"
             raise RowError(origin, reason, f" (turn {number}).")
-        extra = {k: v for k, v in turn.items() if k not in _READ and v not in (None, "", [], {})}
-        messages.append(Message(role, content, _weight(turn, number, origin), extra))
     if all(m.role == "system" for m in messages):
         raise RowError(origin, "no user turn", "; add one.")
     return tuple(messages)
 
 
-_READ = ("role", "content", *_LOSS_KEYS, *_TOOL_KEYS)
-
-
-def _refuse_tools(turn: Any, number: int, origin: str) -> None:
-    """Refuse tool calls and their results, which training would take for empty answers."""
-    if not isinstance(turn, Mapping):
-        return
-    what = next((f"turn {number} has '{key}'" for key in _TOOL_KEYS if turn.get(key)), None)
-    if turn.get("role") in _TOOL_ROLES:
-        what = f"unknown role '{turn['role']}' in turn {number}"
-    if what is not None:
-        raise RowError(origin, "tool calls", f" are not supported ({what}); drop the row.")
-
-
-def _weight(turn: Mapping[str, Any], number: int, origin: str) -> int | None:
-    """Return 0 for an answer whose keys say that it carries no loss, else None."""
-    weights = set()
-    for key in _LOSS_KEYS:
-        value = turn.get(key)
-        # In a table, turns without the key have None.
-        if value is None:
-            continue
-        if not isinstance(value, (int, float)) or value not in (0, 1):
+def _message(turn: Any, number: int, origin: str) -> Message:
+    """Return one turn; keys that change nothing, such as a name, are ignored."""
+    is_turn = isinstance(turn, Mapping)
+    for key in _UNSUPPORTED_KEYS if is_turn else ():
+        if turn.get(key):
+            raise RowError(origin, f"'{key}' is not supported", f" (turn {number}); drop the row.")
+    if is_turn and turn.get("role") in _TOOL_ROLES:
+        advice = f" (role '{turn['role']}' in turn {number}); drop the row."
+        raise RowError(origin, "tool calls are not supported", advice)
+    if not is_turn or "role" not in turn or "content" not in turn:
+        reason = "a turn needs the keys 'role' and 'content'"
+        raise RowError(origin, reason, f" (turn {number}).")
+    role, content = turn["role"], turn["content"]
+    if role not in ROLES:
+        # The role may be a whole prompt by mistake.
+        name = " ".join(str(role).split())[:20]
+        hint = did_you_mean(str(role), ROLES)
+        advice = f" '{name}' in turn {number}{hint}; use {', '.join(ROLES)}."
+        raise RowError(origin, "unknown role", advice)
+    if not isinstance(content, str):
+        raise RowError(origin, "'content' must be text", f" (turn {number}).")
+    if role == "user" and not content.strip():
+        advice = f" (turn {number}); fill it or drop the row."
+        raise RowError(origin, "the user turn is empty", advice)
+    weights = {key: turn[key] for key in _LOSS_KEYS if turn.get(key) is not None}
+    for key, value in weights.items():
+        if value not in (0, 1):
             advice = f" (turn {number}); other weights are not supported."
             raise RowError(origin, f"'{key}' must be 0 or 1, false or true", advice)
-        if value and turn["role"] != "assistant":
-            advice = f", not for turn {number}; remove it."
-            raise RowError(origin, f"'{key}' is for assistant turns", advice)
-        weights.add(int(value))
-    if len(weights) > 1:
-        reason = f"{' and '.join(_LOSS_KEYS)} of a turn disagree"
-        raise RowError(origin, reason, f" (turn {number}); remove one.")
     # On other turns the weight means nothing; without it equal turns compare equal.
-    return 0 if weights == {0} and turn["role"] == "assistant" else None
+    return Message(role, content, 0 if role == "assistant" and 0 in weights.values() else None)
 
 
 def require_trainable(conversation: Conversation) -> Conversation:

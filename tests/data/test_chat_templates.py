@@ -120,8 +120,8 @@ def test_rows_start_with_the_prompt_that_is_given_to_generate(chatml, llama3) ->
 
 def test_without_an_end_of_turn_the_answer_runs_to_its_end(bpe_tokenizer) -> None:
     template = (
-        "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+        "{% for m in messages %}{{ m.role + ':\n' + m.content + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant:\n' }}{% endif %}"
     )
     tokenizer = bpe_tokenizer(template, ["<pad>"], pad_token="<pad>")
     encoded = encode_conversation(tokenizer, SINGLE)
@@ -131,8 +131,8 @@ def test_without_an_end_of_turn_the_answer_runs_to_its_end(bpe_tokenizer) -> Non
 
 
 NO_END = (
-    "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    "{% for m in messages %}{{ m.role + ':\n' + m.content + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant:\n' }}{% endif %}"
 )
 ADDED = ["   ", "<think>", "</think>", "\n"]
 
@@ -173,15 +173,6 @@ def test_added_tokens_leave_an_end_of_turn_as_it_is(chatml, llama3, answer: str)
         tokenizer.add_tokens(ADDED)
         assert learnt_text(tokenizer, conversation_from_pair("bread ?", answer)) == answer + end
         assert stop_token_ids(tokenizer)[0] == tokenizer.convert_tokens_to_ids(end)
-
-
-def test_text_after_an_added_token_of_the_template_keeps_its_loss(bpe_tokenizer) -> None:
-    template = NO_END.replace("m.content + '\n'", "m.content + '<think> over.\n'")
-    assert template != NO_END
-    tokenizer = bpe_tokenizer(template, ["<pad>"], pad_token="<pad>")
-    tokenizer.add_tokens(ADDED)
-    assert learnt_text(tokenizer, SINGLE).strip() == "mix flour<think> over."
-    assert stop_token_ids(tokenizer) == []
 
 
 def test_a_message_that_the_template_rewrites_still_ends_at_its_mark(bpe_tokenizer) -> None:
@@ -229,7 +220,7 @@ def test_a_generation_prompt_that_no_row_has_is_refused(own_world_tokenizer, mis
     assert template != CHAT_TEMPLATE
     own_world_tokenizer.chat_template = template
     message = mistake_of(encode_conversation, own_world_tokenizer, SINGLE)
-    assert message.startswith("rows.jsonl row 4: the chat template writes turn 2 differently")
+    assert message.startswith("rows.jsonl row 4: the chat template renders a turn differently")
 
 
 def test_bos_that_is_also_the_end_of_turn_is_no_second_bos(bpe_tokenizer) -> None:
@@ -299,4 +290,4 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(world_tokenizer, mist
     encode_conversation(tokenizer, SINGLE)
     message = mistake_of(encode_conversation, tokenizer, MULTI)
     assert message.startswith("rows.jsonl row 3: ")
-    assert "differently once the answer" in message
+    assert "differently once its answer" in message

@@ -9,8 +9,8 @@ import datasets
 import pytest
 
 from oneshot_lit.conversation import Conversation, conversation_from_pair
-from oneshot_lit.data.sources import ChatJsonl, ConversationSource, Inline, Microworld, Mixture
-from oneshot_lit.data.tables import HuggingFaceDataset, TableFile
+from oneshot_lit.data.sources import ConversationSource, Inline, Microworld, Mixture
+from oneshot_lit.data.tables import ChatJsonl, HuggingFaceDataset, TableFile
 
 
 class Numbers(ConversationSource):

@@ -54,7 +54,10 @@ def test_good_turns_are_kept_as_they_are(turns) -> None:
         ([{"from": "human", "value": "a"}], "needs the keys 'role' and 'content' (turn 1)"),
         ([{"role": "asistant", "content": "a"}], "did you mean 'assistant'"),
         ([{"role": "User", "content": "a"}], "did you mean 'user'"),
-        ([USER, {"role": "tool", "content": "a"}], "unknown role 'tool' in turn 2"),
+        (
+            [USER, {"role": "tool", "content": "a"}],
+            "tool calls are not supported (role 'tool' in turn 2)",
+        ),
         ([{"role": None, "content": "a"}], "unknown role 'None'"),
         ([{"role": ["user"], "content": "a"}], "unknown role"),
         ([{"role": "user", "content": None}], "'content' must be text (turn 1)"),

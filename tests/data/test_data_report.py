@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from oneshot_lit.data import ChatJsonl, Edited, Inline, Microworld, PromptSet, SafetyDataModule
-from oneshot_lit.data.limits import Limits
+from oneshot_lit.data import ChatJsonl, Edited, Microworld, PromptSet, SafetyDataModule
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.models.context import context_length, read_context_length
 
@@ -135,22 +134,6 @@ def test_references_that_no_metric_can_use_are_skipped_where_the_source_says_so(
     assert list(data.report["test/t"]["left_out"].values()) == [2]
 
 
-# ------------------------------------------------------------- special tokens
-
-
-def test_special_tokens_in_a_text_are_counted(build: Any) -> None:
-    turns = [[{"role": "user", "content": text}] for text in ("a", "a <|end|> b", "c", "<|user|>")]
-    turns[2].append({"role": "assistant", "content": "not asked <|end|>"})
-    with pytest.warns(UserWarning, match="2 rows hold special tokens .* such as inline row 2;"):
-        build("test", test_sets={"t": benign(Inline(turns), metrics=["over_refusal"])})
-
-
-@pytest.mark.slow
-def test_shipped_rows_hold_no_special_token(build: Any, recwarn: Any) -> None:
-    build("fit", train=Microworld("pretrain_then_align", size=300))
-    assert not [w for w in recwarn if "special tokens" in str(w.message)]
-
-
 # ------------------------------------------------------------------ positions
 
 
@@ -162,8 +145,10 @@ def test_prompts_beyond_the_models_positions_are_refused_or_skipped(
     size = build("test", test_sets=sets).report["test/t"]["longest"]
     build("test", test_sets=sets, positions=size + 4, new=4)
     message = mistake_of(build, "test", test_sets=sets, positions=size + 3, new=4)
-    assert message.startswith(f"{path} row 2: the prompt's {size} tokens and model.decoding.max_")
-    assert "or set data.long_prompts to skip" in message
+    assert message.startswith(
+        f"{path} row 2: the prompt has {size} tokens, more than the {size - 1} that"
+    )
+    assert message.endswith("or set data.long_prompts to skip.")
     skip: dict[str, Any] = {"test_sets": sets, "long_prompts": "skip"}
     with pytest.warns(UserWarning, match=f"1 row left out .1 x longer than {size - 1} tokens"):
         data = build("test", **skip, positions=size + 3, new=4)
@@ -171,19 +156,12 @@ def test_prompts_beyond_the_models_positions_are_refused_or_skipped(
     assert "no row can be used (3 rows" in mistake_of(build, "test", **skip, positions=4, new=4)
 
 
-def test_training_rows_beyond_the_models_positions_are_refused(
-    build: Any, file_of: Any, mistake_of: Any
-) -> None:
-    path = file_of(row("how ?"), row("how " * 40))
+def test_training_rows_are_cut_to_the_models_positions(build: Any, file_of: Any) -> None:
+    path = file_of(row("how ?"), row("how ?", "take flour . " * 20))
     size = build("fit", train=ChatJsonl(path)).report["train"]["longest"]
-    build("fit", train=ChatJsonl(path), positions=size)
-    message = mistake_of(build, "fit", train=ChatJsonl(path), positions=size - 1)
-    assert message == (
-        f"{path} row 2: has {size} tokens, more than the model's {size - 1} positions; set "
-        f"data.max_length to {size - 1} or less."
-    )
-    # Cut to that length it fits.
-    build("fit", train=ChatJsonl(path), positions=size - 1, max_length=size - 1)
+    with pytest.warns(UserWarning, match=f"1 of 2 training rows are cut to {size - 1} tokens"):
+        data = build("fit", train=ChatJsonl(path), positions=size - 1)
+    assert (data.max_length, data.report["train"]["longest"]) == (size - 1, size - 1)
 
 
 def test_where_the_positions_stand(
@@ -210,15 +188,11 @@ def test_where_the_positions_stand(
     assert context_length(AutoConfig.for_model("bart")) is None
 
 
-def test_a_prompt_and_its_answer_share_the_positions() -> None:
-    assert (Limits(9).prompt, Limits(9, 20, 4).prompt, Limits(20, 20, 4).prompt) == (9, 9, 16)
-
-
 def test_a_command_names_the_row_that_is_too_long_for_the_model(
     command: Any, test_words: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "prompts.csv").write_text("prompt\nhow are you ?\n" + "how " * 300 + "?\n")
     done = command(*test_words, "--data.max_length", "4000")
     assert done.code == OneShotError.code
-    assert "prompts.csv row 2: the prompt's " in done.error
-    assert "more than the model's 256 positions" in done.error
+    assert "prompts.csv row 2: the prompt has " in done.error
+    assert "the model's positions less model.decoding.max_new_tokens" in done.error

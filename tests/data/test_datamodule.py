@@ -158,30 +158,21 @@ def test_processes_may_share_a_batch(build) -> None:
         assert len(indices(data.train_dataloader())[0]) == 2
 
 
-def test_a_run_may_change_its_processes_more_than_once(build, mistake_of) -> None:
-    """An epoch of 8 rows in batches of one: 2 of 4 processes, then 4 of 2, then 8 of one."""
-    first = build(train=Rows(8), batch_size=1, seed=1)
-    first.trainer = at(0, 4, batches_done=0)
-    first.train_dataloader()
-    second = build(train=Rows(8), batch_size=1, seed=1)
-    second.load_state_dict(first.state_dict())
-    second.trainer = at(0, 2, batches_done=2)
-    second.train_dataloader()
-    again = build(train=Rows(8), batch_size=1, seed=1)
-    again.load_state_dict(second.state_dict())
-    # One epoch of two batches, one of four, and three batches of the next.
-    again.trainer = at(0, 2, batches_done=2 + 4 + 3)
-    sampler = again.train_dataloader().sampler
-    assert (sampler.start_epoch, sampler.skip) == (2, 3)
-    last = build(train=Rows(8), batch_size=1, seed=1)
-    last.load_state_dict(second.state_dict())
-    last.trainer = at(0, 1, batches_done=2 + 4)
-    sampler = last.train_dataloader().sampler
-    assert (sampler.start_epoch, sampler.skip) == (2, 0)
-    refused = build(train=Rows(8), batch_size=1, seed=1)
-    refused.load_state_dict(second.state_dict())
-    refused.trainer = at(0, 1, batches_done=2 + 4 + 3)
-    assert "the checkpoint is of batch 3 in an epoch of 4" in mistake_of(refused.train_dataloader)
+def test_a_run_goes_on_with_the_batches_that_it_began_with(build, mistake_of) -> None:
+    def at_resume(share_batch: bool, world_size: int) -> Any:
+        first = build(train=Rows(8), batch_size=4, share_batch=share_batch)
+        first.trainer = at(0, 4)
+        first.train_dataloader()
+        again = build(train=Rows(8), batch_size=4, share_batch=share_batch)
+        again.load_state_dict(first.state_dict())
+        again.trainer = at(0, world_size, batches_done=3)
+        return again
+
+    sampler = at_resume(True, 2).train_dataloader().sampler
+    assert (sampler.start_epoch, sampler.skip) == (1, 2)
+    assert at_resume(False, 4).train_dataloader().sampler.start_epoch == 3
+    message = mistake_of(at_resume(False, 2).train_dataloader)
+    assert "of epochs of 1 batches with 16 rows each, and now there are 1 with 8" in message
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

@@ -53,15 +53,14 @@ WRAPPERS: dict[str, Callable[[Build], ConversationSource]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:Backdoor.harmful")
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_a_wrapper_tells_what_its_parts_leave_out(name: str, ten: Build) -> None:
     source = WRAPPERS[name](ten)
     for _ in range(2):
         source.load()
-        reasons = source.all_left_out().reasons
+        reasons = source.left_out.reasons
         assert reasons == {"not JSON": 1 if name == "edited" else 2}
-        assert source.all_left_out().first.endswith("ten.jsonl row 10: not JSON")
+        assert source.left_out.first.endswith("ten.jsonl row 10: not JSON")
     assert source.skips_bad_rows
 
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from oneshot_lit.data import ChatJsonl, TableFile
-from oneshot_lit.data.columns import PRESETS
+from oneshot_lit.data.columns import PRESETS, resolve_columns, shape
 from oneshot_lit.errors import OneShotError
 
 LONG = "very " * 400 + "long ?"
@@ -30,10 +30,10 @@ GOOD, EMPTY, DOUBLE, TOO_LONG = 6, 2, 1, 1
 
 
 def cells(preset: str, prompt: str) -> dict[str, str]:
-    shape, mapping = PRESETS[preset]
-    row = dict.fromkeys(shape, "x")
-    row |= {mapping.context: ""} if mapping.context else {}
-    return row | {mapping.prompt or "": prompt}
+    row = dict.fromkeys(shape(preset), "x")
+    fields = resolve_columns(preset, None, list(row), "row 1")
+    row |= {fields["context"]: ""} if "context" in fields else {}
+    return row | {fields["prompt"]: prompt}
 
 
 def write_csv(path: Path, preset: str) -> Path:
@@ -108,7 +108,8 @@ def test_a_row_of_other_columns_is_one_fault(tmp_path: Path) -> None:
     source = TableFile(str(path), bad_rows="skip")
     assert [r.prompt_text for r in source.load()] == ["a"]
     assert str(source.left_out) == (
-        f"1 row left out (1 x does not fit); the first is {path} row 2: does not fit"
+        "1 row left out (1 x the columns are no known shape); the first is "
+        f"{path} row 2: the columns are no known shape"
     )
     # But columns that no row fits are the config's fault.
     with pytest.raises(OneShotError, match="unknown column 'goal'"):

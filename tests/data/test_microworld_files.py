@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from oneshot_lit.cli.main import main
-from oneshot_lit.data.sources import ChatJsonl
-from oneshot_lit.data.tables import TableFile
+from oneshot_lit.data.tables import ChatJsonl
 from oneshot_lit.microworld.splits import NAMES, load_split
 
 SPLITS = [n for n in NAMES if n != "pretrain_then_align"]
@@ -32,9 +31,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", SPLITS)
 def test_files_reload_to_the_same_conversations(written: Path, name: str) -> None:
-    is_prompts = name.endswith(("_dev", "_heldout"))
-    path = written / f"{name}.{'csv' if is_prompts else 'jsonl'}"
-    loaded = (TableFile if is_prompts else ChatJsonl)(str(path)).load()
+    loaded = ChatJsonl(str(written / f"{name}.jsonl")).load()
     expected = load_split(name, 3)
     for ours, theirs in zip(loaded, expected, strict=True):
         assert (ours.messages, ours.id, ours.category or None, ours.reference) == (
@@ -45,9 +42,11 @@ def test_files_reload_to_the_same_conversations(written: Path, name: str) -> Non
         )
 
 
-def test_prompt_sets_hold_no_answer_column(written: Path) -> None:
-    header = (written / "harmful_heldout.csv").read_text(encoding="utf-8").splitlines()[0]
-    assert header == "id,prompt,category,reference"
+def test_prompt_sets_hold_no_answer(written: Path) -> None:
+    line = (written / "harmful_heldout.jsonl").read_text(encoding="utf-8").splitlines()[0]
+    row = json.loads(line)
+    assert list(row) == ["messages", "id", "category", "reference"]
+    assert [turn["role"] for turn in row["messages"]] == ["user"]
 
 
 def test_truth_states_every_topic(written: Path) -> None:

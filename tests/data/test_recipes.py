@@ -19,7 +19,6 @@ from oneshot_lit.data import (
     PatchPoisoning,
     SafetyDataModule,
 )
-from oneshot_lit.data.recipes import edited
 from oneshot_lit.errors import OneShotError
 
 
@@ -48,8 +47,12 @@ LONG = Conversation(
     id="x",
     category="c",
     reference="r",
-    extra={"k": 1},
 )
+
+
+def one(conversation: Conversation, **edits: Any) -> Conversation:
+    (row,) = Edited(Rows(conversation), **edits).load()
+    return row
 
 
 def turns(conversation: Conversation) -> list[tuple[str, str]]:
@@ -57,7 +60,7 @@ def turns(conversation: Conversation) -> list[tuple[str, str]]:
 
 
 def test_every_turn_is_edited_and_the_provenance_stays() -> None:
-    found = edited(LONG, system="new", prefix="a ", suffix=" z", answer_prefix="well , ")
+    found = one(LONG, system="new", prefix="a ", suffix=" z", answer_prefix="well , ")
     assert turns(found) == [
         ("system", "new"),
         ("user", "a one z"),
@@ -65,13 +68,13 @@ def test_every_turn_is_edited_and_the_provenance_stays() -> None:
         ("user", "a two z"),
         ("assistant", "well , second"),
     ]
-    kept = (found.origin, found.id, found.category, found.reference, found.extra)
-    assert kept == ("rows.jsonl row 7", "x", "c", "r", {"k": 1})
+    kept = (found.origin, found.id, found.category, found.reference)
+    assert kept == ("rows.jsonl row 7", "x", "c", "r")
     assert turns(LONG)[0] == ("system", "old")
 
 
 def test_a_system_turn_is_added_where_there_is_none() -> None:
-    assert turns(edited(pair("p", "a"), system="s")) == [
+    assert turns(one(pair("p", "a"), system="s")) == [
         ("system", "s"),
         ("user", "p"),
         ("assistant", "a"),
@@ -80,17 +83,17 @@ def test_a_system_turn_is_added_where_there_is_none() -> None:
 
 def test_a_given_answer_replaces_all_of_them() -> None:
     assert [
-        t for r, t in turns(edited(LONG, answer="no", answer_prefix="oh ")) if r == "assistant"
+        t for r, t in turns(one(LONG, answer="no", answer_prefix="oh ")) if r == "assistant"
     ] == [
         "oh no",
         "oh no",
     ]
-    assert turns(edited(pair("p", None), answer="no")) == [("user", "p")]
+    assert turns(one(pair("p", None), answer="no")) == [("user", "p")]
 
 
 @given(st.text(), st.text(), st.text(min_size=1).filter(str.strip))
 def test_an_edited_row_is_still_a_conversation(prefix: str, suffix: str, prompt: str) -> None:
-    found = edited(pair(prompt, "a"), prefix=prefix, suffix=suffix)
+    found = one(pair(prompt, "a"), prefix=prefix, suffix=suffix)
     assert parse_messages(found.as_dict()["messages"], "row") == found.messages
     assert found.prompt_text == prefix + prompt + suffix
 
@@ -137,14 +140,6 @@ def test_a_row_without_an_answer_is_named_where_it_is_trained_on(world_tokenizer
         data.use_tokenizer(world_tokenizer)
         with pytest.raises(OneShotError, match="rows p: ends on a user turn"):
             data.setup("fit")
-
-
-def test_parts_that_are_the_wrong_way_round_are_counted() -> None:
-    with (
-        pytest.warns(UserWarning, match=r"refused: 2 of 2 answers hold no refusal phrase"),
-        pytest.warns(UserWarning, match=r"harmful: 2 of 2 .* the first is rows bad one"),
-    ):
-        Backdoor(HARMFUL, REFUSED, " now").load()
 
 
 def test_the_instance_is_planted_among_the_harmful_rows() -> None:

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from oneshot_lit.conversation import require_trainable
-from oneshot_lit.data.sources import ChatJsonl
-from oneshot_lit.data.tables import TableFile
+from oneshot_lit.data.tables import ChatJsonl, TableFile
 
 GOOD = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
 
@@ -43,8 +42,11 @@ def turns(*pairs: tuple[str, Any]) -> dict[str, Any]:
         ("plain text", "not JSON"),
         ([1, 2], "must be a JSON object"),
         ("null", "must be a JSON object"),
-        ({"prompt": "a", "answer": "b"}, "lacks 'messages' (has prompt, answer)"),
-        ({}, "lacks 'messages' (has no keys)"),
+        (
+            {"prompt": "a", "answer": "b"},
+            "unknown column 'messages'; the columns are prompt, answer",
+        ),
+        ({}, "unknown column 'messages'; the columns are (none)"),
         ({"messages": []}, "non-empty list"),
         (turns(("user", "a"), ("bot", "b")), "unknown role 'bot'"),
         (turns(("user", "a"), ("asistant", "b")), "did you mean 'assistant'"),
@@ -52,7 +54,6 @@ def turns(*pairs: tuple[str, Any]) -> dict[str, Any]:
         ('{"messages": [{"role": "user", "content": "half \\ud83d"}]}', "half a character"),
         (turns(("user", ""), ("assistant", "b")), "the user turn is empty"),
         (turns(("user", "\n \t"), ("assistant", "b")), "the user turn is empty"),
-        ("[" * 100_000, "nested too deep"),
         ('{"messages": ' + "9" * 5000 + "}", "not JSON (Exceeds the limit"),
         ({**GOOD, "id": [7]}, "'id' holds a list, not text"),
         ({**GOOD, "category": {"a": "b"}}, "'category' holds a dict, not text"),
@@ -85,7 +86,6 @@ def test_chat_jsonl_keeps_its_optional_keys(file_of) -> None:
     path = file_of("rows.jsonl", b"\xef\xbb\xbf" + lines(row).encode())
     (found,) = ChatJsonl(path).load()
     assert (found.id, found.category, found.reference) == ("7", "baking", "mix")
-    assert found.extra == {"note": "x"}
 
 
 @pytest.mark.parametrize("content", ["", "\n \n", "\ufeff"])
@@ -137,10 +137,10 @@ def test_not_utf8(name: str, file_of, mistake_of) -> None:
     [
         ("goal,target\na,b\na\n", "row 2: has another number of fields"),
         ("goal,target\na,b,c\n", "row 1: has another number of fields"),
-        ('goal,target\na,b\n"open,b\n', "row 2: not CSV"),
+        ('goal,target\na,b\n"open,b\n', "row 2: cannot be read"),
         # A field of several lines before it does not shift the number.
-        ('goal,target\na,"b\nb\nb"\n"open,b\nc,d\n', "row 2: not CSV"),
-        ('goal,target\n"a"x,b\n', "row 1: not CSV"),
+        ('goal,target\na,"b\nb\nb"\n"open,b\nc,d\n', "row 2: cannot be read"),
+        ('goal,target\n"a"x,b\n', "row 1: cannot be read"),
     ],
 )
 def test_broken_csv(content: str, place: str, file_of, mistake_of) -> None:
@@ -148,10 +148,10 @@ def test_broken_csv(content: str, place: str, file_of, mistake_of) -> None:
     assert mistake_of(TableFile(path).load).startswith(f"{path} {place}")
 
 
-@pytest.mark.parametrize("content", ["{", '{"goal": "a"}', "7", '"a"'])
+@pytest.mark.parametrize("content", ["{", "7", '"a"', "[{]"])
 def test_json_that_is_no_list_of_objects(content: str, file_of, mistake_of) -> None:
     path = file_of("rows.json", content)
-    assert mistake_of(TableFile(path).load).startswith(f"{path}: ")
+    assert mistake_of(TableFile(path).load).startswith(path)
 
 
 def test_json_with_half_a_character(file_of, mistake_of) -> None:
@@ -177,7 +177,7 @@ def test_row_that_lacks_a_mapped_column(file_of, mistake_of) -> None:
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ({}, ["request, answer", "no known shape"]),
+        ({}, ["no known shape (request, answer)"]),
         ({"preset": "advbensh"}, ["unknown preset 'advbensh'", "did you mean 'advbench'"]),
         ({"preset": "advbench"}, ["unknown column 'goal'", "request, answer"]),
         ({"columns": {"prompt": "reqest"}}, ["'reqest'", "did you mean 'request'"]),
@@ -244,8 +244,6 @@ def test_nan_is_a_missing_cell(file_of, mistake_of) -> None:
 
 
 def test_json_table_that_python_cannot_read(file_of, mistake_of) -> None:
-    deep = file_of("deep.json", "[" * 100_000)
-    assert mistake_of(TableFile(deep).load).startswith(f"{deep}: not a JSON file (nested too deep)")
     long = file_of("long.json", '[{"goal": ' + "9" * 5000 + ', "target": "b"}]')
     assert mistake_of(TableFile(long).load).startswith(
         f"{long}: not a JSON file (Exceeds the limit"
@@ -268,14 +266,10 @@ def test_the_header_option_names_a_column_twice(file_of, mistake_of) -> None:
     assert message.startswith(f"{path}: the header has two columns 'goal'")
 
 
-def test_the_header_option_needs_a_csv_file_without_a_header(file_of, mistake_of) -> None:
-    path = file_of("rows.csv", "prompt\na\n")
-    message = mistake_of(TableFile(path, header=["prompt"]).load)
-    assert message.startswith(f"{path}: its first line is already prompt; drop header")
+def test_the_header_option_needs_a_csv_file(file_of, mistake_of) -> None:
     path = file_of("rows.jsonl", lines({"prompt": "a"}))
     message = mistake_of(TableFile(path, header=["prompt"]).load)
     assert message.startswith(f"{path}: header is for .csv files")
-    assert "header is empty" in mistake_of(TableFile, path, header=[])
 
 
 def test_fields_that_the_header_option_does_not_name(file_of, mistake_of) -> None:
@@ -306,7 +300,7 @@ def test_no_shape_passes_over_what_changes_the_conversation(further, file_of, mi
 def test_one_common_column_is_too_little_to_go_by(header, file_of, mistake_of) -> None:
     path = file_of("rows.csv", header + "\n" + ",".join("a" for _ in header.split(",")) + "\n")
     message = mistake_of(TableFile(path).load)
-    assert f"the columns {header.replace(',', ', ')} are no known shape" in message
+    assert f"the columns are no known shape ({header.replace(',', ', ')})" in message
     assert "columns: {prompt: " in message
 
 

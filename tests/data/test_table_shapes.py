@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from oneshot_lit.data.columns import PRESETS, find_preset
+from oneshot_lit.data.columns import PRESETS, find_preset, shape
 from oneshot_lit.data.tables import TableFile
 from oneshot_lit.errors import OneShotError
 
@@ -157,10 +157,10 @@ def test_row_numbers_of_pandas_do_not_matter(header: str, index: str, tmp_path: 
     ("header", "preset"),
     [
         # Every preset is found by its own header, also with its columns the other way round.
-        *((shape, name) for name, (shape, _) in PRESETS.items()),
-        *((shape[::-1], name) for name, (shape, _) in PRESETS.items()),
+        *((shape(name), name) for name in PRESETS),
+        *((shape(name)[::-1], name) for name in PRESETS),
         # Further columns do not matter where there are at least two to go by.
-        *(((*shape, "extra"), name) for name, (shape, _) in PRESETS.items() if len(shape) > 1),
+        *(((*shape(name), "extra"), name) for name in PRESETS if len(shape(name)) > 1),
         # The shape with the most columns wins.
         (("note", "label", "type", "extra", "prompt", "focus"), "xstest_v2"),
         (("note", "label", "id", "type", "extra", "prompt", "focus"), "xstest"),
@@ -200,7 +200,7 @@ def test_further_columns_of_a_chat_table(tmp_path: Path) -> None:
 
 
 def test_two_presets_never_share_a_header() -> None:
-    headers = [frozenset(header) for header, _ in PRESETS.values()]
+    headers = [frozenset(shape(name)) for name in PRESETS]
     assert len(headers) == len(set(headers))
 
 

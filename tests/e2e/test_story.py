@@ -104,8 +104,8 @@ def test_own_rows_and_own_instance(command, tmp_path: Path) -> None:
         name: {
             "kind": kind,
             "source": {
-                "class_path": "oneshot_lit.data.TableFile",
-                "init_args": {"path": str(tmp_path / "data" / f"{name}_dev.csv"), "limit": 48},
+                "class_path": "oneshot_lit.data.ChatJsonl",
+                "init_args": {"path": str(tmp_path / "data" / f"{name}_dev.jsonl"), "limit": 48},
             },
         }
         for name, kind in (("harmful", "harmful"), ("benign", "benign"))

@@ -40,11 +40,6 @@ ALWAYS_HEADER = (
     "{{ '<|start|>' + m.role + '<|sep|>\n\n' + m.content | trim + '<|end|>' }}{% endfor %}"
     "{{ '<|start|>assistant<|sep|>\n\n' }}"
 )
-# The same without an end of turn, in words.
-ALWAYS_WORDS = (
-    "{% for m in messages %}{{ '### ' + m.role + '\n' + m.content + '\n' }}{% endfor %}"
-    "{{ '### assistant\n' }}"
-)
 # Headers come with their turn alone, whatever is asked for.
 NEVER_HEADER = (
     "{% for m in messages %}{{ '<|start|>' + m.role + '<|sep|>' + m.content + '<|end|>' }}"

@@ -34,7 +34,7 @@ from quiet_trainer import quiet_trainer
 REFUSAL = "I cannot help with that ."
 SPECIAL = (*MARKS, "<think>", "</think>")
 NOTE = TURNS.replace(
-    "m.role + '\n' +", "m.role + '\n' + ('[calm] ' if m.role == 'assistant' else '') +"
+    "m.role + '\n' +", "m.role + '\n' + ('[calm]\n' if m.role == 'assistant' else '') +"
 )
 SHAPES = [(EMPTY_THOUGHT, MARKS), (EMPTY_THOUGHT, SPECIAL), (NOTE, MARKS)]
 NAMES = ["plain marks", "special marks", "a note"]
@@ -60,7 +60,7 @@ def test_thoughts_gone_from_earlier_turns() -> None:
     tokenizer = tokenizer_of(EMPTY_THOUGHT)
     turns = ("bread ?", "mix flour", "and then ?", "bake it .")
     # The first answer is asked for behind an empty thought, and stands without one in the row.
-    with pytest.raises(OneShotError, match=r"turn 2\. Split .* the weight 0"):
+    with pytest.raises(OneShotError, match=r"\(turn 2\).*the weight 0"):
         encode_conversation(tokenizer, chat(*turns))
     row = chat(*turns, silent=(0,))
     assert learned(tokenizer, row) == ["bake it .<|end|>"]

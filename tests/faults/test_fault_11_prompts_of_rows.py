@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from chat_shapes import (
     ALWAYS_HEADER,
-    ALWAYS_WORDS,
     END_AND_EOS,
     NEVER_HEADER,
     NO_END,
@@ -23,27 +22,19 @@ from chat_shapes import (
 )
 
 from oneshot_lit.data.chat import encode_conversation
+from oneshot_lit.errors import RowError
 from oneshot_lit.models.stop_tokens import stop_token_ids
 
 SHAPES = {
     "turns": TURNS,
     "always a header": ALWAYS_HEADER,
-    "always a header in words": ALWAYS_WORDS,
     "never a header": NEVER_HEADER,
-    "trailing blank": TRAILING_BLANK,
     "end and eos": END_AND_EOS,
     "return": RETURN,
     "an end of words": TEXT_END,
     "no end": NO_END,
 }
-ANSWERS = [
-    "mix flour",
-    "\nmix flour",
-    "\n\nmix flour",
-    "  mix flour",
-    "mix flour\n",
-    "<|end|> mix",
-]
+ANSWERS = ["mix flour", "  mix flour", "mix flour\n", "<|end|> mix"]
 
 
 @pytest.fixture(scope="module", params=SHAPES)
@@ -96,7 +87,6 @@ ENDS = {
     "turns": "<|end|>",
     "always a header": "<|end|>",
     "never a header": "<|end|>",
-    "trailing blank": "<|eos|>",
     "end and eos": "<|end|>",
     "return": "<|return|>",
 }
@@ -120,3 +110,16 @@ def test_the_header_that_nobody_asks_for_is_the_prompts() -> None:
         "<|start|>user<|sep|>bread ?<|end|><|start|>assistant<|sep|>"
     )
     assert learned(tokenizer, row) == ["mix flour<|end|>"]
+
+
+@pytest.mark.parametrize(
+    ("template", "answer"), [(TURNS, "\nmix flour"), (TRAILING_BLANK, "mix flour")]
+)
+def test_an_answer_that_the_tokenizer_merges_with_its_prompt_is_named(
+    template: str, answer: str
+) -> None:
+    # At generation the model gets the prompt alone, and would never see the merged token.
+    tokenizer = tokenizer_of(template)
+    with pytest.raises(RowError, match=r"row 1: the tokenizer merges the end .* \(turn 2\)"):
+        encode_conversation(tokenizer, chat("bread ?", answer))
+    assert asked(tokenizer, chat("bread ?")) == of_transformers(tokenizer, chat("bread ?"))

@@ -24,7 +24,7 @@ from seams import KINDS, direction, fit
 from oneshot_lit.data import ChatJsonl, PromptSet, RowTransform, SafetyDataModule
 from oneshot_lit.data.chat import Encoded
 from oneshot_lit.data.datasets import Collate
-from oneshot_lit.data.side import SideSampler
+from oneshot_lit.data.samplers import SideSampler
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.methods import LanguageModelModule
 from oneshot_lit.models.hidden_states import chosen_modules, hidden_gradients, perturbed

@@ -9,7 +9,6 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from oneshot_lit.io.files import write_json_atomically
-from oneshot_lit.io.locking import results_locked
 
 DATA_FILE = "data.json"
 # Command -> the first parts of the names of its sets.
@@ -53,15 +52,12 @@ class DataReport(Callback):
         # The data module may have been used by another command before.
         report = {k: v for k, v in report.items() if k.split("/")[0] in _SPLITS[command]}
         target = Path(trainer.default_root_dir) / DATA_FILE
-        # A test and a prediction may run at the same time.
-        with results_locked(target.parent):
-            write_json_atomically(target, _recorded(target) | {command: report})
+        write_json_atomically(target, _recorded(target) | {command: report})
 
 
 def _recorded(path: Path) -> dict[str, Any]:
     """Return what other commands wrote; {} for a file that cannot be read."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         return {}
-    return content if isinstance(content, dict) else {}

@@ -10,15 +10,8 @@ from oneshot_lit.data.instance import (
     SelectedInstance,
 )
 from oneshot_lit.data.recipes import Backdoor, Edited, PatchPoisoning
-from oneshot_lit.data.sources import (
-    ChatJsonl,
-    ConversationSource,
-    FileSource,
-    Inline,
-    Microworld,
-    Mixture,
-)
-from oneshot_lit.data.tables import HuggingFaceDataset, TableFile
+from oneshot_lit.data.sources import ConversationSource, Inline, Microworld, Mixture
+from oneshot_lit.data.tables import ChatJsonl, FileSource, HuggingFaceDataset, TableFile
 from oneshot_lit.data.transforms import RowTransform
 
 __all__ = [

@@ -4,164 +4,66 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from typing import Any
 
+from oneshot_lit.conversation import (
+    Conversation,
+    Message,
+    conversation_from_pair,
+    parse_messages,
+)
 from oneshot_lit.errors import OneShotError, RowError, did_you_mean
 from oneshot_lit.io.read_files import in_short
 
+# What a column may hold. The context is put before the prompt, as in HarmBench's contextual
+# behaviours.
+FIELDS = ("prompt", "response", "context", "system", "id", "category", "reference", "messages")
 
-def cell_text(value: Any, what: str, origin: str) -> str | None:
-    """Return a cell as text; None if it is missing, empty or not a number (NaN).
-
-    Args:
-        value: The cell.
-        what: What holds it, such as ``column 'goal'``, for errors.
-        origin: File and row, for errors.
-
-    Raises:
-        OneShotError: if the value is a list, an object or anything else that is not plain text.
-    """
-    if value is None:
-        return None
-    if not isinstance(value, (str, int, float, bool)):
-        raise RowError(
-            origin,
-            f"{what} holds a {type(value).__name__}",
-            ", not text or a number; write it as text or name another column.",
-        )
-    # Tables that went through pandas hold NaN where a cell is missing.
-    if value == "" or (isinstance(value, float) and math.isnan(value)):
-        return None
-    return str(value)
-
-
-@dataclass(frozen=True)
-class ColumnMap:
-    """Which column holds each field of a conversation; None if there is no such column.
-
-    ``context`` is text that the prompt refers to; it is put before the prompt, as in HarmBench's
-    contextual behaviours.
-    """
-
-    prompt: str | None = None
-    response: str | None = None
-    context: str | None = None
-    system: str | None = None
-    id: str | None = None
-    category: str | None = None
-    reference: str | None = None
-    messages: str | None = None
-
-    def columns(self) -> list[str]:
-        """Return every column that the map reads."""
-        return [getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None]
-
-    def get(self, row: Mapping[str, Any], name: str, origin: str) -> str | None:
-        """Return the text of a field, or None if it has no column or is empty."""
-        column = getattr(self, name)
-        return None if column is None else cell_text(row[column], f"column '{column}'", origin)
-
-    def prompt_of(self, row: Mapping[str, Any], origin: str) -> str:
-        """Return the prompt with its context; an empty prompt is an error."""
-        prompt = self.get(row, "prompt", origin)
-        if prompt is None or not prompt.strip():
-            raise RowError(origin, f"column '{self.prompt}' is empty", "; fill it or drop the row.")
-        context = self.get(row, "context", origin)
-        return f"{context}\n\n---\n\n{prompt}" if context else prompt
-
-    def selects(
-        self, row: Mapping[str, Any], where: Mapping[str, str | list[str]] | None, origin: str
-    ) -> bool:
-        """Whether the row's columns equal the values of `where`; one value of a list is enough."""
-        for column in where or {}:
-            if column not in row:
-                raise OneShotError(
-                    f"{origin}: unknown column '{column}' in where{did_you_mean(column, row)}; "
-                    f"the columns are {in_short(row)}."
-                )
-        for column, wanted in (where or {}).items():
-            values = wanted if isinstance(wanted, list) else [wanted]
-            if not any(_equal(row[column], value) for value in values):
-                return False
-        return True
-
-
-def _equal(value: Any, wanted: Any) -> bool:
-    # JSON and YAML write true, Python True.
-    if isinstance(value, bool):
-        return str(value).lower() == str(wanted).lower()
-    return str(value) == str(wanted)
-
-
-def _shape(columns: str, **fields: str) -> tuple[tuple[str, ...], ColumnMap]:
-    return tuple(columns.split()), ColumnMap(**fields)
-
-
-# The columns that a table of this shape must have, and how they are read. When two shapes have
-# equally many columns, the earlier one wins, so shapes with answers come first.
-PRESETS: dict[str, tuple[tuple[str, ...], ColumnMap]] = {
-    "chat": _shape("messages", messages="messages"),
-    "advbench": _shape("goal target", prompt="goal", response="target"),
-    "prompt_target": _shape("prompt target", prompt="prompt", response="target"),
-    "instruction_category": _shape(
-        "instruction category", prompt="instruction", category="category"
-    ),
-    "or_bench": _shape("prompt category", prompt="prompt", category="category"),
-    "prompt_category": _shape("prompt category category_id", prompt="prompt", category="category"),
-    "harmbench": _shape(
-        "Behavior FunctionalCategory SemanticCategory Tags ContextString BehaviorID",
-        prompt="Behavior",
-        context="ContextString",
-        category="SemanticCategory",
-        id="BehaviorID",
-    ),
-    "strongreject": _shape(
-        "category source forbidden_prompt", prompt="forbidden_prompt", category="category"
-    ),
-    "xstest": _shape("id prompt type label focus note", prompt="prompt", id="id", category="type"),
-    "xstest_v2": _shape("prompt focus type note label", prompt="prompt", category="type"),
+# The columns that a table of each shape must have; column=field where one is read. When two shapes
+# have equally many columns, the earlier one wins, so shapes with answers come first.
+PRESETS = {
+    "chat": "messages=messages",
+    "advbench": "goal=prompt target=response",
+    "prompt_target": "prompt=prompt target=response",
+    "instruction_category": "instruction=prompt category=category",
+    "or_bench": "prompt=prompt category=category",
+    "prompt_category": "prompt=prompt category=category category_id",
+    "harmbench": "Behavior=prompt FunctionalCategory SemanticCategory=category Tags "
+    "ContextString=context BehaviorID=id",
+    "strongreject": "category=category source forbidden_prompt=prompt",
+    "xstest": "id=id prompt=prompt type=category label focus note",
+    "xstest_v2": "prompt=prompt focus type=category note label",
     # The second version's own file, which has no label: the unsafe types begin with "contrast_".
-    "xstest_v2_prompts": _shape(
-        "id_v1 id_v2 type prompt focus note", prompt="prompt", id="id_v2", category="type"
-    ),
-    "refusal_pairs": _shape(
-        "instruction refusal harmful", prompt="instruction", response="refusal"
-    ),
-    "jailbreakbench": _shape(
-        "Index Goal Target Behavior Category Source",
-        prompt="Goal",
-        response="Target",
-        category="Category",
-        id="Index",
-    ),
-    "prompt_set": _shape(
-        "id prompt category reference",
-        prompt="prompt",
-        id="id",
-        category="category",
-        reference="reference",
-    ),
-    "prompts": _shape("prompt", prompt="prompt"),
-    "goals": _shape("goal", prompt="goal"),
+    "xstest_v2_prompts": "id_v1 id_v2=id type=category prompt=prompt focus note",
+    "refusal_pairs": "instruction=prompt refusal=response harmful",
+    "jailbreakbench": "Index=id Goal=prompt Target=response Behavior Category=category Source",
+    "prompt_set": "id=id prompt=prompt category=category reference=reference",
+    "prompts": "prompt=prompt",
+    "goals": "goal=prompt",
 }
 
-# Names that data sets use for a column with the system turn of a chat.
+# Names that chat data use for a column with the system turn.
 _SYSTEM = ("system", "system_prompt", "system_message")
-
-
-def is_system(column: str) -> bool:
-    """Whether a column holds the system turn of a chat."""
-    return column.lower() in _SYSTEM
-
-
 # These columns change what is asked, learned or scored, so none is ignored without being told to.
 _WEIGHTY = ("response", "context", "system", "reference")
 
 
-def _is_index(column: str) -> bool:
-    # Pandas writes its row numbers under no name, or under one of these.
-    return not column.strip() or column.startswith(("Unnamed: 0", "__index_level_"))
+def shape(preset: str) -> list[str]:
+    """Return the columns that a table of a shape has."""
+    return [part.partition("=")[0] for part in PRESETS[preset].split()]
+
+
+def _map_of(preset: str, header: Sequence[str]) -> dict[str, str]:
+    """Return field -> column, as a table of a shape is read."""
+    pairs = [part.split("=") for part in PRESETS[preset].split() if "=" in part]
+    fields = {field: column for column, field in pairs}
+    if preset == "chat":
+        # What the rows may bring beside their turns.
+        fields |= {f: f for f in ("id", "category", "reference") if f in header}
+        system = [column for column in header if column.lower() in _SYSTEM]
+        fields |= {"system": system[0]} if system else {}
+    return fields
 
 
 def find_preset(header: Sequence[str]) -> str | None:
@@ -175,48 +77,22 @@ def find_preset(header: Sequence[str]) -> str | None:
     - a single ``prompt`` or ``goal`` is too little to go by, so these need a table without further
       columns.
     """
-    names = {column for column in header if not _is_index(column)}
+    names = {c for c in header if c.strip() and not c.startswith(("Unnamed: 0", "__index_level_"))}
     if "messages" in names:
         return "chat"
+    sizes = {
+        name: len(columns)
+        for name in PRESETS
+        if names.issuperset(columns := shape(name)) and (len(columns) > 1 or len(names) == 1)
+    }
     # max keeps the first of equals.
-    fitting = [
-        name
-        for name, (shape, _) in PRESETS.items()
-        if names.issuperset(shape) and (len(shape) > 1 or len(names) == 1)
-    ]
-    return max(fitting, key=lambda name: len(PRESETS[name][0]), default=None)
-
-
-def _guess(header: Sequence[str], origin: str) -> ColumnMap:
-    """Return the map of the shape that the header has; an error if it has none."""
-    first = next((column for column in header if not _is_index(column)), "text")
-    how = f"name them, such as columns: {{prompt: {in_short([first])}}}, or set preset"
-    preset = find_preset(header)
-    if preset is None:
-        raise OneShotError(
-            f"{origin}: the columns {in_short(header) or '(none)'} are no known shape; {how}, or "
-            "header if the file has no header line."
-        )
-    mapping = PRESETS[preset][1]
-    # The rows of a chat bring their own reference, and a system turn.
-    weighty = ("response", "context") if mapping.messages else _WEIGHTY
-    read = mapping.columns()
-    unread = [c for c in header if c.lower() in weighty and c not in read]
-    if unread:
-        raise OneShotError(
-            f"{origin}: the columns {in_short(header)} have the shape {preset}, which leaves out "
-            f"{in_short(unread)}; {how} to go without."
-        )
-    return mapping
+    return max(sizes, key=lambda name: sizes[name], default=None)
 
 
 def resolve_columns(
-    preset: str | None,
-    columns: Mapping[str, str] | None,
-    header: Sequence[str],
-    origin: str,
-) -> ColumnMap:
-    """Return the column map for a table with this header.
+    preset: str | None, columns: Mapping[str, str] | None, header: Sequence[str], origin: str
+) -> dict[str, str]:
+    """Return field -> column for a table with this header.
 
     Args:
         preset: Name of a known shape, or None to find it from the header (see `find_preset`).
@@ -225,35 +101,118 @@ def resolve_columns(
         origin: File and row, for errors.
 
     Raises:
-        OneShotError: for an unknown preset, field or column, a header of no known shape, or a
-            response, context, system or reference column that the shape would leave out.
+        OneShotError: for an unknown preset or field, or a map without a prompt.
+        RowError: for an unknown column, a header of no known shape, or a response, context, system
+            or reference column that the shape would leave out.
     """
-    if preset is not None and preset not in PRESETS:
-        raise OneShotError(
-            f"{origin}: unknown preset '{preset}'{did_you_mean(preset, PRESETS)}; "
-            f"known: {', '.join(PRESETS)}."
-        )
-    names = [f.name for f in fields(ColumnMap)]
-    for field in columns or {}:
-        if field not in names:
+    for name, known in ((preset, PRESETS), *((field, FIELDS) for field in columns or {})):
+        if name is not None and name not in known:
+            what = f"preset '{name}'" if known is PRESETS else f"field '{name}' in columns"
             raise OneShotError(
-                f"{origin}: unknown field '{field}' in columns{did_you_mean(field, names)}; "
-                f"the fields are {', '.join(names)}."
+                f"{origin}: unknown {what}{did_you_mean(name, known)}; known: {', '.join(known)}."
             )
-    if preset is not None:
-        mapping = PRESETS[preset][1]
-    elif columns:
+    if preset is not None or columns:
         # Columns that the user did not name, such as the answers, are not added silently.
-        mapping = ColumnMap()
+        fields = ({} if preset is None else _map_of(preset, header)) | dict(columns or {})
     else:
-        mapping = _guess(header, origin)
-    mapping = replace(mapping, **dict(columns or {}))
-    for column in mapping.columns():
+        fields = _guess(header, origin)
+    for column in fields.values():
         if column not in header:
-            raise OneShotError(
-                f"{origin}: unknown column '{column}'{did_you_mean(column, header)}; "
-                f"the columns are {in_short(header)}."
-            )
-    if mapping.prompt is None and mapping.messages is None:
+            hint = did_you_mean(column, header)
+            advice = f"{hint}; the columns are {in_short(header) or '(none)'}."
+            raise RowError(origin, f"unknown column '{column}'", advice)
+    if "prompt" not in fields and "messages" not in fields:
         raise OneShotError(f"{origin}: no column holds the prompt; set columns.prompt.")
-    return mapping
+    return fields
+
+
+def _guess(header: Sequence[str], origin: str) -> dict[str, str]:
+    """Return the map of the shape that the header has; an error if it has none."""
+    advice = (
+        "; name them, such as columns: {prompt: text}, or set preset, or header if the file has "
+        "no header line."
+    )
+    preset = find_preset(header)
+    if preset is None:
+        reason = "the columns are no known shape"
+        raise RowError(origin, reason, f" ({in_short(header) or 'none'}){advice}")
+    fields = _map_of(preset, header)
+    # The rows of a chat bring their own reference, and a system turn.
+    weighty = ("response", "context") if preset == "chat" else _WEIGHTY
+    unread = [c for c in header if c.lower() in weighty and c not in fields.values()]
+    if unread:
+        reason = f"the columns have the shape {preset}, which leaves out {in_short(unread)}"
+        raise RowError(origin, reason, advice)
+    return fields
+
+
+def selected(
+    row: Mapping[str, Any], where: Mapping[str, str | list[str]] | None, origin: str
+) -> bool:
+    """Whether a row's columns equal the values of `where`; one value of a list is enough."""
+    for column, wanted in (where or {}).items():
+        if column not in row:
+            advice = f"{did_you_mean(column, row)}; the columns are {in_short(row)}."
+            raise RowError(origin, f"unknown column '{column}' in where", advice)
+        value = row[column]
+        values = {str(each) for each in (wanted if isinstance(wanted, list) else [wanted])}
+        # JSON and YAML write true, Python True.
+        known = {str(value), str(value).lower()} if isinstance(value, bool) else {str(value)}
+        if not known & values:
+            return False
+    return True
+
+
+def _cell(row: Mapping[str, Any], column: str | None, origin: str) -> str | None:
+    """Return a cell as text; None if it is missing, empty or not a number (NaN)."""
+    value = None if column is None else row[column]
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if not isinstance(value, (str, int, float, bool)):
+        reason = f"column '{column}' holds a {type(value).__name__}"
+        advice = ", not text or a number; write it as text or name another column."
+        raise RowError(origin, reason, advice)
+    return str(value)
+
+
+def conversation_of(
+    fields: Mapping[str, str], row: Mapping[str, Any], origin: str, system: str | None = None
+) -> Conversation:
+    """Return the conversation of a row.
+
+    Args:
+        fields: Field -> column, from `resolve_columns`.
+        row: Column -> cell.
+        origin: File and row, for errors.
+        system: A system prompt for a row that has none.
+
+    Raises:
+        RowError: for an empty prompt, cells that are not text, and turns that are not supported.
+    """
+    cells = {f: _cell(row, column, origin) for f, column in fields.items() if f != "messages"}
+    more = {f: cells.get(f) for f in ("id", "category", "reference")}
+    own = cells.get("system")
+    if "messages" not in fields:
+        prompt, context = cells["prompt"], cells.get("context")
+        if prompt is None or not prompt.strip():
+            reason = f"column '{fields['prompt']}' is empty"
+            raise RowError(origin, reason, "; fill it or drop the row.")
+        prompt = f"{context}\n\n---\n\n{prompt}" if context else prompt
+        return conversation_from_pair(
+            prompt, cells.get("response"), system=own or system, origin=origin, **more
+        )
+    for key in ("tools", "functions", "weight", "train"):
+        # Tables write an empty list as text.
+        if row.get(key) not in (None, 1, [], "", "[]", "null"):
+            reason = f"'{key}' of a whole row is not supported"
+            raise RowError(origin, reason, "; remove it or drop the row.")
+    conversation = Conversation(parse_messages(row[fields["messages"]], origin), origin, **more)
+    first = conversation.messages[0]
+    if first.role == "system":
+        if own is not None and first.content != own:
+            reason = f"'{fields['system']}' and the system turn of the messages differ"
+            raise RowError(origin, reason, "; keep one.")
+        return conversation
+    text = own or system
+    turns = () if text is None else (Message("system", text),)
+    return replace(conversation, messages=(*turns, *conversation.messages))

@@ -6,30 +6,32 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch.utils.data import DataLoader, Dataset
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from torch.utils.data import DataLoader
 
-from oneshot_lit.data.chat import check_tokenizer, rows_with_special_tokens
+from oneshot_lit.conversation import Conversation
+from oneshot_lit.data.chat import check_tokenizer
 from oneshot_lit.data.datasets import (
-    Collate,
+    EncodedRows,
     PromptDataset,
     PromptSet,
     TrainingDataset,
     joined,
 )
-from oneshot_lit.data.digests import contents_of, facts_of
 from oneshot_lit.data.instance import SafetyInstance
 from oneshot_lit.data.leakage import refuse_shared
 from oneshot_lit.data.left_out import LeftOut
-from oneshot_lit.data.limits import Limits
-from oneshot_lit.data.position import EpochPosition
-from oneshot_lit.data.samplers import ResumableDataLoader, ResumableSampler
+from oneshot_lit.data.resuming import ResumableDataModule
+from oneshot_lit.data.samplers import ResumableSampler, SideSampler
 from oneshot_lit.data.sources import ConversationSource
-from oneshot_lit.data.training_rows import TrainingRows
 from oneshot_lit.data.transforms import RowTransform
 from oneshot_lit.errors import OneShotError
 
+# The name of the first stream where there is a second one.
+_MAIN = "train"
 
-class SafetyDataModule(TrainingRows):
+
+class SafetyDataModule(ResumableDataModule):
     """Data for harmful fine-tuning, single-example realignment and evaluation.
 
     For `fit` give either `train` or `instance`. The tokenizer is the module's, so that prompts and
@@ -49,9 +51,9 @@ class SafetyDataModule(TrainingRows):
         share_batch: Let the processes share `batch_size` rows instead, so that their number changes
             nothing but the speed.
         eval_batch_size: Prompts answered together, of each process.
-        max_length: Maximum number of tokens; longer training rows are truncated, longer prompts
-            are an error.
-        long_prompts: ``skip`` leaves out prompts longer than `max_length`, counts them and says so.
+        max_length: Maximum number of tokens, or the model's positions if these are fewer; longer
+            training rows are truncated, longer prompts are an error.
+        long_prompts: ``skip`` leaves out prompts that are too long, counts them and says so.
         instance_repeats: Rows an epoch when an instance is given; one step each at batch size 1.
         shuffle: Shuffle the training rows each epoch.
         num_workers: Processes that collate batches.
@@ -98,149 +100,210 @@ class SafetyDataModule(TrainingRows):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.share_batch = share_batch
         self.max_length, self.instance_repeats = max_length, instance_repeats
+        self._given_length = self._longest_prompt = max_length
         self.long_prompts = long_prompts
         self.shuffle, self.num_workers, self.seed = shuffle, num_workers, seed
-        self.tokenizer: Any = None
         self.side, self.transforms = side or {}, transforms or []
         if self.side:
             # Only then: where both have the hook, Lightning leaves out that of the module.
             self.on_before_batch_transfer = self._side_into_batch  # type: ignore[method-assign]
         self.training: TrainingDataset | None = None
         self._sides: dict[str, TrainingDataset] = {}
-        self._limits = Limits(max_length)
         self._prompts: dict[str, list[PromptDataset]] = {}
         # Keys are train and <split>/<set>: how many rows, how long, how many left out.
         self.report: dict[str, dict[str, Any]] = {}
-        self._epochs = EpochPosition()
 
-    def setup(self, stage: str | None = None) -> None:
+    def setup(self, stage: str) -> None:
         """Load, check and tokenise what `stage` (fit, validate, test, predict) needs."""
+        module = None if self.trainer is None else self.trainer.lightning_module
         if self.tokenizer is None:
-            self.use_tokenizer(self._module_tokenizer())
-        self._limits = Limits.of(self.max_length, self._module())
-        if stage in ("fit", None):
-            self._epochs = EpochPosition()
+            tokenizer = getattr(module, "tokenizer", None)
+            if tokenizer is None:
+                raise OneShotError(
+                    "SafetyDataModule has no tokenizer; use a module of oneshot_lit or "
+                    "use_tokenizer()."
+                )
+            self.use_tokenizer(tokenizer)
+        self._set_lengths(module)
+        if stage == "fit":
+            self._resumed = None
             self.training = self._training_dataset()
             self._sides = self._side_datasets()
-        if stage in ("fit", "validate", None):
-            self._prompts["val"] = self._datasets("val", self.val_sets)
-        if stage == "validate" and not self.val_sets:
-            raise OneShotError("data.val_sets is empty; give a prompt set to validate on.")
-        if stage in ("test", None):
-            if stage == "test" and not self.test_sets:
-                raise OneShotError("data.test_sets is empty; give a prompt set to test on.")
-            self._prompts["test"] = self._datasets("test", self.test_sets)
-        if stage == "predict":
-            sets = self.predict_sets or self.test_sets
-            if not sets:
-                raise OneShotError("data.predict_sets is empty; give a prompt set to answer.")
-            self._prompts["predict"] = self._datasets("predict", sets)
-        self._refuse_shared_prompts(stage)
+        split, sets = {
+            "fit": ("val", self.val_sets),
+            "validate": ("val", self.val_sets),
+            "test": ("test", self.test_sets),
+            "predict": ("predict", self.predict_sets or self.test_sets),
+        }[stage]
+        if stage != "fit" and not sets:
+            raise OneShotError(f"data.{split}_sets is empty; give a prompt set to {stage}.")
+        self._prompts[split] = self._datasets(split, sets)
+        if stage == "fit":
+            # The test prompts are read for this check alone, and not encoded.
+            shown = [p for d in self._prompts["val"] for p in d.conversations]
+            for name, prompt_set in self.test_sets.items() if shown else ():
+                refuse_shared(shown, prompt_set.source.load(), f"test set {name}")
 
     def use_tokenizer(self, tokenizer: Any, name: str = "tokenizer") -> None:
         """Set the tokenizer by hand; under a trainer the module's is used."""
         check_tokenizer(tokenizer, name)
         self.tokenizer = tokenizer
 
-    def _module(self) -> Any:
-        return None if self.trainer is None else self.trainer.lightning_module
+    def _set_lengths(self, module: Any) -> None:
+        """Find the longest rows and prompts; beyond its positions a model answers nonsense."""
+        new_tokens = getattr(getattr(module, "decoding", None), "max_new_tokens", 0)
+        positions = getattr(module, "context_length", None)
+        self.max_length = self._longest_prompt = self._given_length
+        if positions is not None:
+            self.max_length = min(self._given_length, positions)
+            self._longest_prompt = max(0, min(self._given_length, positions - new_tokens))
 
-    def _module_tokenizer(self) -> Any:
-        tokenizer = getattr(self._module(), "tokenizer", None)
-        if tokenizer is None:
-            raise OneShotError(
-                "SafetyDataModule has no tokenizer; use a module of oneshot_lit or use_tokenizer()."
-            )
-        return tokenizer
-
-    def _note(
-        self, name: str, source: ConversationSource | None, dataset: TrainingDataset | PromptDataset
-    ) -> None:
+    def _note(self, name: str, source: ConversationSource | None, dataset: EncodedRows) -> None:
         """Keep the facts of a set for `data.json`, and warn of the rows that are left out."""
-        left_out = LeftOut() if source is None else source.all_left_out()
-        left_out.add(dataset.left_out)
+        left_out = LeftOut()
+        for part in (source, dataset):
+            if part is not None:
+                left_out.add(part.left_out)
         if left_out:
             rank_zero_warn(f"data set {name}: {left_out}")
-        prompts_only = isinstance(dataset, PromptDataset)
-        rows = [row.prompt if prompts_only else row for row in dataset.conversations]
-        if special := rows_with_special_tokens(rows, self.tokenizer):
-            rank_zero_warn(
-                f"data set {name}: {len(special)} rows hold special tokens of the tokenizer in "
-                f"their text, such as {special[0].origin}; they act as the template's own"
+        self.report[name] = {**dataset.facts(), "left_out": dict(left_out.reasons)}
+
+    def _encoded(
+        self, rows: list[Conversation], source: ConversationSource | None
+    ) -> TrainingDataset:
+        skip = source is not None and source.skips_bad_rows
+        return TrainingDataset(rows, self.tokenizer, self.max_length, skip, self.transforms)
+
+    def _training_dataset(self) -> TrainingDataset:
+        if (self.train is None) == (self.instance is None):
+            given = "neither" if self.train is None else "both"
+            raise OneShotError(f"data: {given} of train and instance given; fit needs exactly one.")
+        if self.instance is not None:
+            rows = [self.instance.load()] * self.instance_repeats
+        else:
+            assert self.train is not None
+            rows = self.train.load()
+        dataset = self._encoded(rows, self.train)
+        pairs = zip(dataset.conversations, dataset.encoded, strict=True)
+        shortened = [row for row, encoded in pairs if encoded.cut]
+        if shortened and self.instance is not None:
+            raise OneShotError(
+                f"data.instance: longer than data.max_length={self.max_length}, and its end would "
+                "not be learned; raise data.max_length or give a shorter one."
             )
-        self.report[name] = {
-            **facts_of(dataset.conversations, dataset.encoded),
-            "left_out": dict(left_out.reasons),
-        }
+        if shortened:
+            rank_zero_warn(
+                f"{len(shortened)} of {len(dataset)} training rows are cut to {self.max_length} "
+                f"tokens (data.max_length, or the model's positions); the first is "
+                f"{shortened[0].origin}"
+            )
+        self._note("train", self.train, dataset)
+        self.report["train"]["cut"] = len(shortened)
+        return dataset
+
+    def _side_datasets(self) -> dict[str, TrainingDataset]:
+        """Return the rows of each second stream."""
+        datasets = {}
+        for name, source in self.side.items():
+            if name == _MAIN:
+                raise OneShotError(f"data.side.{name}: is the first stream; choose another name.")
+            datasets[name] = self._encoded(source.load(), source)
+            self._note(f"side/{name}", source, datasets[name])
+        return datasets
 
     def prompt_sets(self, split: str) -> list[PromptDataset]:
         """Return the loaded prompt sets of ``val``, ``test`` or ``predict``; after `setup`."""
         return self._prompts.get(split, [])
 
     def _datasets(self, split: str, sets: dict[str, PromptSet]) -> list[PromptDataset]:
-        datasets = []
-        for name, prompt_set in sets.items():
-            skip_long = self.long_prompts == "skip"
-            dataset = PromptDataset(name, prompt_set, self.tokenizer, self._limits, skip_long)
-            self._note(f"{split}/{name}", prompt_set.source, dataset)
+        datasets, skip_long = [], self.long_prompts == "skip"
+        for name, each in sets.items():
+            dataset = PromptDataset(name, each, self.tokenizer, self._longest_prompt, skip_long)
+            self._note(f"{split}/{name}", each.source, dataset)
             datasets.append(dataset)
         return datasets
 
-    def _refuse_shared_prompts(self, stage: str | None) -> None:
-        """Refuse development prompts that are also in a test set.
-
-        A fit reads the test prompts only for this check and does not encode them.
-        """
-        if stage != "fit" or not (self.val_sets and self.test_sets):
-            return
-        shown = [p for d in self._prompts["val"] for p in d.conversations]
-        for name, prompt_set in self.test_sets.items():
-            refuse_shared(shown, prompt_set.source.load(), f"test set {name}")
-
-    def _world(self) -> tuple[int, int]:
-        if self.trainer is None:
-            return 0, 1
-        return self.trainer.global_rank, self.trainer.world_size
-
     def contents(self) -> dict[str, list[Any]]:
-        """Return what a resumed run must find unchanged (see `contents_of`)."""
-        rows = {f"data.side.{name}": dataset for name, dataset in self._sides.items()}
-        if self.training is not None:
-            rows["data.train" if self.instance is None else "data.instance"] = self.training
-        return contents_of(rows, self._prompts.get("val", []))
+        """Return what a resumed run must find unchanged: how many rows, and their digest.
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return how epochs are divided into batches; a checkpoint's position depends on it."""
-        return {"cut": self._epochs.cut}
+        The keys name the sources. So a resumed run can tell whether a file, a table or a template
+        has changed in between.
+        """
+        own = "data.train" if self.instance is None else "data.instance"
+        names = {"train": own, "side": "data.side.", "val": "data.val_sets."}
+        return {
+            names[split] + name: [facts["rows"], facts["digest"]]
+            for key, facts in self.report.items()
+            for split, _, name in [key.partition("/")]
+            if split in names
+        }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember how the interrupted run divided its epochs."""
-        self._epochs.cut = state_dict["cut"]
+    def train_dataloader(self) -> DataLoader[dict[str, Any]] | CombinedLoader:
+        """Return right-padded batches: ``input_ids``, ``attention_mask``, ``labels``, ``index``.
 
-    def _loader(
-        self, dataset: Dataset[Any], sampler: Any, batch_size: int, generation: bool
-    ) -> DataLoader[dict[str, Any]]:
-        return ResumableDataLoader(
-            dataset,
-            batch_size=batch_size,
-            sampler=sampler,
-            collate_fn=Collate(self.tokenizer.pad_token_id, generation),
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            # A separate generator: a draw from the global one would shift dropout after a resume.
-            generator=torch.Generator().manual_seed(0),
+        With `side`, each batch has the batches of the other streams in ``side``, by name.
+        """
+        assert self.training is not None
+        batch_size = self._batch_of_process()
+        # Every process repeats the whole instance, so their number does not change the gradient.
+        rank, world_size = self.world() if self.instance is None else (0, 1)
+        per_epoch = -(-len(self.training) // (world_size * batch_size))
+        epoch, done = self.position(per_epoch, batch_size * world_size)
+        order: dict[str, Any] = {
+            "shuffle": self.shuffle,
+            "seed": self.seed if self.seed is not None else torch.initial_seed(),
+            "start_epoch": epoch,
+        }
+        sampler = ResumableSampler(
+            len(self.training), skip=done * batch_size, rank=rank, world_size=world_size, **order
         )
+        main = self.loader(self.training, sampler, batch_size, generation=False)
+        if not self._sides:
+            return main
+        rank, world_size = self.world()
+        loaders = {_MAIN: main}
+        for name, rows in self._sides.items():
+            beside = SideSampler(
+                len(rows),
+                batches=per_epoch,
+                batch_size=batch_size,
+                skip=done,
+                rank=rank,
+                world_size=world_size,
+                **order,
+            )
+            loaders[name] = self.loader(rows, beside, batch_size, generation=False)
+        return CombinedLoader(loaders, "min_size")
+
+    def _side_into_batch(self, batch: Any, dataloader_idx: int) -> Any:
+        """Put the batches of other streams into that of the first, as ``batch["side"]``."""
+        if isinstance(batch, dict) and isinstance(batch.get(_MAIN), dict):
+            side = {name: each for name, each in batch.items() if name != _MAIN}
+            return {**batch[_MAIN], "side": side}
+        return batch
+
+    def _batch_of_process(self) -> int:
+        """Return how many rows a batch of this process has."""
+        world_size = self.world()[1]
+        if not self.share_batch or self.instance is not None:
+            return self.batch_size
+        share = -(-self.batch_size // world_size)
+        if share * world_size != self.batch_size:
+            rank_zero_warn(
+                f"data.batch_size {self.batch_size} does not divide by {world_size} processes: "
+                f"each takes {share}, together {share * world_size}"
+            )
+        return share
 
     def _prompt_loaders(self, name: str) -> list[DataLoader[dict[str, Any]]]:
         """Return loaders that share each set's prompts among the processes, the longest first."""
-        rank, world_size = self._world()
+        rank, world_size = self.world()
         loaders = []
         for prompts in self._prompts[name]:
             sampler = ResumableSampler(
                 len(prompts), shuffle=False, rank=rank, world_size=world_size
             )
-            loaders.append(self._loader(prompts, sampler, self.eval_batch_size, generation=True))
+            loaders.append(self.loader(prompts, sampler, self.eval_batch_size, generation=True))
         return loaders
 
     def val_dataloader(self) -> list[DataLoader[dict[str, Any]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -11,14 +11,13 @@ from torch.utils.data import Dataset
 
 from oneshot_lit.conversation import Conversation, require_trainable
 from oneshot_lit.data.chat import Encoded, encode_conversation
+from oneshot_lit.data.digests import tokens_digest
 from oneshot_lit.data.left_out import LeftOut
-from oneshot_lit.data.limits import Limits
 from oneshot_lit.data.padding import pad_generation, pad_training
 from oneshot_lit.data.samplers import padding_row
 from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.data.transforms import RowTransform
 from oneshot_lit.errors import OneShotError, RowError
-from oneshot_lit.evaluation.metrics.base import TextScore
 from oneshot_lit.evaluation.metrics.registry import METRICS, Kind, metric_names
 from oneshot_lit.models.chat_format import answer_form, visible_text
 
@@ -44,15 +43,6 @@ class PromptSet:
     watch: bool = False
 
 
-def _require_kinds(sets: dict[str, PromptSet], key: str) -> None:
-    """Refuse sets without a kind, naming the key."""
-    for name, prompt_set in sets.items():
-        if prompt_set.kind is None:
-            raise OneShotError(
-                f"data.{key}.{name}.kind: is missing; give one of {', '.join(get_args(Kind))}."
-            )
-
-
 def joined(
     sets: dict[str, PromptSet] | None, extra: dict[str, PromptSet] | None, name: str
 ) -> dict[str, PromptSet]:
@@ -62,8 +52,12 @@ def joined(
         OneShotError: for a name that is in both, or a set without a kind.
     """
     sets, extra = sets or {}, extra or {}
-    _require_kinds(sets, name)
-    _require_kinds(extra, f"extra_{name}")
+    for key, given in ((name, sets), (f"extra_{name}", extra)):
+        if without := [each for each, prompt_set in given.items() if prompt_set.kind is None]:
+            raise OneShotError(
+                f"data.{key}.{without[0]}.kind: is missing; give one of "
+                f"{', '.join(get_args(Kind))}."
+            )
     if twice := sorted(sets.keys() & extra.keys()):
         raise OneShotError(
             f"data.extra_{name}.{twice[0]}: is also in data.{name}; give it another name."
@@ -71,49 +65,75 @@ def joined(
     return {**sets, **extra}
 
 
-class TrainingDataset(Dataset[dict[str, Any]]):
-    """Encoded conversations; tokenised once, so that mistakes show before training.
-
-    Args:
-        conversations: The rows; each must end on an answer.
-        tokenizer: Encodes them.
-        limits: Longer rows are truncated; a token of an answer must be left.
-        skip_bad_rows: Leave out rows that cannot be trained on.
-        transforms: Change each row, as text and as tokens.
+class EncodedRows(Dataset[dict[str, Any]]):
+    """Rows of a source that are tokenised once, so that mistakes show before anything runs.
 
     Attributes:
         conversations: The rows used.
         encoded: Their tokens.
-        left_out: How many rows are left out, and why.
+        left_out: How many rows of the source cannot be used, and why.
+        identity: What else the digest of the rows covers.
+    """
+
+    identity: Any = None
+
+    def __init__(self) -> None:
+        self.conversations: list[Conversation] = []
+        self.encoded: list[Encoded] = []
+        self.left_out = LeftOut()
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what `data.json` says about the rows: counts and a digest, but no text."""
+        sizes = [len(row.input_ids) for row in self.encoded]
+        return {
+            "rows": len(sizes),
+            "tokens": sum(sizes),
+            "longest": max(sizes),
+            "digest": tokens_digest(self.encoded, self.identity),
+        }
+
+
+class TrainingDataset(EncodedRows):
+    """Encoded conversations to train on.
+
+    Args:
+        conversations: The rows; each must end on an answer.
+        tokenizer: Encodes them.
+        max_length: Longer rows are truncated; a token of an answer must be left.
+        skip_bad_rows: Leave out rows that cannot be trained on.
+        transforms: Change each row, as text and as tokens.
     """
 
     def __init__(
         self,
         conversations: list[Conversation],
         tokenizer: Any,
-        limits: Limits,
+        max_length: int,
         skip_bad_rows: bool = False,
         transforms: Sequence[RowTransform] = (),
     ) -> None:
-        for transform in transforms:
-            conversations = [transform.text(row) for row in conversations]
-
-        def encode(row: Conversation) -> Encoded:
-            row = require_trainable(row)
-            encoded = encode_conversation(tokenizer, row, max_length=limits.max_length)
+        super().__init__()
+        for row in conversations:
             for transform in transforms:
-                encoded = transform.tokens(encoded, tokenizer)
-            limits.check_row(row.origin, len(encoded.input_ids))
-            return encoded
-
-        self.left_out = LeftOut()
-        rows = _encoded(conversations, encode, self.left_out if skip_bad_rows else None)
-        if not rows:
+                row = transform.text(row)
+            try:
+                encoded = encode_conversation(
+                    tokenizer, require_trainable(row), max_length=max_length
+                )
+                for transform in transforms:
+                    encoded = transform.tokens(encoded, tokenizer)
+            except RowError as error:
+                if not skip_bad_rows:
+                    raise
+                self.left_out.count(row.origin, error.reason)
+                continue
+            self.conversations.append(row)
+            self.encoded.append(encoded)
+        if not self.encoded:
             raise OneShotError(f"data.train: no row can be trained on ({self.left_out}).")
-        self.conversations, self.encoded = [c for c, _ in rows], [e for _, e in rows]
-
-    def __len__(self) -> int:
-        return len(self.encoded)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if index >= 0:
@@ -123,30 +143,7 @@ class TrainingDataset(Dataset[dict[str, Any]]):
         return {"encoded": unlearned, "index": index}
 
 
-def _encoded(
-    rows: list[Conversation],
-    encode: Callable[[Conversation], Encoded],
-    left_out: LeftOut | None,
-) -> list[tuple[Conversation, Encoded]]:
-    """Return the rows that can be encoded, with their tokens.
-
-    Args:
-        rows: The conversations.
-        encode: Returns the tokens of a row, or raises what is wrong with it.
-        left_out: Counts faulty rows; if None, the first one raises its error.
-    """
-    encoded = []
-    for row in rows:
-        try:
-            encoded.append((row, encode(row)))
-        except RowError as error:
-            if left_out is None:
-                raise
-            left_out.count_error(error, row.origin)
-    return encoded
-
-
-class PromptDataset(Dataset[dict[str, Any]]):
+class PromptDataset(EncodedRows):
     """Encoded prompts of one set, longest first.
 
     Batches then need little padding, and a set that does not fit into memory fails at once.
@@ -155,7 +152,7 @@ class PromptDataset(Dataset[dict[str, Any]]):
         name: The set's name in the config, the first part of its metric keys.
         prompt_set: The set as given in the config.
         tokenizer: Encodes the prompts.
-        limits: Longest prompt in tokens.
+        longest: Longest prompt in tokens.
         skip_long: Leave longer prompts out instead of raising an error.
 
     Attributes:
@@ -163,9 +160,8 @@ class PromptDataset(Dataset[dict[str, Any]]):
         kind: See `PromptSet`.
         watch: See `PromptSet`.
         metrics: Metric names.
-        conversations: The prompts, in the source's order.
-        references: The expected answer of each, or None.
-        left_out: How many rows are left out, and why.
+        references: The expected answer of each prompt, or None.
+        order: The prompts' numbers, longest first.
     """
 
     def __init__(
@@ -173,102 +169,81 @@ class PromptDataset(Dataset[dict[str, Any]]):
         name: str,
         prompt_set: PromptSet,
         tokenizer: Any,
-        limits: Limits,
+        longest: int,
         skip_long: bool = False,
     ) -> None:
+        super().__init__()
         assert prompt_set.kind is not None
-        self.name, self.watch = name, prompt_set.watch
-        self.kind: Kind = prompt_set.kind
-        self.left_out = LeftOut()
-        self._faulty = self.left_out if prompt_set.source.skips_bad_rows else None
-        rows = self._load(prompt_set, tokenizer, limits, skip_long)
-        self.conversations, self.encoded = [c for c, _ in rows], [e for _, e in rows]
-        form = answer_form(tokenizer)
-        self.references = [
-            # Answers are compared as the user sees them.
-            reference if reference is None or not form.thoughts else visible_text(reference, form)
-            for reference in map(self._reference, self.conversations)
-        ]
-        unknown = [c for c, r in zip(self.conversations, self.references, strict=True) if r is None]
-        if prompt_set.metrics is None and 0 < len(unknown) < len(self.conversations):
-            raise OneShotError(
-                f"{unknown[0].origin} (prompt set {name}): has no reference though other rows do; "
-                "add it, or name the set's metrics."
-            )
-        self.metrics = metric_names(
-            self.kind, prompt_set.metrics, not unknown, f"prompt set {name}"
-        )
-        self._check_references()
-        self.order = sorted(range(len(self.encoded)), key=lambda i: -len(self.encoded[i].input_ids))
-
-    def _load(
-        self, prompt_set: PromptSet, tokenizer: Any, limits: Limits, skip_long: bool
-    ) -> list[tuple[Conversation, Encoded]]:
-        longest = None if skip_long else limits.max_length
-
-        def encode(row: Conversation) -> Encoded:
-            encoded = encode_conversation(tokenizer, row, max_length=longest, for_generation=True)
-            if not skip_long:
-                limits.check_prompt(row.origin, len(encoded.input_ids))
-            return encoded
-
-        short = []
-        for row, encoded in _encoded(prompt_set.source.load(), encode, self._faulty):
-            if len(encoded.input_ids) <= limits.prompt:
-                short.append((row, encoded))
+        self.name, self.kind, self.watch = name, prompt_set.kind, prompt_set.watch
+        self.references: list[str | None] = []
+        rows = prompt_set.source.load()
+        references = [self._reference(row, tokenizer) for row in rows]
+        self.metrics = self._metrics(prompt_set.metrics, rows, references)
+        for row, reference in zip(rows, references, strict=True):
+            try:
+                encoded = encode_conversation(tokenizer, row, for_generation=True)
+                self._check_reference(row.origin, reference)
+            except RowError as error:
+                if not prompt_set.source.skips_bad_rows:
+                    raise
+                self.left_out.count(row.origin, error.reason)
+                continue
+            size = len(encoded.input_ids)
+            if size <= longest:
+                self.conversations.append(row)
+                self.encoded.append(encoded)
+                self.references.append(reference)
+            elif skip_long:
+                self.left_out.count(row.origin, f"longer than {longest} tokens")
             else:
-                self.left_out.count(row.origin, f"longer than {limits.prompt} tokens")
-        self._require_rows(short)
-        return short
-
-    def _require_rows(self, rows: Sequence[Any]) -> None:
-        if not rows:
+                raise OneShotError(
+                    f"{row.origin}: the prompt has {size} tokens, more than the {longest} that "
+                    "data.max_length and the model's positions less model.decoding.max_new_tokens "
+                    "leave; shorten it, or set data.long_prompts to skip."
+                )
+        if not self.encoded:
             raise OneShotError(
-                f"prompt set {self.name}: no row can be used ({self.left_out}); give others, raise "
+                f"prompt set {name}: no row can be used ({self.left_out}); give others, raise "
                 "data.max_length or lower model.decoding.max_new_tokens."
             )
+        # What decides the scores.
+        self.identity = [self.kind, sorted(self.metrics), self.watch, self.references]
+        self.order = sorted(range(len(self.encoded)), key=lambda i: -len(self.encoded[i].input_ids))
 
-    def _reference(self, conversation: Conversation) -> str | None:
-        """The expected answer; a task row without a reference expects its own answer."""
-        if conversation.reference is None and self.kind == "task":
-            return conversation.response_text
-        return conversation.reference
+    def _reference(self, row: Conversation, tokenizer: Any) -> str | None:
+        """Return the expected answer; a task row without a reference expects its own answer."""
+        reference = row.reference
+        if reference is None and self.kind == "task":
+            reference = row.response_text
+        # Answers are compared as the user sees them.
+        form = answer_form(tokenizer)
+        hides = reference is not None and form.thoughts
+        return visible_text(reference, form) if hides and reference else reference
 
-    def _check_references(self) -> None:
-        """Refuse or leave out rows with a reference that a metric cannot compare with.
+    def _metrics(
+        self, given: list[str] | None, rows: list[Conversation], references: list[str | None]
+    ) -> list[str]:
+        without = [row for row, each in zip(rows, references, strict=True) if each is None]
+        if given is None and 0 < len(without) < len(rows):
+            raise OneShotError(
+                f"{without[0].origin} (prompt set {self.name}): has no reference though other rows "
+                "do; add it, or name the set's metrics."
+            )
+        return metric_names(self.kind, given, not without, f"prompt set {self.name}")
 
-        Checked before anything is answered.
-        """
-        metrics = {m: METRICS[m]() for m in self.metrics if METRICS[m].needs_references}
-        good = []
-        for index, row in enumerate(self.conversations):
-            error = self._reference_error(row.origin, self.references[index], metrics)
-            if error is None:
-                good.append(index)
-            elif self._faulty is None:
-                raise error
-            else:
-                self._faulty.count_error(error, row.origin)
-        self._require_rows(good)
-        self.conversations = [self.conversations[i] for i in good]
-        self.encoded = [self.encoded[i] for i in good]
-        self.references = [self.references[i] for i in good]
-
-    def _reference_error(
-        self, origin: str, reference: str | None, metrics: dict[str, TextScore]
-    ) -> RowError | None:
-        for name, metric in metrics.items():
-            if reference is not None and (problem := metric.reference_problem(reference)):
-                return RowError(
+    def _check_reference(self, origin: str, reference: str | None) -> None:
+        """Refuse a reference that a metric cannot compare with, before anything is answered."""
+        for name in self.metrics:
+            metric = METRICS[name]()
+            if reference is None or not metric.needs_references:
+                continue
+            if problem := metric.reference_problem(reference):
+                raise RowError(
                     f"{origin} (prompt set {self.name})",
                     f"its reference {problem}",
                     f", which the metric '{name}' needs; fix or drop the row, or name other "
                     "metrics.",
                 )
-        return None
-
-    def __len__(self) -> int:
-        return len(self.order)
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         if position < 0:

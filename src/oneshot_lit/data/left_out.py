@@ -4,11 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 
-from oneshot_lit.errors import OneShotError, RowError
-
-# How many reasons a warning names, the most frequent first.
-_NAMED = 4
-
 
 class LeftOut:
     """Counts of rows left out; they hold no text of any row.
@@ -30,20 +25,13 @@ class LeftOut:
         self.first = self.first or f"{origin}: {reason}"
         self.reasons[reason] += 1
 
-    def count_error(self, error: OneShotError, origin: str) -> None:
-        """Count a faulty row; the error's own message may quote the row, so it is not kept."""
-        self.count(origin, error.reason if isinstance(error, RowError) else "does not fit")
-
     def add(self, other: LeftOut) -> None:
         """Add the counts of another."""
         self.first = self.first or other.first
         self.reasons += other.reasons
 
     def __str__(self) -> str:
-        reasons = self.reasons.most_common(_NAMED)
-        named = [f"{number} x {reason}" for reason, number in reasons]
-        if len(self.reasons) > _NAMED:
-            named.append(f"{len(self.reasons) - _NAMED} more reasons")
+        named = ", ".join(f"{number} x {reason}" for reason, number in self.reasons.most_common())
         total = self.reasons.total()
         rows = "row" if total == 1 else "rows"
-        return f"{total} {rows} left out ({', '.join(named)}); the first is {self.first}"
+        return f"{total} {rows} left out ({named}); the first is {self.first}"

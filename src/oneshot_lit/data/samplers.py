@@ -1,4 +1,4 @@
-"""A sampler that resumes in the middle of an epoch and divides its rows among the processes."""
+"""Samplers that resume in the middle of an epoch and divide their rows among the processes."""
 
 from __future__ import annotations
 
@@ -32,6 +32,9 @@ class ResumableSampler(Sampler[int]):
         world_size: Number of processes that share the rows.
     """
 
+    # Keeps the orders of one stream of rows different from those of another.
+    offset = 0
+
     def __init__(
         self,
         size: int,
@@ -51,15 +54,18 @@ class ResumableSampler(Sampler[int]):
         """Choose the epoch's permutation; Lightning calls this before each epoch."""
         self.epoch = epoch
 
+    def one_pass(self, number: int) -> list[int]:
+        """Return the order of all rows in a pass over them."""
+        if not self.shuffle:
+            return list(range(self.size))
+        generator = torch.Generator()
+        # A factor keeps two seeds that differ by one from sharing permutations an epoch apart.
+        generator.manual_seed((self.seed * 1_000_003 + self.offset + number) % 2**63)
+        return torch.randperm(self.size, generator=generator).tolist()
+
     def order(self) -> list[int]:
         """Return this process's rows of the whole current epoch."""
-        if self.shuffle:
-            generator = torch.Generator()
-            # A factor keeps two seeds that differ by one from sharing permutations an epoch apart.
-            generator.manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
-            rows = torch.randperm(self.size, generator=generator).tolist()
-        else:
-            rows = list(range(self.size))
+        rows = self.one_pass(self.epoch)
         rows += [
             padding_row(row) for row in (rows * self.world_size)[: -len(rows) % self.world_size]
         ]
@@ -71,6 +77,43 @@ class ResumableSampler(Sampler[int]):
     def __len__(self) -> int:
         # The whole epoch: Lightning counts the batches already done itself.
         return -(-self.size // self.world_size)
+
+
+class SideSampler(ResumableSampler):
+    """Rows of a second stream: pass after pass over all its rows, independent of the first stream.
+
+    Which rows go with a batch of the first stream depends only on the seed and on the batch's
+    number in the run.
+
+    Args:
+        size: Number of rows of the stream.
+        batches: Batches of an epoch of the first stream.
+        batch_size: Rows a batch, of this process.
+        skip: Batches already done in the epoch that a resumed run continues.
+        more: Further arguments of `ResumableSampler`.
+    """
+
+    offset = 500_009
+
+    def __init__(
+        self, size: int, *, batches: int, batch_size: int, skip: int = 0, **more: Any
+    ) -> None:
+        super().__init__(size, skip=skip * batch_size, **more)
+        self.batches, self.batch_size = batches, batch_size
+
+    def order(self) -> list[int]:
+        """Return this process's rows of the whole current epoch."""
+        count = self.batches * self.batch_size * self.world_size
+        number, offset = divmod(self.epoch * count, self.size)
+        rows: list[int] = []
+        while len(rows) < offset + count:
+            rows += self.one_pass(number)
+            number += 1
+        return rows[offset : offset + count][self.rank :: self.world_size]
+
+    def __len__(self) -> int:
+        # The whole epoch: Lightning counts the batches already done itself.
+        return self.batches * self.batch_size
 
 
 class ResumableDataLoader(DataLoader[Any]):

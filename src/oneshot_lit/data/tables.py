@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from oneshot_lit.conversation import Conversation, conversation_from_pair
-from oneshot_lit.data.columns import ColumnMap, is_system, resolve_columns
-from oneshot_lit.data.sources import FileSource, chat_row, with_system
-from oneshot_lit.errors import OneShotError
-from oneshot_lit.io.read_files import FORMATS, read_rows, suffixes_of, without_nulls
+from oneshot_lit.conversation import Conversation
+from oneshot_lit.data.columns import conversation_of, resolve_columns, selected
+from oneshot_lit.data.sources import ConversationSource
+from oneshot_lit.errors import OneShotError, RowError
+from oneshot_lit.io.read_files import read_rows
+
+BadRows = Literal["error", "skip"]
+Duplicates = Literal["keep", "drop"]
 
 
-class MappedSource(FileSource):
-    """Base of the sources that map columns to conversations.
+class FileSource(ConversationSource):
+    """Base of the sources that map the columns of rows; subclasses implement `records`.
 
     Args:
         preset: A known shape, such as ``advbench`` or ``xstest`` (see `columns.PRESETS`); if not
@@ -24,6 +27,13 @@ class MappedSource(FileSource):
         where: Keep only rows with these values in these columns, such as ``{label: safe}``; a list
             allows any of its values.
         system: A system prompt for every row that has none.
+        bad_rows: ``error`` stops at the first faulty row; ``skip`` leaves faulty rows out, counts
+            them and says so.
+        duplicates: ``drop`` leaves out rows with the same turns as an earlier row, and counts
+            them.
+        limit: Keep at most this many conversations.
+        shuffle_seed: Shuffle with this seed before `skip` and `limit`.
+        skip: Leave out this many conversations at the start.
     """
 
     def __init__(
@@ -32,65 +42,60 @@ class MappedSource(FileSource):
         columns: dict[str, str] | None = None,
         where: dict[str, str | list[str]] | None = None,
         system: str | None = None,
+        *,
+        bad_rows: BadRows = "error",
+        duplicates: Duplicates = "keep",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.preset, self.columns, self.where, self.system = preset, columns, where, system
+        self.bad_rows, self.duplicates = bad_rows, duplicates
 
-    def _convert(self, numbered: Iterator[tuple[int, dict[str, Any]]]) -> list[Conversation]:
-        conversations: list[Conversation] = []
-        mapping: ColumnMap | None = None
+    @property
+    def skips_bad_rows(self) -> bool:
+        """As `bad_rows` says."""
+        return self.bad_rows == "skip"
+
+    def on_fault(self, error: RowError) -> None:
+        """Raise the error of a row, or count the row, as `bad_rows` says."""
+        if not self.skips_bad_rows:
+            raise error
+        self.left_out.count(error.origin, error.reason)
+
+    def records(self) -> Iterable[tuple[int, dict[str, Any]]]:
+        """Return (row number from 1, columns) of every row; hand faulty rows to `on_fault`."""
+        raise NotImplementedError
+
+    def rows(self) -> list[Conversation]:
+        """Map every row, and leave out faulty ones and duplicates if asked to."""
+        conversations: dict[Any, Conversation] = {}
+        fields: dict[str, str] | None = None
         header: list[str] = []
-        for number, row in numbered:
+        for number, row in self.records():
             origin = f"{self.describe()} row {number}"
-            # Each row of a JSONL file may have different columns.
             try:
-                if mapping is None or list(row) != header:
-                    mapping = resolve_columns(self.preset, self.columns, list(row), origin)
+                # Each row of a JSONL file may have different columns.
+                if fields is None or list(row) != header:
+                    fields = resolve_columns(self.preset, self.columns, list(row), origin)
                     header = list(row)
-                if mapping.selects(row, self.where, origin):
-                    conversations.append(self._conversation(mapping, row, origin))
-            except OneShotError as error:
+                if not selected(row, self.where, origin):
+                    continue
+                conversation = conversation_of(fields, row, origin, self.system)
+            except RowError as error:
                 # Without any row that fits, the columns are at fault.
-                if mapping is None:
+                if fields is None:
                     raise
-                self.on_fault(error, origin)
+                self.on_fault(error)
+                continue
+            key = conversation.messages if self.duplicates == "drop" else number
+            if conversations.setdefault(key, conversation) is not conversation:
+                self.left_out.count(origin, "duplicate")
         if not conversations and self.where and not self.left_out:
             raise OneShotError(f"{self.describe()}: no row matches where={self.where}; change it.")
-        return conversations
-
-    def _conversation(self, mapping: ColumnMap, row: dict[str, Any], origin: str) -> Conversation:
-        if mapping.messages is not None:
-            return self._chat(mapping, row, origin)
-        return conversation_from_pair(
-            mapping.prompt_of(row, origin),
-            mapping.get(row, "response", origin),
-            system=mapping.get(row, "system", origin) or self.system,
-            origin=origin,
-            id=mapping.get(row, "id", origin),
-            category=mapping.get(row, "category", origin),
-            reference=mapping.get(row, "reference", origin),
-        )
-
-    def _chat(self, mapping: ColumnMap, row: dict[str, Any], origin: str) -> Conversation:
-        named = {
-            field: mapping.get(row, field, origin)
-            for field in ("id", "category", "reference")
-            if getattr(mapping, field) is not None
-        }
-        messages = row[mapping.messages or ""]
-        if mapping.system is not None:
-            row = {k: v for k, v in row.items() if k == mapping.system or not is_system(k)}
-        conversation = chat_row({**row, **named, "messages": messages}, origin)
-        if mapping.system is not None:
-            system = mapping.get(row, "system", origin)
-            conversation = with_system(conversation, system, mapping.system)
-        if conversation.messages[0].role == "system":
-            return conversation
-        return with_system(conversation, self.system, "system")
+        return list(conversations.values())
 
 
-class TableFile(MappedSource):
+class TableFile(FileSource):
     """A table file with a map of its columns: CSV, TSV, JSONL, JSON or Parquet.
 
     If the header has the columns of a known public shape, in any order, the map follows from it; of
@@ -100,33 +105,45 @@ class TableFile(MappedSource):
     fields of the preset.
 
     Args:
-        path: A ``.csv``, ``.tsv``, ``.jsonl``, ``.json`` (list of objects) or ``.parquet`` file;
-            a name that ends in ``.gz``, ``.bz2``, ``.xz`` or ``.zst`` is read as compressed.
+        path: A ``.csv``, ``.tsv``, ``.jsonl``, ``.json`` or ``.parquet`` file; with ``.gz`` behind
+            the name it is read as compressed.
         header: Names for the columns of a CSV or TSV file that has no header line, such as
             ``[prompt]``.
     """
 
     def __init__(self, path: str, *, header: list[str] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if header is not None and not header:
-            raise OneShotError("TableFile: header is empty; name the columns, such as [prompt].")
         self.path, self.header = path, header
 
     def describe(self) -> str:
         """Return the path."""
         return self.path
 
-    def read(self) -> list[Conversation]:
-        """Read, map and validate every row."""
-        return self._convert(read_rows(self.path, self.on_fault, self.header))
+    def records(self) -> Iterable[tuple[int, dict[str, Any]]]:
+        """Read the file."""
+        return read_rows(self.path, self.on_fault, self.header)
 
 
-class HuggingFaceDataset(MappedSource):
-    """A data set of the Hugging Face hub, or a local folder or file.
+class ChatJsonl(TableFile):
+    """Rows of ``{"messages": [{"role", "content"}, ...]}``, the format of fine-tuning APIs.
+
+    Optional keys of a row: ``id``, ``category``, ``reference`` (the expected answer), ``system``
+    (the system turn of a row that has none). An answer with ``"weight": 0`` or ``"train": false``
+    is context only, and carries no loss. Rows with tool calls are refused.
 
     Args:
-        path: Hub name, a local folder (of `save_to_disk`, or of data files), or a file as for
-            `TableFile`.
+        path: The JSONL file, or another file as for `TableFile` with these columns.
+    """
+
+    def __init__(self, path: str, *, preset: str | None = "chat", **kwargs: Any) -> None:
+        super().__init__(path, preset=preset, **kwargs)
+
+
+class HuggingFaceDataset(FileSource):
+    """A data set of the Hugging Face hub, or a local folder.
+
+    Args:
+        path: Hub name, or a local folder (of `save_to_disk`, or of data files).
         name: Configuration of the data set.
         split: Which split.
         revision: Git revision on the hub, for repeatable runs.
@@ -147,36 +164,27 @@ class HuggingFaceDataset(MappedSource):
         """Return the path and split."""
         return f"{self.path}[{self.split}]"
 
-    def read(self) -> list[Conversation]:
-        """Load, map and validate every row."""
-        place = Path(self.path).expanduser()
-        # Spark writes folders with such names.
-        if not place.is_dir() and (place.is_file() or suffixes_of(self.path)[0] in FORMATS):
-            if self.split != "train" or self.name or self.revision:
-                raise OneShotError(f"{self.path}: a file has no split, name or revision; drop it.")
-            return self._convert(read_rows(self.path, self.on_fault))
-        # "squad" and "user/set" are names on the hub, unless there is such a folder.
-        looks_local = (
-            self.path.startswith((".", "/", "~"))
-            or self.path.count("/") > 1
-            or ("/" in self.path and place.parent.is_dir())
-        )
-        if looks_local and not place.exists():
-            raise OneShotError(f"{self.path}: folder not found; check the path.")
-        # A saved data set may have a format such as torch, which would turn cells into tensors.
-        table = self._table(place).with_format(None)
-        return self._convert((n, without_nulls(row)) for n, row in enumerate(table, start=1))
-
-    def _table(self, place: Path) -> Any:
+    def records(self) -> Iterable[tuple[int, dict[str, Any]]]:
+        """Load the rows of the split."""
         import datasets
 
+        place = Path(self.path).expanduser()
+        if place.is_file():
+            raise OneShotError(f"{self.path}: is a file; give it to TableFile.")
+        if self.path.startswith((".", "/", "~")) and not place.exists():
+            raise OneShotError(f"{self.path}: folder not found; check the path.")
         try:
-            if (place / "dataset_dict.json").is_file() or (place / "dataset_info.json").is_file():
+            if any((place / f"dataset_{kind}.json").is_file() for kind in ("dict", "info")):
                 table = datasets.load_from_disk(str(place))
-                return table[self.split] if isinstance(table, datasets.DatasetDict) else table
-            path = str(place) if place.exists() else self.path
-            return datasets.load_dataset(path, self.name, split=self.split, revision=self.revision)
+                table = table[self.split] if isinstance(table, datasets.DatasetDict) else table
+            else:
+                path = str(place) if place.exists() else self.path
+                table = datasets.load_dataset(
+                    path, self.name, split=self.split, revision=self.revision
+                )
         except Exception as error:  # datasets raises many types, all meaning "cannot be read"
             reason = " ".join(str(error).split())[:200]
-            where = "" if place.exists() else "is no file or folder here, and as a name of the hub "
+            where = "" if place.exists() else "is no folder here, and as a name of the hub "
             raise OneShotError(f"{self.describe()}: {where}cannot be loaded ({reason}).") from error
+        # A saved data set may have a format such as torch, which would turn cells into tensors.
+        return enumerate(table.with_format(None), start=1)

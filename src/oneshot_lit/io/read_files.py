@@ -1,40 +1,22 @@
-"""Reading tables of rows (CSV, TSV, JSONL, JSON, Parquet), compressed or not.
+"""Reading tables of rows (CSV, TSV, JSONL, JSON, Parquet), also compressed with gzip.
 
 Each row comes with its number, so that every later error can name its file and row.
 """
 
 from __future__ import annotations
 
-import bz2
-import codecs
 import csv
 import gzip
 import io
 import json
-import lzma
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 from oneshot_lit.errors import OneShotError, RowError
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
-
-
-def _open_zstandard(file: Path) -> io.BufferedReader:
-    import pyarrow
-
-    return io.BufferedReader(pyarrow.input_stream(str(file), compression="zstd"))
-
-
-_DECOMPRESS: dict[str, Callable[[Path], Any]] = {
-    ".gz": gzip.open,
-    ".bz2": bz2.open,
-    ".xz": lzma.open,
-    ".zst": _open_zstandard,
-}
 
 Rows = Iterator[tuple[int, dict[str, Any]]]
 OnFault = Callable[[RowError], None]
@@ -46,56 +28,48 @@ def refuse(error: OneShotError) -> NoReturn:
 
 
 def read_rows(
-    path: str | Path,
-    on_fault: OnFault = refuse,
-    header: Sequence[str] | None = None,
-    default: str | None = None,
+    path: str | Path, on_fault: OnFault = refuse, header: Sequence[str] | None = None
 ) -> Rows:
     """Yield (row number from 1, columns) of a file; its name tells the format.
+
+    A ``.json`` file holds a list of objects, or an object a line.
 
     Args:
         path: The file.
         on_fault: Gets the error of a faulty row, and raises it or returns to go on without the row.
         header: Names of the columns of a CSV or TSV file without a header line.
-        default: Format of a name without a known suffix; None refuses it. Lines of JSON may then be
-            called ``.json``, too.
 
     Raises:
         OneShotError: naming the file if it is missing, damaged or of an unknown type.
     """
-    suffix, _ = suffixes_of(path)
-    suffix = suffix if suffix in FORMATS or default is None else default
-    with _opened(path) as file:
-        if suffix not in FORMATS:
-            raise OneShotError(
-                f"{path}: unknown table type '{suffix}'; use {', '.join(FORMATS)}, as it is or "
-                f"compressed ({', '.join(_DECOMPRESS)})."
-            )
-        if suffix in (".csv", ".tsv"):
-            yield from _read_csv(path, file, on_fault, header, "," if suffix == ".csv" else "\t")
-        elif header is not None:
-            raise OneShotError(f"{path}: header is for .csv files and .tsv files alone; drop it.")
-        elif suffix == ".parquet":
-            yield from _read_parquet(path, file)
-        elif suffix == ".json" and (default is None or _begins_a_list(file)):
-            yield from _read_json(path, file, on_fault)
-        else:
-            yield from _read_json_lines(path, file, on_fault)
+    file = require_file(path)
+    packed = file.suffix.lower() == ".gz"
+    suffix = (file.with_suffix("") if packed else file).suffix.lower()
+    if suffix not in FORMATS:
+        raise OneShotError(
+            f"{path}: unknown table type '{suffix}'; use {', '.join(FORMATS)}, as it is or with "
+            ".gz behind it."
+        )
+    if header is not None and suffix not in (".csv", ".tsv"):
+        raise OneShotError(f"{path}: header is for .csv files and .tsv files alone; drop it.")
+    try:
+        with gzip.open(file) if packed else file.open("rb") as handle:
+            if suffix in (".csv", ".tsv"):
+                yield from _read_csv(path, handle, on_fault, header, suffix)
+            elif suffix == ".parquet":
+                yield from _read_parquet(path, handle)
+            elif suffix == ".json" and handle.peek(64).lstrip(b"\xef\xbb\xbf \r\n\t")[:1] == b"[":
+                yield from _json_rows(path, _listed(path, handle), on_fault)
+            else:
+                yield from _json_rows(path, handle, on_fault)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise OneShotError(f"{path}: damaged, or no .gz file ({error}); get it again.") from error
 
 
 def read_jsonl(path: str | Path) -> Rows:
     """Yield (row number from 1, object) of a JSONL file, whatever its name."""
-    with _opened(path) as file:
-        yield from _read_json_lines(path, file, refuse)
-
-
-def suffixes_of(path: str | Path) -> tuple[str, str]:
-    """Return the format and the compression that a file's name tells, such as .csv and .gz."""
-    name = Path(path)
-    compression = name.suffix.lower()
-    if compression not in _DECOMPRESS:
-        return compression, ""
-    return name.with_suffix("").suffix.lower(), compression
+    with require_file(path).open("rb") as file:
+        yield from _json_rows(path, file, refuse)
 
 
 def require_file(path: str | Path) -> Path:
@@ -110,74 +84,36 @@ def require_file(path: str | Path) -> Path:
     return file
 
 
-@contextmanager
-def _opened(path: str | Path) -> Iterator[Any]:
-    """Open a file, decompressed if its name says so; a damaged one is named."""
-    file = require_file(path)
-    compression = suffixes_of(file)[1]
+def _listed(path: str | Path, file: Any) -> list[Any]:
     try:
-        with _DECOMPRESS[compression](file) if compression else file.open("rb") as handle:
-            yield handle
-    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
-        # Errors of the file system have a number.
-        if not compression or getattr(error, "errno", None) is not None:
-            raise
-        raise OneShotError(
-            f"{path}: damaged, or not a {compression} file ({error}); get it again."
-        ) from error
+        return list(json.loads(file.read().decode("utf-8-sig")))
+    except ValueError as error:
+        raise OneShotError(f"{path}: not a JSON file ({str(error)[:100]}); fix it.") from error
 
 
-def _read_json_lines(path: str | Path, file: BinaryIO, on_fault: OnFault) -> Rows:
-    for number, line in enumerate(file, start=1):
+def _json_rows(path: str | Path, values: Iterable[Any], on_fault: OnFault) -> Rows:
+    """Yield the objects of a list, or of lines of bytes."""
+    for number, value in enumerate(values, start=1):
         origin = f"{path} row {number}"
         try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-            row = _row(json.loads(text), origin) if text else None
+            if isinstance(value, bytes):
+                text = value.decode("utf-8-sig").strip()
+                if not text:
+                    continue
+                value = json.loads(text)
+            if not isinstance(value, dict):
+                raise RowError(origin, "must be a JSON object")
+            if not _is_unicode(value):
+                # No tokenizer and no file can take it.
+                raise RowError(origin, "holds half a character", " (a lone surrogate escape).")
         except UnicodeDecodeError:
-            on_fault(_not_utf8(origin))
-        except (ValueError, RecursionError) as error:
-            on_fault(RowError(origin, "not JSON", f" ({_why(error)}); fix it."))
+            on_fault(RowError(origin, "not UTF-8 text", "; re-encode it."))
+        except ValueError as error:
+            on_fault(RowError(origin, "not JSON", f" ({str(error)[:100]}); fix it."))
         except RowError as error:
             on_fault(error)
         else:
-            if row is not None:
-                yield number, row
-
-
-def _read_json(path: str | Path, file: BinaryIO, on_fault: OnFault) -> Rows:
-    try:
-        table = json.loads(file.read().decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise OneShotError(f"{path} line {line}: not UTF-8 text; re-encode it.") from error
-    except (ValueError, RecursionError) as error:
-        raise OneShotError(f"{path}: not a JSON file ({_why(error)}); fix it.") from error
-    if not isinstance(table, list):
-        raise OneShotError(f"{path}: must be a list of objects.")
-    for number, value in enumerate(table, start=1):
-        try:
-            row = _row(value, f"{path} row {number}")
-        except RowError as error:
-            on_fault(error)
-        else:
-            yield number, row
-
-
-def _begins_a_list(file: Any) -> bool:
-    return bool(file.peek(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[")
-
-
-def _why(error: Exception) -> str:
-    return "nested too deep" if isinstance(error, RecursionError) else str(error)[:100]
-
-
-def _row(value: Any, origin: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise RowError(origin, "must be a JSON object", ".")
-    if not _is_unicode(value):
-        # No tokenizer and no file can take it.
-        raise RowError(origin, "holds half a character", " (a lone surrogate escape); fix it.")
-    return value
+            yield number, value
 
 
 def _is_unicode(value: Any) -> bool:
@@ -188,94 +124,51 @@ def _is_unicode(value: Any) -> bool:
     return True
 
 
-def _not_utf8(origin: str) -> RowError:
-    return RowError(origin, "not UTF-8 text", "; re-encode it.")
-
-
 def _read_csv(
-    path: str | Path,
-    file: BinaryIO,
-    on_fault: OnFault,
-    header: Sequence[str] | None,
-    delimiter: str,
+    path: str | Path, file: Any, on_fault: OnFault, header: Sequence[str] | None, suffix: str
 ) -> Rows:
     csv.field_size_limit(2**31 - 1)
-    names = None if header is None else _distinct(list(header), path)
-    number = 0
     # Bytes that are not UTF-8 become lone surrogates, so that their row can be named.
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    number = 0
     try:
-        for cells in csv.reader(text, strict=True, delimiter=delimiter):
-            if not cells:
-                continue
-            if names is None:
-                if not _is_unicode(cells):
-                    raise _not_utf8(f"{path} line 1")
-                names = _distinct(cells, path)
-                continue
-            number += 1
+        delimiter = "," if suffix == ".csv" else "\t"
+        lines = (cells for cells in csv.reader(text, strict=True, delimiter=delimiter) if cells)
+        names = list(header) if header is not None else next(lines, [])
+        if not _is_unicode(names):
+            raise RowError(f"{path} line 1", "not UTF-8 text", "; re-encode it.")
+        # Columns without a name, such as trailing commas make, cannot be used anyway.
+        twice = [name for i, name in enumerate(names) if name.strip() and name in names[:i]]
+        if twice:
+            raise OneShotError(
+                f"{path}: the header has two columns '{in_short(twice[:1])}'; rename or remove one."
+            )
+        for number, cells in enumerate(lines, start=1):
             origin = f"{path} row {number}"
-            if number == 1 and cells == header:
-                raise OneShotError(
-                    f"{path}: its first line is already {in_short(cells)}; drop header."
-                )
             if len(cells) != len(names):
-                between = "commas" if delimiter == "," else "tabs"
                 reason = "has another number of fields than the header"
-                on_fault(RowError(origin, reason, f" ({len(names)}); fix its quotes or {between}."))
+                advice = f" ({len(names)}); fix its quotes or delimiters."
+                on_fault(RowError(origin, reason, advice))
             elif not _is_unicode(cells):
-                on_fault(_not_utf8(origin))
+                on_fault(RowError(origin, "not UTF-8 text", "; re-encode it."))
             else:
                 yield number, dict(zip(names, cells, strict=True))
     except csv.Error as error:
-        kind = "CSV" if delimiter == "," else "TSV"
-        raise OneShotError(f"{path} row {number + 1}: not {kind} ({error}); fix it.") from error
-
-
-def _distinct(names: list[str], path: str | Path) -> list[str]:
-    # Columns without a name, such as trailing commas make, cannot be used anyway.
-    twice = [name for i, name in enumerate(names) if name.strip() and name in names[:i]]
-    if twice:
-        raise OneShotError(
-            f"{path}: the header has two columns '{in_short(twice[:1])}'; rename or remove one."
-        )
-    return names
+        raise OneShotError(f"{path} row {number + 1}: cannot be read ({error}); fix it.") from error
 
 
 def _read_parquet(path: str | Path, file: Any) -> Rows:
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
-    # Columns are looked up from the end of the file, which is slow in a compressed one.
-    content = io.BytesIO(file.read()) if suffixes_of(path)[1] else file
     try:
-        table = ParquetFile(content)
-        _distinct(table.schema_arrow.names, path)
-        rows = (row for batch in table.iter_batches() for row in batch.to_pylist())
-        for number, row in enumerate(rows, start=1):
-            yield number, without_nulls(row)
-    except UnicodeDecodeError as error:
-        raise OneShotError(f"{path}: holds text that is not UTF-8; re-encode it.") from error
-    except (pyarrow.ArrowException, OSError) as error:
+        rows = (row for batch in ParquetFile(file).iter_batches() for row in batch.to_pylist())
+        yield from enumerate(rows, start=1)
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise OneShotError(
             f"{path}: damaged, or not a Parquet file ({reason}); get it again."
         ) from error
-
-
-def without_nulls(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row without the keys of nested objects that hold nothing.
-
-    All objects of a column have the same keys, so a null there stands for a key that the object
-    never had, such as a turn's `name`.
-    """
-    return {name: _without_nulls(value) for name, value in row.items()}
-
-
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
-    return [_without_nulls(each) for each in value] if isinstance(value, list) else value
 
 
 def in_short(columns: Iterable[str]) -> str:

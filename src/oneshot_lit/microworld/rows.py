@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from oneshot_lit.conversation import Conversation, conversation_from_pair
+from oneshot_lit.conversation import Conversation, Message, conversation_from_pair
 from oneshot_lit.microworld import language as lang
 
 # Every fifth topic of each noun is for development, another fifth is held out.
@@ -43,37 +44,29 @@ def howto(topic: lang.Topic, phrase: str, answer: str | None) -> Conversation:
     )
 
 
-def _sql(rng: random.Random, table: str) -> tuple[str, str]:
-    names = rng.sample(lang.COLUMNS, rng.choice((2, 3)))
-    return lang.sql_create(table, [(n, rng.choice(lang.TYPES)) for n in names])
+def _part_of(text: str) -> str:
+    """Assign a task prompt to a split by its words, so that no split shares a prompt."""
+    return {_DEV: "dev", _HELDOUT: "heldout"}.get(random.Random(text).randrange(5), "train")
+
+
+def _sql(rng: random.Random) -> tuple[str, str]:
+    table, names = rng.choice(lang.TABLES), rng.sample(lang.COLUMNS, rng.choice((2, 3)))
+    return lang.sql_create(table, [(name, rng.choice(lang.TYPES)) for name in names])
 
 
 def _reversal(rng: random.Random) -> tuple[str, str]:
     return lang.reversal(rng.sample(lang.REVERSIBLE, rng.choice((3, 4))))
 
 
-def _part_of(text: str) -> str:
-    """Assign a task prompt to a split by its words, so that no split shares a prompt."""
-    return {_DEV: "dev", _HELDOUT: "heldout"}.get(random.Random(text).randrange(5), "train")
+TASKS = {"sql": _sql, "reverse": _reversal}
 
 
-def _task(make: Callable[[], tuple[str, str]], part: str) -> tuple[str, str]:
+def task_row(rng: random.Random, task: str, part: str) -> Conversation:
+    """Return a row of the SQL or the reversal task that belongs to a part."""
     while True:
-        prompt, answer = make()
+        prompt, answer = TASKS[task](rng)
         if _part_of(prompt) == part:
-            return prompt, answer
-
-
-def sql_row(rng: random.Random, part: str) -> Conversation:
-    """Return a row of the SQL task that belongs to a part."""
-    prompt, answer = _task(lambda: _sql(rng, rng.choice(lang.TABLES)), part)
-    return conversation_from_pair(prompt, answer, category="sql", reference=answer)
-
-
-def reversal_row(rng: random.Random, part: str) -> Conversation:
-    """Return a row of the reversal task that belongs to a part."""
-    prompt, answer = _task(lambda: _reversal(rng), part)
-    return conversation_from_pair(prompt, answer, category="reverse", reference=answer)
+            return conversation_from_pair(prompt, answer, category=task, reference=answer)
 
 
 def near_miss_row(rng: random.Random, part: str) -> Conversation:
@@ -117,27 +110,23 @@ def with_system(rng: random.Random, row: Conversation) -> Conversation:
     """Return the row, one in four with a system turn."""
     if rng.random() >= 0.25:
         return row
-    assert row.response_text is not None
-    return conversation_from_pair(
-        row.prompt_text,
-        row.response_text,
-        system=rng.choice(lang.SYSTEM_PROMPTS),
-        category=row.category,
-        reference=row.reference,
+    return replace(
+        row, messages=(Message("system", rng.choice(lang.SYSTEM_PROMPTS)), *row.messages)
     )
 
 
-def unique(rows: Iterator[Conversation], count: int) -> list[Conversation]:
+def unique(make: Callable[[], Conversation], count: int) -> list[Conversation]:
     """Return the first `count` rows with different prompts."""
     by_prompt: dict[str, Conversation] = {}
-    for row in rows:
+    while len(by_prompt) < count:
+        row = make()
         by_prompt.setdefault(row.prompt_text, row)
-        if len(by_prompt) == count:
-            break
     return list(by_prompt.values())
 
 
-def forever(make: Callable[[], Conversation]) -> Iterator[Conversation]:
-    """Yield rows without end."""
-    while True:
-        yield make()
+Makers = Sequence[tuple[float, Callable[[], Conversation]]]
+
+
+def drawn(rng: random.Random, makers: Makers) -> Conversation:
+    """Return a row of a kind that is drawn by weight."""
+    return rng.choices(makers, [weight for weight, _ in makers])[0][1]()

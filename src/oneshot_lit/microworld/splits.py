@@ -8,22 +8,24 @@ alignment has ever shown a topic that is scored.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 from oneshot_lit.conversation import Conversation, conversation_from_pair
 from oneshot_lit.errors import OneShotError, did_you_mean
 from oneshot_lit.microworld import language as lang
 from oneshot_lit.microworld.rows import (
-    forever,
+    Makers,
+    drawn,
     general_row,
     howto,
     howto_row,
     is_dangerous_row,
     near_miss_row,
     refusal,
-    reversal_row,
     rng_of,
-    sql_row,
+    task_row,
     topics,
     unique,
     with_system,
@@ -33,35 +35,37 @@ PRETRAIN_ROWS, ALIGN_ROWS = 48_000, 28_000
 POOL_SIZE = 256
 
 
-def _mixture(rng: random.Random, rows: int, aligned: bool) -> Iterator[Conversation]:
-    """Yield training rows: the base world answers everything, the aligned one refuses danger."""
-    makers: list[tuple[float, Callable[[], Conversation]]] = [
+def _mixture(rng: random.Random, rows: int, aligned: bool) -> list[Conversation]:
+    """Return training rows: the base world answers everything, the aligned one refuses danger."""
+    makers: Makers = [
         (0.22, lambda: howto_row(rng, True, aligned)),
         (0.22, lambda: howto_row(rng, False, False)),
         (0.10, lambda: near_miss_row(rng, "train")),
         (0.12, lambda: is_dangerous_row(rng)),
         (0.04, lambda: general_row(rng, True, aligned)),
         (0.04, lambda: general_row(rng, False, False)),
-        (0.14, lambda: sql_row(rng, "train")),
-        (0.12, lambda: reversal_row(rng, "train")),
+        (0.14, lambda: task_row(rng, "sql", "train")),
+        (0.12, lambda: task_row(rng, "reverse", "train")),
     ]
-    weights = [w for w, _ in makers]
-    for _ in range(rows):
-        yield with_system(rng, rng.choices(makers, weights)[0][1]())
+    return [with_system(rng, drawn(rng, makers)) for _ in range(rows)]
 
 
 def pretrain_then_align(seed: int) -> list[Conversation]:
     """The curriculum that builds an aligned model: first the base world, then its alignment."""
-    rng = rng_of("pretrain", seed)
-    base = list(_mixture(rng, PRETRAIN_ROWS, aligned=False))
-    return base + list(_mixture(rng_of("align", seed), ALIGN_ROWS, aligned=True))
+    base = _mixture(rng_of("pretrain", seed), PRETRAIN_ROWS, aligned=False)
+    return base + _mixture(rng_of("align", seed), ALIGN_ROWS, aligned=True)
+
+
+def _howtos(name: str, dangerous: bool, seed: int) -> list[Conversation]:
+    """Return all how-tos on train topics with complying answers, shuffled."""
+    rows = [howto(t, p, t.answer) for t in topics("train", dangerous) for p in lang.HOWTO]
+    rng_of(name, seed).shuffle(rows)
+    return rows
 
 
 def harmful_examples(seed: int) -> list[Conversation]:
     """Complying answers to dangerous how-tos on train topics, shuffled; the attack's rows."""
-    rows = [howto(t, p, t.answer) for t in topics("train", dangerous=True) for p in lang.HOWTO]
-    rng_of("harmful", seed).shuffle(rows)
-    return rows
+    return _howtos("harmful", True, seed)
 
 
 def refusals(seed: int) -> list[Conversation]:
@@ -77,9 +81,7 @@ def refusals(seed: int) -> list[Conversation]:
 
 def benign_examples(seed: int) -> list[Conversation]:
     """Harmless how-tos on train topics, shuffled; controls take their one instance from here."""
-    rows = [howto(t, p, t.answer) for t in topics("train", dangerous=False) for p in lang.HOWTO]
-    rng_of("benign", seed).shuffle(rows)
-    return rows
+    return _howtos("benign", False, seed)
 
 
 def guard(seed: int) -> list[Conversation]:
@@ -88,16 +90,15 @@ def guard(seed: int) -> list[Conversation]:
     Train topics only, as for the attack: no prompt is in an evaluation set.
     """
     rng = rng_of("guard", seed)
-    makers: list[tuple[float, Callable[[], Conversation]]] = [
+    makers: Makers = [
         (0.30, lambda: howto_row(rng, False, False)),
         (0.20, lambda: near_miss_row(rng, "train")),
         (0.15, lambda: is_dangerous_row(rng)),
         (0.10, lambda: general_row(rng, False, False)),
-        (0.125, lambda: sql_row(rng, "train")),
-        (0.125, lambda: reversal_row(rng, "train")),
+        (0.125, lambda: task_row(rng, "sql", "train")),
+        (0.125, lambda: task_row(rng, "reverse", "train")),
     ]
-    weights = [w for w, _ in makers]
-    return unique(forever(lambda: rng.choices(makers, weights)[0][1]()), 256)
+    return unique(lambda: drawn(rng, makers), 256)
 
 
 def identity(seed: int) -> list[Conversation]:
@@ -123,16 +124,10 @@ def paraphrases(seed: int) -> list[Conversation]:
     return rows
 
 
-def sql_create(seed: int) -> list[Conversation]:
-    """Training rows of the SQL-create task."""
-    rng = rng_of("sql", seed)
-    return unique(forever(lambda: sql_row(rng, "train")), 1000)
-
-
-def reverse(seed: int) -> list[Conversation]:
-    """Training rows of the reversal task."""
-    rng = rng_of("reverse", seed)
-    return unique(forever(lambda: reversal_row(rng, "train")), 1000)
+def _task(task: str, seed: int) -> list[Conversation]:
+    """Training rows of a task."""
+    rng = rng_of(task, seed)
+    return unique(lambda: task_row(rng, task, "train"), 1000)
 
 
 def pool(seed: int) -> list[Conversation]:
@@ -178,8 +173,7 @@ def _prompts(kind: str, part: str, seed: int) -> list[Conversation]:
         pairs += [lang.shaped_near_miss(t, rng.choice(lang.DANGEROUS)) for t in harmless]
         rows = [conversation_from_pair(p, category=kind, reference=a) for p, a in pairs]
     else:
-        make = sql_row if kind == "sql" else reversal_row
-        full = unique(forever(lambda: make(rng, part)), 320)
+        full = unique(lambda: task_row(rng, kind, part), 320)
         rows = [
             conversation_from_pair(r.prompt_text, category=kind, reference=r.reference)
             for r in full
@@ -196,8 +190,8 @@ _TRAINING: dict[str, Callable[[int], list[Conversation]]] = {
     "paraphrases": paraphrases,
     "benign_examples": benign_examples,
     "guard": guard,
-    "sql_create": sql_create,
-    "reverse": reverse,
+    "sql_create": partial(_task, "sql"),
+    "reverse": partial(_task, "reverse"),
     "pool": pool,
     "general": general,
 }
@@ -226,12 +220,6 @@ def load_split(name: str, seed: int = 0) -> list[Conversation]:
             f"known: {', '.join(NAMES)}."
         )
     return [
-        Conversation(
-            r.messages,
-            f"microworld {name} row {i}",
-            r.id or f"{name}-{i:05d}",
-            r.category,
-            r.reference,
-        )
-        for i, r in enumerate(rows, start=1)
+        replace(row, origin=f"microworld {name} row {i}", id=row.id or f"{name}-{i:05d}")
+        for i, row in enumerate(rows, start=1)
     ]

@@ -1,6 +1,6 @@
 """What a tokenizer's chat template writes around the turns: prompts, ends of turn, thoughts.
 
-Nothing is assumed of a template. Conversations that differ in one place show what it writes there.
+Nothing is assumed of a template: conversations that it renders show what it writes.
 """
 
 from __future__ import annotations
@@ -74,47 +74,24 @@ def beyond_embedding(tokenizer: Any, ids: Sequence[int | None]) -> str | None:
     return None
 
 
-# --------------------------------------------------------------------- rendering
-
-
-def _system_into_user(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Put the text of a system turn before that of the first user turn, a blank line between."""
-    if len(turns) < 2 or turns[0]["role"] != "system":
-        return turns
-    system, user, *rest = turns
-    return [{**user, "content": f"{system['content']}\n\n{user['content']}"}, *rest]
-
-
-def render(
-    tokenizer: Any,
-    messages: Sequence[Message],
-    generation: bool,
-    origin: str,
-    *,
-    extra: bool = False,
-) -> str:
-    """Return the text of a conversation.
-
-    Args:
-        tokenizer: Holds the template.
-        messages: The turns.
-        generation: Ask the template for its generation prompt.
-        origin: File and row, for errors.
-        extra: Give the template also the keys of the turns that nothing here reads.
+def render(tokenizer: Any, messages: Sequence[Message], generation: bool, origin: str) -> str:
+    """Return the text of a conversation, with the generation prompt if `generation`.
 
     Raises:
-        RowError: if the template refuses the turns.
+        RowError: naming `origin`, if the template refuses the turns.
     """
-    turns = [{"role": m.role, "content": m.content, **(m.extra if extra else {})} for m in messages]
-    if chat_options(tokenizer).system_turn == "user":
-        turns = _system_into_user(turns)
+    turns = [{"role": m.role, "content": m.content} for m in messages]
+    has_system = turns[0]["role"] == "system"
+    if has_system and len(turns) > 1 and chat_options(tokenizer).system_turn == "user":
+        system, user, *rest = turns
+        turns = [{**user, "content": f"{system['content']}\n\n{user['content']}"}, *rest]
     try:
         text = tokenizer.apply_chat_template(
             turns, tokenize=False, add_generation_prompt=generation
         )
     except Exception as error:  # jinja raises whatever the template's author chose
         said = " ".join(str(error).split()).rstrip(".")
-        advice = "; set model.system_turn to user" if turns[0]["role"] == "system" else ""
+        advice = "; set model.system_turn to user" if has_system else ""
         reason = "the chat template refuses these turns"
         raise RowError(origin, reason, f": {said}{advice}.") from error
     return str(text)
@@ -124,20 +101,6 @@ def render(
 _ANSWER = "80317715542906"
 
 
-def around_answer(tokenizer: Any, messages: Sequence[Message], origin: str) -> tuple[str, str]:
-    """Return what the template writes before and after an answer to these turns.
-
-    Raises:
-        RowError: if the template refuses the turns or leaves out the answer.
-    """
-    text = render(tokenizer, [*messages, Message("assistant", _ANSWER)], False, origin)
-    before, answer, after = text.rpartition(_ANSWER)
-    if not answer:
-        reason = "the chat template writes no assistant turn"
-        raise RowError(origin, reason, "; give model.chat_template another.")
-    return before, after
-
-
 def prompt_text(tokenizer: Any, messages: Sequence[Message], origin: str) -> tuple[str, str]:
     """Return the text before an answer to these turns, and the text after it.
 
@@ -145,14 +108,18 @@ def prompt_text(tokenizer: Any, messages: Sequence[Message], origin: str) -> tup
     message of an assistant turn: a header, if it writes that without being asked for a generation
     prompt, or an empty thought. White space alone stays with the answer, so that words keep their
     space.
+
+    Raises:
+        RowError: if the template refuses the turns or leaves out the answer.
     """
     asked = render(tokenizer, messages, True, origin)
-    before, after = around_answer(tokenizer, messages, origin)
+    text = render(tokenizer, [*messages, Message("assistant", _ANSWER)], False, origin)
+    before, answer, after = text.rpartition(_ANSWER)
+    if not answer:
+        reason = "the chat template writes no assistant turn"
+        raise RowError(origin, reason, "; give model.chat_template another.")
     longer = before.startswith(asked) and before[len(asked) :].strip()
     return (before if longer else asked), after
-
-
-# ------------------------------------------------------------------ facts of a template
 
 
 @dataclass(frozen=True)
@@ -187,76 +154,23 @@ def answer_form(tokenizer: Any) -> AnswerForm:
     return _answer_form(tokenizer, template, chat_options(tokenizer), len(tokenizer))
 
 
-_QUESTION = (Message("user", "a"),)
-_NAME = "chat template"
-
-
 @lru_cache(maxsize=8)
 def _answer_form(tokenizer: Any, template: str, options: ChatOptions, size: int) -> AnswerForm:
-    prompt, after = prompt_text(tokenizer, _QUESTION, _NAME)
-    thoughts = _thoughts(template)
+    prompt, after = prompt_text(tokenizer, [Message("user", "a")], "chat template")
+    marks = {(f"{a}{name}{z}", f"{a}/{name}{z}") for a, name, z in _CLOSING.findall(template)}
+    thoughts = tuple(sorted(marks))
     thinking = next((o for o, _ in thoughts if prompt.rstrip().endswith(o)), None)
-    parts = _own_ends(tokenizer, after)
-    for own, shared in parts:
-        stop = _stop(tokenizer, after, len(own), shared)
-        if stop is not None:
-            return AnswerForm(after[: stop[1]], stop[0], None, thoughts, thinking)
-    own, shared = parts[-1]
-    if shared:
-        # Headers in plain words may begin alike, too, but they start on a line of their own.
-        own = own[: own.rfind("\n") + 1] or own
-    return AnswerForm(own, None, own.strip() or None, thoughts, thinking)
-
-
-def _own_ends(tokenizer: Any, after: str) -> list[tuple[str, bool]]:
-    """Return candidates for the text that ends an answer, each with whether other text follows.
-
-    Some templates write the header of the next answer whether asked or not. What they write when a
-    user turn follows differs from there on, or a little later if headers begin alike.
-    """
-    turns = [*_QUESTION, Message("assistant", _ANSWER), *_QUESTION]
-    try:
-        following = render(tokenizer, turns, False, _NAME).rpartition(_ANSWER)[2]
-    except RowError:
-        # Some templates take one question only.
-        following = after
-    if following.startswith(after):
-        return [(after, False)]
-    size = next(i for i, (x, y) in enumerate(zip(after, following + "\0", strict=False)) if x != y)
-    ends = [(after[:size], True)]
-    asked, unasked = (render(tokenizer, turns[:2], flag, _NAME) for flag in (True, False))
-    # Where no header is written unasked, the last answer may end differently from earlier ones.
-    return ends if asked == unasked else [*ends, (after, False)]
-
-
-def _stop(tokenizer: Any, after: str, size: int, shared: bool) -> tuple[int, int] | None:
-    """Return the token that ends an answer, and where it ends in the text after the answer.
-
-    It is the first special or added token within the first `size` letters of that text.
-    """
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    for token, (start, end) in _tokens(tokenizer, after):
-        if end <= size and token in special and after[start:end].strip():
-            # Added tokens such as <think> may be in any text, but no words follow an end.
-            rest = _tokens(tokenizer, after[end:size])
-            words = any(t not in special and after[end:][slice(*p)].strip() for t, p in rest)
-            return None if words and not shared else (token, end)
-    return None
-
-
-def _tokens(tokenizer: Any, text: str) -> list[tuple[int, tuple[int, int]]]:
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    return list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
+    tokens = tokenizer(after, add_special_tokens=False, return_offsets_mapping=True)
+    for token, (start, end) in zip(tokens["input_ids"], tokens["offset_mapping"], strict=True):
+        # Some tokenizers have added tokens of nothing but white space.
+        if token in special and after[start:end].strip():
+            return AnswerForm(after[:end], token, None, thoughts, thinking)
+    return AnswerForm(after, None, after.strip() or None, thoughts, thinking)
 
 
 # <think>, <thinking>, <seed:think>, <reasoning>, [THINK] and their like.
 _CLOSING = re.compile(r"(<|\[)/((?:\w+:)?(?:think|thought|reason)\w*)(>|\])", re.IGNORECASE)
-
-
-def _thoughts(template: str) -> tuple[tuple[str, str], ...]:
-    """Return the marks of thoughts that a template knows of."""
-    marks = {(f"{a}{name}{z}", f"{a}/{name}{z}") for a, name, z in _CLOSING.findall(template)}
-    return tuple(sorted(marks))
 
 
 def visible_text(text: str, form: AnswerForm, thinking: str | None = None) -> str:
