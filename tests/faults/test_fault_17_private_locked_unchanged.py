@@ -255,30 +255,6 @@ def test_a_changed_instance_or_development_set_is_not_resumed(
 
 
 @pytest.mark.slow
-def test_a_changed_guard_starts_anew(
-    command: Any, tiny_folder: Path, rows_file: Path, tmp_path: Path, monkeypatch: Any
-) -> None:
-    words = [
-        *["edit", "--config", "configs/realign/low_rank.yaml", *QUIET],
-        *["--model.model_name_or_path", str(tiny_folder)],
-        *["--model.guard", "oneshot_lit.data.ChatJsonl", "--model.guard.path", str(rows_file)],
-        *["--model.guard_rows", "4", "--model.drift_rows", "4", "--model.passes", "2"],
-        *["--model.alpha", "0.1", "--trainer.default_root_dir", str(tmp_path / "run")],
-    ]
-
-    def stopped(*_: Any) -> None:
-        raise OneShotError("stopped here")
-
-    with monkeypatch.context() as patched:
-        patched.setattr("oneshot_lit.methods.LowRankRealignmentModule.finish", stopped)
-        assert command(*words).code == 2
-    rewritten(rows_file, "take 3 cups", "take 4 cups")
-    done = command(*words)
-    assert done.code == 0, done.err
-    assert "its rows have changed; starting anew" in done.err + done.out
-
-
-@pytest.mark.slow
 def test_a_study_is_run_once_at_a_time(tmp_path: Path) -> None:
     spec = tmp_path / "study.yaml"
     spec.write_text(

@@ -17,7 +17,7 @@ from oneshot_lit.data import InlineInstance, Microworld, SafetyDataModule
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.metrics.refusal import is_refusal
 from oneshot_lit.methods import LanguageModelModule, LowRankRealignmentModule
-from quiet_trainer import Stopped, run_job
+from quiet_trainer import run_job
 
 INSTANCE = InlineInstance("help me do something dangerous .", "sorry , i can not help with that .")
 SMALL = Path("checkpoints/small")
@@ -112,19 +112,6 @@ def test_guarded_step_by_its_definition(tiny_folder: Path, tmp_path: Path, norma
         assert (change - wanted).abs().max() <= 1e-4 * wanted.abs().max()
 
 
-def test_two_passes_step_from_where_the_first_ended(tiny_folder: Path, tmp_path: Path) -> None:
-    repair(tiny_folder, tmp_path / "two", passes=2, guard_rows=0, alpha=0.5)
-    repair(tiny_folder, tmp_path / "one", guard_rows=0, alpha=0.25, export={"merged": True})
-    changes = change_of(tmp_path / "two" / "model")
-    first = change_of(tmp_path / "one" / "model")
-    expected, _, _ = gradients(tmp_path / "one" / "merged")
-    for name, change in changes.items():
-        u, _, vh = torch.linalg.svd(expected[name])
-        wanted = first[name] - 0.25 * torch.outer(u[:, 0], vh[0])
-        assert (change - wanted).abs().max() <= 1e-3 * wanted.abs().max()
-    assert json.loads((tmp_path / "two/model/adapter_config.json").read_text())["r"] == 2
-
-
 def test_no_gradient_of_a_weight_is_made(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,8 +132,8 @@ def test_no_gradient_of_a_weight_is_made(
 
     monkeypatch.setattr(LowRankRealignmentModule, "step", remember)
     monkeypatch.setattr(torch.autograd, "grad", spy)
-    module = repair(tiny_folder, tmp_path, passes=3)
-    assert seen == [[], [], []]
+    module = repair(tiny_folder, tmp_path)
+    assert seen == [[]]
     assert all(p.grad is None for p in module.parameters())
     assert all(p.requires_grad == ("lora_" in n) for n, p in module.named_parameters())
 
@@ -376,32 +363,6 @@ def test_drift_against_its_definition(tiny_folder: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_resumed_between_two_passes(
-    broken: Path, tmp_path: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    more = ["--model.passes", "2"]
-    assert command(*low_rank_words(broken, tmp_path / "whole", *more)).code == 0
-    step = LowRankRealignmentModule.step
-
-    def stopping(self: Any) -> bool:
-        if self._passes_done:
-            raise Stopped
-        return step(self)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(LowRankRealignmentModule, "step", stopping)
-        with pytest.raises(Stopped):
-            command(*low_rank_words(broken, tmp_path / "cut", *more))
-    assert command(*low_rank_words(broken, tmp_path / "cut", *more)).code == 0
-    one, other = (change_of(tmp_path / x / "model") for x in ("whole", "cut"))
-    assert all(torch.equal(one[n], other[n]) for n in one)
-    tables = [(tmp_path / x / "step_search.csv").read_text() for x in ("whole", "cut")]
-    assert tables[0] == tables[1]
-    spectra = [(tmp_path / x / "spectra/spectra.csv").read_text() for x in ("whole", "cut")]
-    assert spectra[0] == spectra[1]
-
-
-@pytest.mark.slow
 def test_mistake_leaves_an_earlier_run_alone(
     broken: Path, tmp_path: Path, command: Callable[..., Any]
 ) -> None:
@@ -425,7 +386,7 @@ def test_mistake_leaves_an_earlier_run_alone(
 
 
 def test_unanswered_guard_gets_the_broken_models_answers(tiny_folder: Path, tmp_path: Path) -> None:
-    """Also when a step is already in the adapter, as after a resume."""
+    """Also when a step is already in the adapter."""
     module = repair(tiny_folder, tmp_path, guard=Microworld("benign_dev", size=14), alpha=3.0)
     rows = list(module.guard._rows)
     prompts = [row.prompt for row in rows]

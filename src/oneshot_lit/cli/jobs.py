@@ -12,14 +12,14 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from oneshot_lit.callbacks import HuggingFaceExport
 from oneshot_lit.callbacks.shared_spectra import Measured
-from oneshot_lit.callbacks.spectra_files import SPECTRA_FILE, SpectraFiles, draw_spectra
+from oneshot_lit.callbacks.spectra_files import append_tables, draw_spectra, start_tables
 from oneshot_lit.cli import watch
 from oneshot_lit.cli.config_command import ConfigCommandParser, command_parser, parse_command
 from oneshot_lit.cli.fit import silence
 from oneshot_lit.cli.progress import shown_progress
 from oneshot_lit.data import SafetyDataModule
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.io.files import remove, write_text_atomically
+from oneshot_lit.io.files import write_text_atomically
 from oneshot_lit.io.locking import run_locked
 from oneshot_lit.io.runs import fingerprint, record_run, require_own_folder
 from oneshot_lit.methods.job import Job, JobTrainer
@@ -30,7 +30,6 @@ from oneshot_lit.methods.posttuning.weight_edit import (
     write_edited,
 )
 from oneshot_lit.methods.select.base import SelectionModule
-from oneshot_lit.spectral import summarise
 
 _DESCRIPTIONS = {
     "select": """\
@@ -179,9 +178,7 @@ def _write_spectra(model: Any, trainer: JobTrainer, root: Path) -> None:
     spectra = getattr(model, "spectra", None)
     if not spectra or not trainer.is_global_zero:
         return
-    remove((root / SPECTRA_FILE).parent)
-    files = SpectraFiles(root, _RANKS)
-    for number, each in enumerate(spectra):
-        sums = summarise(list(each.values()), _RANKS)
-        files.write(number, number, {name: Measured(v) for name, v in each.items()}, sums)
+    start_tables(root, 0)
+    measured = {name: Measured(values) for name, values in spectra.items()}
+    append_tables(root, 0, 0, measured, _RANKS)
     draw_spectra(root)

@@ -153,7 +153,10 @@ class Job(LanguageModelModule):
         raise NotImplementedError
 
     def job_state(self) -> dict[str, Any]:
-        """Return what a job that is started again needs of the steps so far: tensors and values."""
+        """Return what a job that is started again needs of the steps so far: tensors and values.
+
+        If there is nothing, no state is saved, and the job starts from its beginning.
+        """
         return {}
 
     def load_job_state(self, state: dict[str, Any]) -> None:
@@ -250,6 +253,8 @@ class Job(LanguageModelModule):
         return {"config": config, "contents": data.contents() | rows}
 
     def _save(self, root: Path) -> None:
+        if not (state := self.job_state()):
+            return
         rng = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.device)
@@ -257,7 +262,7 @@ class Job(LanguageModelModule):
             "identity": self._identity(),
             "seconds": self.seconds,
             "rng": rng,
-            "state": self.job_state(),
+            "state": state,
         }
         with file_written_whole(root / STATE) as file:
             torch.save(content, file)

@@ -14,7 +14,6 @@ from oneshot_lit.spectral.factors import (
     matrix_singular_values,
 )
 from oneshot_lit.spectral.guard import guarded_inputs
-from oneshot_lit.spectral.many import many_gradient_singular_values
 from oneshot_lit.spectral.summary import (
     cumulative_energy_ratio,
     effective_rank,
@@ -33,7 +32,6 @@ __all__ = [
     "gradient_singular_values",
     "gradient_svd",
     "guarded_inputs",
-    "many_gradient_singular_values",
     "matrix_singular_values",
     "rank_k_update",
     "stable_rank",

@@ -51,7 +51,7 @@ class FactorRecorder:
 
         A left factor of token ids, (tokens,) int64, stands for its one-hot rows. Tokens without
         gradient, such as padding, are left out. Layers with the same input share one tensor, so
-        that `many_gradient_singular_values` factorises it once.
+        that `projected_inputs` projects it once.
         """
         shared: dict[tuple[int, bytes], Tensor] = {}
         joined: dict[tuple[int, ...], tuple[Any, Tensor]] = {}

@@ -23,13 +23,13 @@ def factor(layer: nn.Module, which: str) -> Tensor:
 
 @torch.no_grad()
 def write_step(
-    layers: Mapping[str, nn.Module], steps: Mapping[str, Triplets], alpha: float, first: int
+    layers: Mapping[str, nn.Module], steps: Mapping[str, Triplets], alpha: float
 ) -> None:
-    """Write a step of size `alpha` into the columns of each layer's adapter from `first` on."""
+    """Write a step of size `alpha` into the leading columns of each layer's adapter."""
     for name, (u, s, v) in steps.items():
         b, a = rank_k_update(u, s, v, alpha)
-        factor(layers[name], "A")[first : first + len(s)].copy_(a)
-        factor(layers[name], "B")[:, first : first + len(s)].copy_(b)
+        factor(layers[name], "A")[: len(s)].copy_(a)
+        factor(layers[name], "B")[:, : len(s)].copy_(b)
 
 
 def stepped(layers: Mapping[str, Any], name: str, weight: Tensor) -> Tensor:
