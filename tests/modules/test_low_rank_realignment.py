@@ -145,12 +145,14 @@ def test_adapter_gives_the_merged_models_logits(
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    repair(tiny_folder, tmp_path, k=2, alpha=0.3, dtype=dtype, export={"merged": True})
+    step = {"k": 2, "alpha": 0.3, "dtype": dtype}
+    repair(tiny_folder, tmp_path, **step)
+    repair(tiny_folder, tmp_path / "merged", **step, export={"merge_adapter": True})
     base = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
     ids = torch.randint(3, 200, (3, 17), generator=torch.Generator().manual_seed(0))
     plain = base(ids).logits
     adapted = PeftModel.from_pretrained(base, tmp_path / "model")
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged/model", dtype=torch.float32)
     with torch.no_grad():
         difference = (adapted(ids).logits - merged(ids).logits).abs().max()
         assert (adapted(ids).logits - plain).abs().max() > 0.01
@@ -213,7 +215,7 @@ def low_rank_words(model: Path, root: Path, *more: str) -> list[str]:
 def test_search_repairs_a_broken_model(
     broken: Path, tmp_path: Path, command: Callable[..., Any]
 ) -> None:
-    outcome = command(*low_rank_words(broken, tmp_path, "--export.merged", "true"))
+    outcome = command(*low_rank_words(broken, tmp_path))
     assert outcome.code == 0, outcome.err
     with (tmp_path / "step_search.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -261,7 +263,6 @@ def test_search_repairs_a_broken_model(
         (["--model.guard", "null"], "model.guard: give a source"),
         (["--model.k", "0"], "model.k must be at least 1"),
         (["--model.peft", "{r: 4}"], "model.peft: the repair makes its own"),
-        (["--export.merged", "true", "--export.merge_adapter", "true"], "merged or merge_adapter"),
     ],
 )
 @pytest.mark.slow
@@ -339,10 +340,10 @@ def test_guard_and_drift_rows_share_no_prompt(tiny_folder: Path, tmp_path: Path)
 
 
 def test_drift_against_its_definition(tiny_folder: Path, tmp_path: Path) -> None:
-    module = repair(tiny_folder, tmp_path, alpha=0.4, export={"merged": True})
+    module = repair(tiny_folder, tmp_path, alpha=0.4, export={"merge_adapter": True})
     recorded = module.tried[-1].drift
     plain, now = (
-        LanguageModelModule(str(f), dtype="float64") for f in (tiny_folder, tmp_path / "merged")
+        LanguageModelModule(str(f), dtype="float64") for f in (tiny_folder, tmp_path / "model")
     )
     plain.configure_model()
     now.configure_model()
@@ -366,23 +367,13 @@ def test_drift_against_its_definition(tiny_folder: Path, tmp_path: Path) -> None
 def test_mistake_leaves_an_earlier_run_alone(
     broken: Path, tmp_path: Path, command: Callable[..., Any]
 ) -> None:
-    assert command(*low_rank_words(broken, tmp_path, "--export.merged", "true")).code == 0
+    assert command(*low_rank_words(broken, tmp_path)).code == 0
     kept = [p for p in tmp_path.rglob("*") if p.is_file() and "logs" not in p.parts]
     before = {p: p.read_bytes() for p in kept if p.name != "edit.yaml"}
-    assert tmp_path / "spectra" / "spectra.csv" in before
-    assert tmp_path / "merged" / "model.safetensors" in before
+    assert tmp_path / "model" / "adapter_model.safetensors" in before
     words = ["--model.k", "30", "--overwrite", "true"]
     assert command(*low_rank_words(broken, tmp_path, *words)).code == 2
     assert {p: p.read_bytes() for p in before} == before
-    # A product without a merged model drops the stale one, which the first run wrote.
-    assert command(*low_rank_words(broken, tmp_path, "--overwrite", "true")).code == 0
-    assert not (tmp_path / "merged").exists()
-    mine = tmp_path / "merged" / "notes.txt"
-    mine.parent.mkdir()
-    mine.write_text("mine")
-    words = ["--model.search_steps", "2", "--overwrite", "true"]
-    assert command(*low_rank_words(broken, tmp_path, *words)).code == 0
-    assert mine.exists()
 
 
 def test_unanswered_guard_gets_the_broken_models_answers(tiny_folder: Path, tmp_path: Path) -> None:
@@ -408,20 +399,3 @@ def test_mixed_precision_steps_along_the_same_direction(tiny_folder: Path, tmp_p
         assert cosine > 0.98, name
         # Normalised steps have the spectral norm alpha, to single precision.
         assert float(torch.linalg.svdvals(other[name])[0]) == pytest.approx(0.1, rel=1e-4)
-
-
-def test_merging_into_files_with_other_names_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
-    from oneshot_lit.methods.posttuning.low_rank.adapter import require_named
-
-    file = load_file(tiny_folder / "model.safetensors")
-    names = [name.removesuffix(".weight") for name in file if "q_proj" in name]
-    require_named(names, tiny_folder)
-    # A prefix may be missing, as with GPT-2.
-    require_named([f"transformer.{name}" for name in names], tiny_folder)
-    other = {name.replace("q_proj", "query"): w for name, w in file.items()}
-    save_file(other, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    (tmp_path / "config.json").write_text((tiny_folder / "config.json").read_text())
-    with pytest.raises(OneShotError, match=r"leave export\.merged out and load the adapter"):
-        require_named(names, tmp_path)

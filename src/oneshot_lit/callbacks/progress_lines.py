@@ -70,7 +70,15 @@ class ProgressLines(Callback):
 
     on_test_start = on_predict_start = on_validation_start
 
-    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         """Print a line if it is time for one."""
         self._batches += 1
         if not self._due():

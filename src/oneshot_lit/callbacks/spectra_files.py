@@ -112,7 +112,8 @@ def draw_spectra(root: Path, time: str = "epoch") -> None:
     from oneshot_lit import plots
 
     folder, last = (root / SPECTRA_FILE).parent, max(spectra)
-    plots.save_figure(plots.energy_over_time(spectra, time), folder / "energy.png")
+    panel = {"How few directions hold the gradient": spectra}
+    plots.save_figure(plots.energy_curves(panel, time), folder / "energy.png")
     plots.save_figure(
         plots.rank_map(spectra[last], f"{time} {last}"), folder / "effective_rank.png"
     )

@@ -4,7 +4,6 @@ from oneshot_lit.spectral.compare import (
     GradientComparison,
     compare_gradients,
     gradient_cosine,
-    gradient_inner_product,
     subspace_overlap,
     subspace_overlap_chance,
 )
@@ -12,6 +11,7 @@ from oneshot_lit.spectral.factors import (
     gradient_singular_values,
     gradient_svd,
     matrix_singular_values,
+    rank_k_update,
 )
 from oneshot_lit.spectral.guard import guarded_inputs
 from oneshot_lit.spectral.summary import (
@@ -20,7 +20,6 @@ from oneshot_lit.spectral.summary import (
     stable_rank,
     summarise,
 )
-from oneshot_lit.spectral.update import rank_k_update
 
 __all__ = [
     "GradientComparison",
@@ -28,7 +27,6 @@ __all__ = [
     "cumulative_energy_ratio",
     "effective_rank",
     "gradient_cosine",
-    "gradient_inner_product",
     "gradient_singular_values",
     "gradient_svd",
     "guarded_inputs",

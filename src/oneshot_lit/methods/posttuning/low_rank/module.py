@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,6 @@ from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.metrics.refusal import is_refusal
 from oneshot_lit.io.files import write_rows_atomically
 from oneshot_lit.methods.job import Job
-from oneshot_lit.methods.posttuning.low_rank.adapter import (
-    Triplets,
-    factor,
-    require_named,
-    stepped,
-    write_step,
-)
 from oneshot_lit.methods.posttuning.low_rank.guard_rows import Drift, GuardRows
 from oneshot_lit.methods.posttuning.low_rank.step_search import (
     TriedStep,
@@ -34,16 +26,17 @@ from oneshot_lit.methods.posttuning.low_rank.step_search import (
     table_rows,
     why_no_step,
 )
-from oneshot_lit.methods.posttuning.weight_edit import WeightEdit
+from oneshot_lit.methods.posttuning.weight_edit import Repair
 from oneshot_lit.models import adapters
-from oneshot_lit.models.edit_files import TUNED
 from oneshot_lit.models.linear_layers import chosen_layers, instance_factors, projected_inputs
-from oneshot_lit.spectral import gradient_singular_values, gradient_svd
+from oneshot_lit.spectral import gradient_svd, rank_k_update
 
 SEARCH_TABLE, SEARCH_PICTURE = "step_search.csv", "step_search.png"
+# The leading singular triplets of a matrix: U, s, V.
+Triplets = tuple[Tensor, Tensor, Tensor]
 
 
-class LowRankRealignmentModule(WeightEdit, Job):
+class LowRankRealignmentModule(Repair, Job):
     """Step along the top-k singular directions of the one instance's gradient.
 
     One backward pass at the broken weights gives the token factors of every linear layer's
@@ -54,7 +47,7 @@ class LowRankRealignmentModule(WeightEdit, Job):
     the gradient is projected away from what other harmless rows, the guard, use (see
     `oneshot_lit.spectral.guard`). No gradient of a weight and no optimiser state is ever made.
 
-    The output is the PEFT adapter; ``--export.merged true`` writes the whole model, too. The
+    The output is the PEFT adapter, or with ``--export.merge_adapter true`` the whole model. The
     optimizer, scheduler and peft options of the base have no use here.
 
     Args:
@@ -115,8 +108,6 @@ class LowRankRealignmentModule(WeightEdit, Job):
         self.search_steps = search_steps
         self.guard = GuardRows(guard, guard_rows, drift_rows)
         self.tried: list[TriedStep] = []
-        # Weight -> all singular values of the instance's gradient.
-        self.spectra: dict[str, Tensor] = {}
 
     # ---------------------------------------------------------------- building
 
@@ -137,7 +128,7 @@ class LowRankRealignmentModule(WeightEdit, Job):
         self.layers = {n: self.model.get_base_model().get_submodule(n) for n in layers}
         with torch.no_grad():
             for layer in self.layers.values():
-                factor(layer, "A").zero_()
+                _factor(layer, "A").zero_()
 
     def check(self) -> None:
         """Refuse settings that cannot work, before any work is done."""
@@ -192,6 +183,10 @@ class LowRankRealignmentModule(WeightEdit, Job):
         more = f" and {len(self.instance) - 3} more" if len(self.instance) > 3 else ""
         return ", ".join(row.origin for row in self.instance[:3]) + more
 
+    def steps(self) -> tuple[int, int]:
+        """Return whether the one step is done."""
+        return int(bool(self.tried)), 1
+
     def step(self) -> bool:
         """Take the one step: factors, directions, and the search for the size."""
         start = time.monotonic()
@@ -218,11 +213,8 @@ class LowRankRealignmentModule(WeightEdit, Job):
             raise OneShotError(
                 f"the gradient of the instance ({self._origin()}) is zero; give another one."
             )
-        self.spectra = {
-            f"{n}.weight": gradient_singular_values(*pair) for n, pair in factors.items()
-        }
         step = self._search(steps)
-        write_step(self.layers, steps, step.alpha)
+        self._write_step(steps, step.alpha)
         rank_zero_info(
             f"{len(self.layers)} matrices, alpha {step.alpha:.4g} of {len(self.tried)} tried, "
             f"drift {step.drift:.4g} of at most {self.max_drift:.4g} nats, "
@@ -249,11 +241,11 @@ class LowRankRealignmentModule(WeightEdit, Job):
         """Return the step to take."""
 
         def drift_at(alpha: float) -> float:
-            write_step(self.layers, steps, alpha)
+            self._write_step(steps, alpha)
             return self._drift()
 
         def refused_at(alpha: float) -> bool:
-            write_step(self.layers, steps, alpha)
+            self._write_step(steps, alpha)
             return self.instance_refused()
 
         if self.alpha is not None:
@@ -274,18 +266,13 @@ class LowRankRealignmentModule(WeightEdit, Job):
             raise OneShotError(why_no_step(self.tried, self.max_drift))
         return chosen
 
-    def sources(self) -> dict[str, str]:
-        """Return the broken model."""
-        return {TUNED: str(self.model_name_or_path)}
-
-    def folders(self) -> dict[str, Path]:
-        """Return the broken model's folder; its files must have the layers' names."""
-        require_named(self.layers, (folders := super().folders())[TUNED])
-        return folders
-
-    def edit(self, name: str, weights: Mapping[str, Tensor]) -> Tensor:
-        """Return a weight with the step of its matrix added, in float32 or wider."""
-        return stepped(self.layers, name, weights[TUNED])
+    @torch.no_grad()
+    def _write_step(self, steps: dict[str, Triplets], alpha: float) -> None:
+        """Write a step of size `alpha` into the leading columns of each layer's adapter."""
+        for name, (u, s, v) in steps.items():
+            b, a = rank_k_update(u, s, v, alpha)
+            _factor(self.layers[name], "A")[: len(s)].copy_(a)
+            _factor(self.layers[name], "B")[:, : len(s)].copy_(b)
 
     def finish(self, root: Path) -> None:
         """Write table and picture of the search; the export writes the weights."""
@@ -295,3 +282,8 @@ class LowRankRealignmentModule(WeightEdit, Job):
             rows = table_rows(self.tried)
             write_rows_atomically(root / SEARCH_TABLE, rows)
             save_figure(search_curve(rows, self.max_drift), root / SEARCH_PICTURE)
+
+
+def _factor(layer: Any, which: str) -> Tensor:
+    """Return the adapter's A, (rank, in_features), or B, (out_features, rank)."""
+    return getattr(layer, f"lora_{which}")["default"].weight  # type: ignore[no-any-return]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 # The strides are long, so this many of them go beyond any sensible step.
@@ -119,12 +119,5 @@ def table_rows(tried: Sequence[TriedStep]) -> list[dict[str, Any]]:
     Columns: alpha, drift (nats), refused (1, 0, or None if not checked) and kept (1 for the step
     that was taken).
     """
-    return [
-        {
-            "alpha": each.alpha,
-            "drift": each.drift,
-            "refused": None if each.refused is None else int(each.refused),
-            "kept": int(each.kept),
-        }
-        for each in tried
-    ]
+    rows = [asdict(each) for each in tried]
+    return [{k: int(v) if isinstance(v, bool) else v for k, v in row.items()} for row in rows]
