@@ -34,7 +34,7 @@ from oneshot_lit.methods import (
 from oneshot_lit.methods.job import JobTrainer
 from oneshot_lit.models.generation import Decoding
 from oneshot_lit.models.linear_layers import chosen_layers, instance_factors
-from oneshot_lit.spectral import many_gradient_singular_values
+from oneshot_lit.spectral import gradient_singular_values
 
 # hidden, intermediate, layers, heads, key-value heads, vocabulary
 SHAPES = {
@@ -149,10 +149,11 @@ def measure(method: str, folder: str, device: str, dtype: str, lora: bool) -> di
         layers = chosen_layers(module.model, ["*"])
         factors, _ = instance_factors(module, layers, instance_batch(module))
         pairs = list(factors.values())
-        many_gradient_singular_values(pairs)
-        _wait(device)
-        begin = time.monotonic()
-        many_gradient_singular_values(pairs)
+        for _ in range(2):
+            _wait(device)
+            begin = time.monotonic()
+            for x, d in pairs:
+                gradient_singular_values(x, d)
         _wait(device)
         extra = {"spectra_seconds": time.monotonic() - begin, "matrices": len(pairs)}
     elif isinstance(module, LowRankRealignmentModule):

@@ -14,9 +14,9 @@ LAYERS = {
 }
 
 
-def test_energy_over_time_is_the_mean_over_matrices() -> None:
+def test_energy_is_the_mean_over_matrices() -> None:
     spectra = {0: {"a.weight": [2.0, 1.0], "b.weight": [3.0]}, 4: {"a.weight": [1.0, 1.0, 0.0]}}
-    figure = plots.energy_over_time(spectra)
+    figure = plots.energy_curves({"tuned": spectra})
     first, last = figure.axes[0].lines[:2]
     assert list(first.get_ydata()) == pytest.approx([(0.8 + 1) / 2, 1])
     assert list(last.get_ydata()) == pytest.approx([0.5, 1, 1])
@@ -59,7 +59,7 @@ def test_decay_is_the_median_matrix() -> None:
 
 def test_spectra_without_any_gradient_draw() -> None:
     for figure in (
-        plots.energy_over_time({0: {"a": []}}),
+        plots.energy_curves({"tuned": {0: {"a": []}}}),
         plots.rank_map({"a": []}, "epoch 0"),
         plots.decay_curves({0: {"a": [0.0]}}),
     ):

@@ -14,6 +14,7 @@ from oneshot_lit.callbacks import GradientRank
 from oneshot_lit.data import ChatJsonl, SafetyDataModule
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.methods import LanguageModelModule
+from oneshot_lit.strategies import gradients
 from quiet_trainer import quiet_trainer
 
 
@@ -206,7 +207,6 @@ def test_several_patterns(tiny_folder: Path, rows_file: Path, tmp_path: Path) ->
         {"every_n_steps": 0},
         {"k": [0, 1]},
         {"parameters": ["*", "x"]},
-        {"mode": "both"},
     ],
 )
 def test_what_makes_no_sense(
@@ -250,20 +250,18 @@ def test_spectra_change_no_weight(tiny_folder: Path, rows_file: Path, tmp_path: 
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_gradient_mode(tiny_folder: Path, ragged_rows: Path, tmp_path: Path) -> None:
-    """Whole gradients of what is trained, which the frozen weights under an adapter lack."""
-    run(tiny_folder, ragged_rows, tmp_path / "all", GradientRank(mode="gradient"))
+def test_whole_gradients(
+    tiny_folder: Path, ragged_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of what is trained, as under tensor parallelism, where there are no factors."""
+    monkeypatch.setattr(gradients, "every_rank_has_own_rows", lambda trainer: False)
+    run(tiny_folder, ragged_rows, tmp_path / "all", GradientRank())
     expected = explicit_gradients(tiny_folder, ragged_rows, 4)
     found = read(tmp_path / "all")
     assert {name for _, name in found} == set(expected)
     for name, gradient in expected.items():
         assert len(found[0, name]) == min(gradient.shape)
         assert_equal(found[0, name], gradient)
-    run(tiny_folder, ragged_rows, tmp_path / "adapter", GradientRank(mode="gradient"), peft=PEFT)
-    with (tmp_path / "adapter" / "spectra" / "summary.csv").open() as file:
-        names = {row["parameter"] for row in csv.DictReader(file)}
-    assert names == {name for _, name in read(tmp_path / "adapter")}
-    assert all("lora_" in name for name in names)
 
 
 def summary(root: Path) -> dict[tuple[int, str], dict[str, str]]:
@@ -301,19 +299,6 @@ def test_reference_batch(
         )
 
 
-def test_previous_measurement(tiny_folder: Path, ragged_rows: Path, tmp_path: Path) -> None:
-    """The first epoch has none before it; a run that does not learn has the same ones again."""
-    callback = GradientRank(reference="previous", overlap_k=3)
-    still = {"optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.0)}
-    run(tiny_folder, ragged_rows, tmp_path, callback, **still)
-    for (epoch, name), row in summary(tmp_path).items():
-        if epoch == 0 or "embed" in name:
-            assert row["overlap"] == row["overlap_chance"] == row["cosine"] == ""
-        else:
-            assert float(row["overlap"]) == pytest.approx(1, abs=1e-4)
-            assert float(row["cosine"]) == pytest.approx(1, abs=1e-6)
-
-
 def test_reference_under_an_adapter(
     tiny_folder: Path, ragged_rows: Path, rows_file: Path, tmp_path: Path
 ) -> None:
@@ -341,18 +326,10 @@ def test_reference_changes_no_weight(
     assert other.model.training
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"reference": "last"}, "reference must be a source or 'previous', not 'last'"),
-        ({"reference": "previous", "mode": "gradient"}, "a reference needs factors"),
-        ({"reference": "previous", "overlap_k": 0}, "overlap_k must be >= 1"),
-        ({"reference": "previous", "reference_rows": 0}, "reference_rows must be >= 1"),
-    ],
-)
-def test_references_that_make_no_sense(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(OneShotError, match=said):
-        GradientRank(**options)
+@pytest.mark.parametrize("name", ["overlap_k", "reference_rows"])
+def test_references_that_make_no_sense(rows_file: Path, name: str) -> None:
+    with pytest.raises(OneShotError, match=f"{name} must be >= 1"):
+        GradientRank(reference=ChatJsonl(str(rows_file)), **{name: 0})
 
 
 def test_pictures(tiny_folder: Path, ragged_rows: Path, tmp_path: Path) -> None:
@@ -371,16 +348,6 @@ def test_adapters_that_scale_do_not_pass_for_ones_that_add(
     assert not any("base_layer" in name for _, name in read(tmp_path))
 
 
-def test_run_that_measures_nothing_leaves_earlier_tables(
-    tiny_folder: Path, rows_file: Path, tmp_path: Path
-) -> None:
-    run(tiny_folder, rows_file, tmp_path, GradientRank("*q_proj*"))
-    before = (tmp_path / "spectra" / "spectra.csv").read_bytes()
-    with pytest.raises(OneShotError):
-        run(tiny_folder, rows_file, tmp_path, GradientRank(parameters="nothing"))
-    assert (tmp_path / "spectra" / "spectra.csv").read_bytes() == before
-
-
 @pytest.mark.slow
 def test_reference_is_not_kept_between_measurements(
     tiny_folder: Path, rows_file: Path, tmp_path: Path
@@ -388,4 +355,4 @@ def test_reference_is_not_kept_between_measurements(
     callback = GradientRank(reference=ChatJsonl(str(rows_file)))
     run(tiny_folder, rows_file, tmp_path, callback)
     assert callback.reference is not None
-    assert not callback.reference._held
+    assert not callback.reference._factors

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from lightning.pytorch.trainer.states import TrainerFn, TrainerState
 
 from oneshot_lit.data import ChatJsonl, Edited, Microworld, PromptSet, SafetyDataModule
 from oneshot_lit.errors import OneShotError
@@ -82,7 +83,11 @@ def test_only_the_splits_of_the_command_are_written(build: Any, tmp_path: Path) 
     held_out = {"b": benign(Microworld("benign_heldout", size=5))}
     data = build("validate", "test", val_sets=sets, test_sets=held_out, eval_batch_size=2)
     trainer = SimpleNamespace(
-        datamodule=data, is_global_zero=True, fast_dev_run=False, default_root_dir=str(tmp_path)
+        datamodule=data,
+        is_global_zero=True,
+        fast_dev_run=False,
+        default_root_dir=str(tmp_path),
+        state=TrainerState(fn=TrainerFn.TESTING),
     )
     DataReport().on_test_start(trainer, None)  # type: ignore[arg-type]
     found = json.loads((tmp_path / "data.json").read_text())

@@ -44,7 +44,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Scores and answers one by one."""
     root = tmp_path_factory.mktemp("one_by_one")
     module = scored(root, build(), 1)
-    return module.scores, module.empty_counts, predicted(root, build(), 1)
+    return module.scores, module.counts["empty_outputs"], predicted(root, build(), 1)
 
 
 def predicted(root: Path, module: Any, size: int, **options: Any) -> list[Any]:
@@ -60,8 +60,8 @@ def test_scores_and_predictions_do_not_depend_on_the_batches(
     size: int, expected: Any, tmp_path: Path
 ) -> None:
     module = scored(tmp_path, build(), size)
-    assert (module.scores, module.empty_counts) == expected[:2]
-    assert module.sample_counts == COUNTS
+    assert (module.scores, module.counts["empty_outputs"]) == expected[:2]
+    assert module.counts["samples"] == COUNTS
     assert predicted(tmp_path, build(), size) == expected[2]
     assert len(expected[2]) == sum(COUNTS.values())
 
@@ -93,7 +93,7 @@ def test_limits(limit: dict[str, Any], counts: list[int], tmp_path: Path) -> Non
     module = build()
     data = SafetyDataModule(test_sets=chosen, predict_sets=chosen, eval_batch_size=4)
     quiet_trainer(tmp_path, Callback(), **limit).test(module, data, verbose=False)
-    assert list(module.sample_counts.values()) == counts
+    assert list(module.counts["samples"].values()) == counts
     limits = {key.replace("test", "predict"): value for key, value in limit.items()}
     found = quiet_trainer(tmp_path, Callback(), **limits).predict(build(), data)
     assert sum(len(batch) for loader in found for batch in loader) == sum(counts)
@@ -144,7 +144,7 @@ def test_validation_within_fit_changes_nothing_of_it(peft: Any, tmp_path: Path) 
         return {k: v.clone() for k, v in module.state_dict().items()}, module
 
     (weights, module), (others, _) = fitted(val_sets=sets()), fitted()
-    assert module.sample_counts == COUNTS
+    assert module.counts["samples"] == COUNTS
     assert all(torch.equal(weights[name], others[name]) for name in weights)
 
 
@@ -154,7 +154,7 @@ def test_answers_come_in_the_precision_of_the_trainer(tmp_path: Path) -> None:
     module.model.register_forward_pre_hook(
         lambda *_: seen.add((torch.is_autocast_enabled("cpu"), torch.is_grad_enabled()))
     )
-    assert scored(tmp_path, module, 64, precision="bf16-mixed").sample_counts == COUNTS
+    assert scored(tmp_path, module, 64, precision="bf16-mixed").counts["samples"] == COUNTS
     assert seen == {(True, False)}
 
 

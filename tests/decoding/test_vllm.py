@@ -158,7 +158,7 @@ def test_scores_and_rows_are_the_same(stand_in: type[LLM], tmp_path: Path) -> No
     module = scored(tmp_path, build("vllm"), 16)
     ours = scored(tmp_path, build(), 16)
     assert module.scores == ours.scores
-    assert module.sample_counts == COUNTS
+    assert module.counts["samples"] == COUNTS
     # The model is vLLM's alone.
     assert not list(module.parameters())
     (engine,) = stand_in.started
@@ -197,7 +197,7 @@ def adapter(tmp_path: Path) -> Path:
 def test_a_lora_adapter_is_a_request(stand_in: type[LLM], adapter: Path, tmp_path: Path) -> None:
     decoding = Decoding(max_new_tokens=12, backend="vllm")
     module = LanguageModelModule(str(adapter), decoding=decoding)
-    assert scored(tmp_path, module, 16).sample_counts == COUNTS
+    assert scored(tmp_path, module, 16).counts["samples"] == COUNTS
     (engine,) = stand_in.started
     # vLLM knows certain ranks only.
     assert (engine.options["enable_lora"], engine.options["max_lora_rank"]) == (True, 16)

@@ -213,7 +213,7 @@ def test_a_prompt_is_tested_but_nothing_is_trained_on_top(
         test_sets={"harmful": PromptSet(Microworld("harmful_dev", size=3), "harmful")}
     )
     quiet_trainer(tmp_path, HuggingFaceExport()).test(tested, data, verbose=False)
-    assert tested.sample_counts == {"harmful": 3}
+    assert tested.counts["samples"] == {"harmful": 3}
     for peft in (None, TARGETS):
         again = module(tmp_path / "model", peft=peft)
         with pytest.raises(OneShotError, match="kind P_TUNING cannot be merged into its base"):

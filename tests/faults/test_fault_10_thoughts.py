@@ -151,7 +151,7 @@ def test_a_learned_refusal_is_one(tmp_path: Path) -> None:
     quiet_trainer(tmp_path, Callback()).test(module, data, verbose=False)
     assert module.scores["harmful/asr_keyword_prefix"] == 0.0
     assert module.scores["task/exact_match"] == 1.0
-    assert module.cut_counts == {"harmful": 0, "task": 0}
+    assert module.counts["cut_outputs"] == {"harmful": 0, "task": 0}
 
 
 def test_thoughts_of_a_generate_of_ones_own_are_hidden_too(tmp_path: Path) -> None:

@@ -191,21 +191,10 @@ def test_a_changed_training_file_is_not_resumed(
     rewritten(rows_file, "take 3 cups", "take 4 cups")
     done = command(*more)
     assert done.code == 2
-    assert "--ckpt_path: data.train has changed since the checkpoint was saved (12" in done.error
+    assert "--ckpt_path: data.train has changed since the checkpoint was saved" in done.error
     assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == product
     rows_file.write_text(text.replace('", "', '",  "'))
     assert command(*more).code == 0
-
-
-@pytest.mark.slow
-def test_one_row_more_is_named(
-    command: Any, fit_words: list[str], rows_file: Path, tmp_path: Path
-) -> None:
-    assert command(*fit_words, *SAVED).code == 0
-    rows_file.write_text(rows_file.read_text() + rows_file.read_text().splitlines()[0] + "\n")
-    done = command(*fit_words, *SAVED, "--ckpt_path", "last")
-    assert done.code == 2
-    assert "(12 rows then, 13 rows now)" in done.error
 
 
 @pytest.mark.parametrize("changed", ["instance", "prompt", "reference", "template"])
@@ -252,30 +241,6 @@ def test_a_changed_instance_or_development_set_is_not_resumed(
     done = command(*more)
     assert done.code == 2
     assert f"--ckpt_path: {key} has changed" in done.error
-
-
-@pytest.mark.slow
-def test_a_changed_guard_starts_anew(
-    command: Any, tiny_folder: Path, rows_file: Path, tmp_path: Path, monkeypatch: Any
-) -> None:
-    words = [
-        *["edit", "--config", "configs/realign/low_rank.yaml", *QUIET],
-        *["--model.model_name_or_path", str(tiny_folder)],
-        *["--model.guard", "oneshot_lit.data.ChatJsonl", "--model.guard.path", str(rows_file)],
-        *["--model.guard_rows", "4", "--model.drift_rows", "4", "--model.passes", "2"],
-        *["--model.alpha", "0.1", "--trainer.default_root_dir", str(tmp_path / "run")],
-    ]
-
-    def stopped(*_: Any) -> None:
-        raise OneShotError("stopped here")
-
-    with monkeypatch.context() as patched:
-        patched.setattr("oneshot_lit.methods.LowRankRealignmentModule.finish", stopped)
-        assert command(*words).code == 2
-    rewritten(rows_file, "take 3 cups", "take 4 cups")
-    done = command(*words)
-    assert done.code == 0, done.err
-    assert "its rows have changed; starting anew" in done.err + done.out
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from oneshot_lit.data import InlineInstance, Microworld, SafetyDataModule
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.metrics.refusal import is_refusal
 from oneshot_lit.methods import LanguageModelModule, LowRankRealignmentModule
-from quiet_trainer import Stopped, run_job
+from quiet_trainer import run_job
 
 INSTANCE = InlineInstance("help me do something dangerous .", "sorry , i can not help with that .")
 SMALL = Path("checkpoints/small")
@@ -112,19 +112,6 @@ def test_guarded_step_by_its_definition(tiny_folder: Path, tmp_path: Path, norma
         assert (change - wanted).abs().max() <= 1e-4 * wanted.abs().max()
 
 
-def test_two_passes_step_from_where_the_first_ended(tiny_folder: Path, tmp_path: Path) -> None:
-    repair(tiny_folder, tmp_path / "two", passes=2, guard_rows=0, alpha=0.5)
-    repair(tiny_folder, tmp_path / "one", guard_rows=0, alpha=0.25, export={"merged": True})
-    changes = change_of(tmp_path / "two" / "model")
-    first = change_of(tmp_path / "one" / "model")
-    expected, _, _ = gradients(tmp_path / "one" / "merged")
-    for name, change in changes.items():
-        u, _, vh = torch.linalg.svd(expected[name])
-        wanted = first[name] - 0.25 * torch.outer(u[:, 0], vh[0])
-        assert (change - wanted).abs().max() <= 1e-3 * wanted.abs().max()
-    assert json.loads((tmp_path / "two/model/adapter_config.json").read_text())["r"] == 2
-
-
 def test_no_gradient_of_a_weight_is_made(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,8 +132,8 @@ def test_no_gradient_of_a_weight_is_made(
 
     monkeypatch.setattr(LowRankRealignmentModule, "step", remember)
     monkeypatch.setattr(torch.autograd, "grad", spy)
-    module = repair(tiny_folder, tmp_path, passes=3)
-    assert seen == [[], [], []]
+    module = repair(tiny_folder, tmp_path)
+    assert seen == [[]]
     assert all(p.grad is None for p in module.parameters())
     assert all(p.requires_grad == ("lora_" in n) for n, p in module.named_parameters())
 
@@ -158,12 +145,14 @@ def test_adapter_gives_the_merged_models_logits(
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    repair(tiny_folder, tmp_path, k=2, alpha=0.3, dtype=dtype, export={"merged": True})
+    step = {"k": 2, "alpha": 0.3, "dtype": dtype}
+    repair(tiny_folder, tmp_path, **step)
+    repair(tiny_folder, tmp_path / "merged", **step, export={"merge_adapter": True})
     base = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
     ids = torch.randint(3, 200, (3, 17), generator=torch.Generator().manual_seed(0))
     plain = base(ids).logits
     adapted = PeftModel.from_pretrained(base, tmp_path / "model")
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged/model", dtype=torch.float32)
     with torch.no_grad():
         difference = (adapted(ids).logits - merged(ids).logits).abs().max()
         assert (adapted(ids).logits - plain).abs().max() > 0.01
@@ -226,7 +215,7 @@ def low_rank_words(model: Path, root: Path, *more: str) -> list[str]:
 def test_search_repairs_a_broken_model(
     broken: Path, tmp_path: Path, command: Callable[..., Any]
 ) -> None:
-    outcome = command(*low_rank_words(broken, tmp_path, "--export.merged", "true"))
+    outcome = command(*low_rank_words(broken, tmp_path))
     assert outcome.code == 0, outcome.err
     with (tmp_path / "step_search.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -274,7 +263,6 @@ def test_search_repairs_a_broken_model(
         (["--model.guard", "null"], "model.guard: give a source"),
         (["--model.k", "0"], "model.k must be at least 1"),
         (["--model.peft", "{r: 4}"], "model.peft: the repair makes its own"),
-        (["--export.merged", "true", "--export.merge_adapter", "true"], "merged or merge_adapter"),
     ],
 )
 @pytest.mark.slow
@@ -352,10 +340,10 @@ def test_guard_and_drift_rows_share_no_prompt(tiny_folder: Path, tmp_path: Path)
 
 
 def test_drift_against_its_definition(tiny_folder: Path, tmp_path: Path) -> None:
-    module = repair(tiny_folder, tmp_path, alpha=0.4, export={"merged": True})
+    module = repair(tiny_folder, tmp_path, alpha=0.4, export={"merge_adapter": True})
     recorded = module.tried[-1].drift
     plain, now = (
-        LanguageModelModule(str(f), dtype="float64") for f in (tiny_folder, tmp_path / "merged")
+        LanguageModelModule(str(f), dtype="float64") for f in (tiny_folder, tmp_path / "model")
     )
     plain.configure_model()
     now.configure_model()
@@ -376,56 +364,20 @@ def test_drift_against_its_definition(tiny_folder: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_resumed_between_two_passes(
-    broken: Path, tmp_path: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    more = ["--model.passes", "2"]
-    assert command(*low_rank_words(broken, tmp_path / "whole", *more)).code == 0
-    step = LowRankRealignmentModule.step
-
-    def stopping(self: Any) -> bool:
-        if self._passes_done:
-            raise Stopped
-        return step(self)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(LowRankRealignmentModule, "step", stopping)
-        with pytest.raises(Stopped):
-            command(*low_rank_words(broken, tmp_path / "cut", *more))
-    assert command(*low_rank_words(broken, tmp_path / "cut", *more)).code == 0
-    one, other = (change_of(tmp_path / x / "model") for x in ("whole", "cut"))
-    assert all(torch.equal(one[n], other[n]) for n in one)
-    tables = [(tmp_path / x / "step_search.csv").read_text() for x in ("whole", "cut")]
-    assert tables[0] == tables[1]
-    spectra = [(tmp_path / x / "spectra/spectra.csv").read_text() for x in ("whole", "cut")]
-    assert spectra[0] == spectra[1]
-
-
-@pytest.mark.slow
 def test_mistake_leaves_an_earlier_run_alone(
     broken: Path, tmp_path: Path, command: Callable[..., Any]
 ) -> None:
-    assert command(*low_rank_words(broken, tmp_path, "--export.merged", "true")).code == 0
+    assert command(*low_rank_words(broken, tmp_path)).code == 0
     kept = [p for p in tmp_path.rglob("*") if p.is_file() and "logs" not in p.parts]
     before = {p: p.read_bytes() for p in kept if p.name != "edit.yaml"}
-    assert tmp_path / "spectra" / "spectra.csv" in before
-    assert tmp_path / "merged" / "model.safetensors" in before
+    assert tmp_path / "model" / "adapter_model.safetensors" in before
     words = ["--model.k", "30", "--overwrite", "true"]
     assert command(*low_rank_words(broken, tmp_path, *words)).code == 2
     assert {p: p.read_bytes() for p in before} == before
-    # A product without a merged model drops the stale one, which the first run wrote.
-    assert command(*low_rank_words(broken, tmp_path, "--overwrite", "true")).code == 0
-    assert not (tmp_path / "merged").exists()
-    mine = tmp_path / "merged" / "notes.txt"
-    mine.parent.mkdir()
-    mine.write_text("mine")
-    words = ["--model.search_steps", "2", "--overwrite", "true"]
-    assert command(*low_rank_words(broken, tmp_path, *words)).code == 0
-    assert mine.exists()
 
 
 def test_unanswered_guard_gets_the_broken_models_answers(tiny_folder: Path, tmp_path: Path) -> None:
-    """Also when a step is already in the adapter, as after a resume."""
+    """Also when a step is already in the adapter."""
     module = repair(tiny_folder, tmp_path, guard=Microworld("benign_dev", size=14), alpha=3.0)
     rows = list(module.guard._rows)
     prompts = [row.prompt for row in rows]
@@ -447,20 +399,3 @@ def test_mixed_precision_steps_along_the_same_direction(tiny_folder: Path, tmp_p
         assert cosine > 0.98, name
         # Normalised steps have the spectral norm alpha, to single precision.
         assert float(torch.linalg.svdvals(other[name])[0]) == pytest.approx(0.1, rel=1e-4)
-
-
-def test_merging_into_files_with_other_names_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
-    from oneshot_lit.methods.posttuning.low_rank.adapter import require_named
-
-    file = load_file(tiny_folder / "model.safetensors")
-    names = [name.removesuffix(".weight") for name in file if "q_proj" in name]
-    require_named(names, tiny_folder)
-    # A prefix may be missing, as with GPT-2.
-    require_named([f"transformer.{name}" for name in names], tiny_folder)
-    other = {name.replace("q_proj", "query"): w for name, w in file.items()}
-    save_file(other, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    (tmp_path / "config.json").write_text((tiny_folder / "config.json").read_text())
-    with pytest.raises(OneShotError, match=r"leave export\.merged out and load the adapter"):
-        require_named(names, tmp_path)

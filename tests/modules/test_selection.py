@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import asdict
 
 import pytest
 
@@ -182,30 +183,15 @@ def test_replay_gives_the_same_state_as_the_unbroken_run(seed: int) -> None:
     arguments = {"patience": rng.randint(1, 4), "margin": rng.randint(0, 2)}
     whole = run(scores, **arguments)
     for cut in range(len(scores) + 1):
-        saved = [record.as_dict() for record in run(scores[:cut], **arguments).history]
-        # A used selector must forget what it has seen.
-        resumed = run([0.0, 0.0, -1.0], **arguments)
-        resumed.replay([StepRecord(**record) for record in saved])
+        saved = [asdict(record) for record in run(scores[:cut], **arguments).records]
+        resumed = StepSelector(**arguments)
+        for record in saved:
+            resumed.see(StepRecord(**record))
         assert resumed == run(scores[:cut], **arguments)
-        for record in itertools.islice(whole.history, cut, None):
-            resumed.see(record)
+        for later in itertools.islice(whole.history, cut, None):
+            resumed.see(later)
         assert resumed == whole
         assert (resumed.should_stop, resumed.improved) == (whole.should_stop, whole.improved)
-
-
-def test_records_survive_as_plain_values() -> None:
-    record = StepRecord(3, 0.5, {"a/asr_keyword": 0.5}, loss=1.25)
-    plain = record.as_dict()
-    scores = {"a/asr_keyword": 0.5}
-    assert plain == {
-        "step": 3,
-        "score": 0.5,
-        "scores": scores,
-        "loss": 1.25,
-        "attempt": 1,
-        "watched": {},
-    }
-    assert StepRecord(**plain) == record
 
 
 # ------------------------------------------------------------------ parts of steps
@@ -232,8 +218,8 @@ def test_overshoots(before, after, expected: bool) -> None:
 
 def test_part_of_a_step_can_be_the_best_and_replays() -> None:
     selector = run([1.0, 0.7, 0.6], patience=2)
-    assert selector.see_between(StepRecord(1.5, 0.1, {}))
-    assert not selector.see_between(StepRecord(1.75, 0.1, {}))
+    assert selector.see(StepRecord(1.5, 0.1, {}, between=True))
+    assert not selector.see(StepRecord(1.75, 0.1, {}, between=True))
     assert selector.best is not None
     assert selector.best.step == 1.5
     selector.see(StepRecord(3, 0.9, {}))
@@ -241,7 +227,8 @@ def test_part_of_a_step_can_be_the_best_and_replays() -> None:
     selector.see(StepRecord(4, 0.9, {}))
     assert selector.should_stop
     again = StepSelector(patience=2)
-    again.replay(selector.history, selector.between)
+    for record in selector.records:
+        again.see(record)
     assert again == selector
 
 

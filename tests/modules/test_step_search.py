@@ -74,10 +74,3 @@ def test_nothing_beyond_the_first_crossing_counts() -> None:
     found, _ = search_step(lambda a: 0.0 if a > 1.5 or a < 0.5 else 1.0, lambda a: True, 0.01)
     assert found is not None
     assert found.alpha < 0.5
-
-
-def test_without_asking_for_refusal() -> None:
-    found, tried = search_step(lambda a: a, None, 0.01)
-    assert found is not None
-    assert found.refused is None
-    assert all(t.refused is None for t in tried)

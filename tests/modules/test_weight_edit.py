@@ -18,7 +18,7 @@ from oneshot_lit.data import Microworld, SafetyDataModule
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.methods import WeightEdit
 from oneshot_lit.methods.job import JobTrainer
-from oneshot_lit.methods.posttuning.weight_edit import Calibration, needs_calibration, write_edited
+from oneshot_lit.methods.posttuning.weight_edit import Calibration, write_edited
 from oneshot_lit.models.edit_files import edit_folder
 
 PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
@@ -181,7 +181,6 @@ class Scaled(WeightEdit):
 
 def test_an_edit_may_see_activations_first(tiny_folder: Path, tmp_path: Path) -> None:
     edit = Scaled(str(tiny_folder))
-    assert needs_calibration(edit)
     data = SafetyDataModule(train=Microworld("pool", limit=4), batch_size=2, max_length=128)
     trainer = JobTrainer("cpu", devices=1, default_root_dir=str(tmp_path))
     Calibration(edit).run(trainer, data)

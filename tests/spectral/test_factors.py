@@ -13,7 +13,6 @@ from oneshot_lit.spectral import (
     gradient_singular_values,
     gradient_svd,
     guarded_inputs,
-    many_gradient_singular_values,
     subspace_overlap,
 )
 
@@ -214,27 +213,6 @@ def test_leading_dimensions_are_a_batch(tokens: int) -> None:
             torch.testing.assert_close(s[i, j], alone[:4], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("stack", [2**26, 1, 2000])
-def test_many_are_each_alone(stack: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shared inputs, equal and different shapes, few and many tokens, mixed precision, none."""
-    monkeypatch.setattr("oneshot_lit.spectral.many._LARGEST_STACK", stack)
-    shared = random_factors(1, 7, 30, 1)[0]
-    long = random_factors(2, 90, 30, 1)[0]
-    factors = [(shared, random_factors(n, 7, 1, 20)[1]) for n in range(3)]
-    factors += [(long, random_factors(n, 90, 1, 20)[1]) for n in range(2)]
-    factors += [random_factors(9, 7, 20, 30), random_factors(9, 7, 30, 20)]
-    factors += [(shared.double(), factors[0][1]), (shared, factors[0][1].bfloat16())]
-    factors += [(shared[:0], factors[0][1][:0]), (shared * 0, factors[0][1]), factors[0]]
-    found = many_gradient_singular_values(factors)
-    assert len(found) == len(factors)
-    for values, pair in zip(found, factors, strict=True):
-        alone = gradient_singular_values(*pair)
-        assert values.shape == alone.shape
-        assert values.dtype == alone.dtype
-        torch.testing.assert_close(values, alone, rtol=1e-5, atol=1e-5)
-    assert many_gradient_singular_values([]) == []
-
-
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("tokens", [5, 50])
 def test_non_finite_factors_are_an_error(bad: float, tokens: int) -> None:
@@ -244,8 +222,6 @@ def test_non_finite_factors_are_an_error(bad: float, tokens: int) -> None:
         gradient_singular_values(inputs, grads)
     with pytest.raises(ValueError, match="NaN or infinity"):
         gradient_svd(inputs, grads)
-    with pytest.raises(ValueError, match="NaN or infinity"):
-        many_gradient_singular_values([(inputs, grads)])
 
 
 def test_autocast_rounds_nothing() -> None:
@@ -258,7 +234,6 @@ def test_autocast_rounds_nothing() -> None:
             gradient_singular_values(x, d),
             gradient_singular_values(x[:, :5], d[:, :5]),
             *gradient_svd(x, d, 4),
-            *many_gradient_singular_values([(x, d), (guard, guard)]),
             guarded_inputs(x, guard, 0.1),
             torch.tensor(gradient_cosine(x, d, 2 * x, d)),
             torch.tensor(subspace_overlap(*(torch.linalg.qr(m.T).Q for m in (x, guard[:3])))),

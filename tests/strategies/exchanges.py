@@ -14,6 +14,7 @@ from oneshot_lit.callbacks.shared_spectra import shared_spectra
 from oneshot_lit.strategies import exchange
 
 SCALE = 4.0
+NAMES = ["q", "k", "v", "embed", "half", "expert", "empty", "unused"]
 
 
 def stand_in(rank: int = 0, world_size: int = 1) -> Any:
@@ -62,21 +63,11 @@ def explicit(rank: int) -> dict[str, torch.Tensor]:
     return found
 
 
-def collect(root: str, chunk_bytes: int) -> None:
+def collect(root: str) -> None:
     rank = int(os.environ["RANK"])
     _join()
-    exchange.CHUNK_BYTES = chunk_bytes
-    rounds = list(exchange.global_factors(stand_in(rank, 2), recorded(rank), SCALE))
-    q_and_k = [some for some in rounds if "q" in some]
-    result = {
-        "rounds": len(rounds),
-        "gradients": {
-            name: left.double().mT @ right.double()
-            for some in rounds
-            for name, (right, left) in some.items()
-        },
-        "shared": [some["q"][0] is some["k"][0] for some in q_and_k],
-    }
+    owned = exchange.full_factors(stand_in(rank, 2), recorded(rank), NAMES, SCALE)
+    result = {name: left.double().mT @ right.double() for name, (right, left) in owned}
     Path(root).mkdir(exist_ok=True)
     torch.save(result, Path(root) / f"{rank}.pt")
 
@@ -85,8 +76,8 @@ def broken(root: str) -> None:
     """NaN on one rank must not leave the other one waiting."""
     rank = int(os.environ["RANK"])
     _join()
-    exchange.CHUNK_BYTES = 1
-    shared_spectra(stand_in(rank, 2), {}, recorded(rank, broken=True))
+    weights = {name: torch.nn.Parameter(torch.zeros(0)) for name in NAMES}
+    shared_spectra(stand_in(rank, 2), weights, recorded(rank, broken=True))
 
 
 def run(what: str, **case: Any) -> None:

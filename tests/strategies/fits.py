@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -15,9 +16,10 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from oneshot_lit.callbacks import GradientRank
 from oneshot_lit.data import ChatJsonl, SafetyDataModule
+from oneshot_lit.errors import OneShotError
 from oneshot_lit.methods import LanguageModelModule
 from oneshot_lit.models import loading
-from oneshot_lit.strategies import FSDP2Strategy, HFDeepSpeedStrategy
+from oneshot_lit.strategies import FSDP2Strategy, HFDeepSpeedStrategy, gradients
 from oneshot_lit.strategies.fsdp2 import shard
 
 PEFT = {"r": 4, "target_modules": "all-linear", "init_lora_weights": "orthogonal"}
@@ -94,6 +96,16 @@ def strategy(name: str) -> Any:
     return DDPStrategy() if name == "ddp" else SingleDeviceStrategy(torch.device("cpu"))
 
 
+def reading(how: str | None) -> Any:
+    """Make spectra use "factors" only, so that a whole gradient is an error, or "gradient" only."""
+    if how == "factors":
+        error = OneShotError("a whole gradient was read")
+        return patch.object(gradients, "full_gradient", side_effect=error)
+    if how == "gradient":
+        return patch.object(gradients, "every_rank_has_own_rows", return_value=False)
+    return nullcontext()
+
+
 def fit(
     name: str,
     folder: str,
@@ -105,6 +117,7 @@ def fit(
     outside: bool = False,
     bare: bool = False,
     peft: bool = False,
+    read: str | None = None,
     options: dict[str, Any] | None = None,
     trainer: dict[str, Any] | None = None,
 ) -> None:
@@ -130,7 +143,8 @@ def fit(
         "use_distributed_sampler": False,
     }
     running = Trainer(**{**settings, **(trainer or {})})
-    running.fit(module, data)
+    with reading(read):
+        running.fit(module, data)
     if running.is_global_zero:
         sharded = {"loaded": module.sharded, "after": is_deepspeed_zero3_enabled()}
         (Path(root) / "sharded").write_text(json.dumps(sharded))

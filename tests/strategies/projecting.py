@@ -18,7 +18,7 @@ class Asked(LowRankRealignmentModule):
     """Remembers of which rows it was asked whether they are refused."""
 
     def instance_refused(self) -> bool:
-        self.asked = list(range(len(self._instance.prompts())))
+        self.asked = list(range(len(self.instance)))
         return super().instance_refused()
 
 

@@ -102,7 +102,7 @@ def evaluate(name: str, root: str, folder: str, processes: int = 1, size: int = 
     trainer.test(module, data, verbose=False)
     if trainer.is_global_zero:
         Path(root).mkdir(parents=True, exist_ok=True)
-        content = {"scores": module.scores, "counts": module.sample_counts}
+        content = {"scores": module.scores, "counts": module.counts["samples"]}
         (Path(root) / "scores.json").write_text(json.dumps(content))
     module = LanguageModelModule(folder, decoding=Decoding(max_new_tokens=12))
     _trainer(name, root, processes, [PredictionWriter()]).predict(

@@ -110,7 +110,7 @@ class Regression(LightningModule):
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         self.scale = gradients.loss_scale(self.trainer)
         self.found = shared_spectra(
-            self.trainer, {"layer.weight": self.layer.weight}, self.recorder.factors(), "factors"
+            self.trainer, {"layer.weight": self.layer.weight}, self.recorder.factors()
         )
         self.expected = torch.linalg.svdvals(self.layer.weight.grad)
 

@@ -5,7 +5,6 @@ from oneshot_lit.callbacks.data_report import DataReport
 from oneshot_lit.callbacks.gradient_rank import GradientRank
 from oneshot_lit.callbacks.hf_export import HuggingFaceExport
 from oneshot_lit.callbacks.metrics_writer import MetricsWriter
-from oneshot_lit.callbacks.outcomes import OutcomesWriter
 from oneshot_lit.callbacks.predictions import PredictionWriter
 from oneshot_lit.callbacks.progress import CalmProgressBar
 from oneshot_lit.callbacks.progress_lines import ProgressLines
@@ -19,7 +18,6 @@ __all__ = [
     "GradientRank",
     "HuggingFaceExport",
     "MetricsWriter",
-    "OutcomesWriter",
     "PredictionWriter",
     "ProgressLines",
     "RealignmentCurve",

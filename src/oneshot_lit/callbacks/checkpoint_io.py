@@ -24,14 +24,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
-        """Save to a local path atomically; leave remote paths to Lightning.
+        """Save to a local path atomically.
 
         Raises:
             OneShotError: if the disk is full; an earlier checkpoint stays as it is.
         """
-        if "://" in str(path):
-            super().save_checkpoint(checkpoint, path, storage_options)
-            return
         # A sharded run of the same name may have left a folder, which it replaces.
         with file_written_whole(Path(path)) as file:
             torch.save(checkpoint, file)

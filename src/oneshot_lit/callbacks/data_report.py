@@ -30,22 +30,17 @@ class DataReport(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the sets of a fit."""
-        self._write(trainer, "fit")
+        self._write(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the sets of the command `validate`."""
-        if trainer.state.fn == "validate":
-            self._write(trainer, "validate")
+        """Write the sets of another command; a fit that validates has written its own."""
+        if trainer.state.fn != "fit":
+            self._write(trainer)
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the sets of a test."""
-        self._write(trainer, "test")
+    on_test_start = on_predict_start = on_validation_start
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the sets that are answered."""
-        self._write(trainer, "predict")
-
-    def _write(self, trainer: Trainer, command: str) -> None:
+    def _write(self, trainer: Trainer) -> None:
+        command = str(trainer.state.fn.value)  # type: ignore[union-attr]
         report = getattr(trainer.datamodule, "report", None)  # type: ignore[attr-defined]
         if not report or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import fnmatch
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torch.optim import Optimizer
 
 from oneshot_lit.callbacks.gradient_reference import GradientReference
-from oneshot_lit.callbacks.shared_spectra import Measured, shared_spectra
-from oneshot_lit.callbacks.spectra_files import SPECTRA_FILE, SpectraFiles, draw_spectra
+from oneshot_lit.callbacks.shared_spectra import shared_spectra
+from oneshot_lit.callbacks.spectra_files import append_tables, draw_spectra, start_tables
 from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.spectral import GradientComparison, summarise
-from oneshot_lit.spectral.recorder import FactorRecorder, base_of, layers_of
+from oneshot_lit.spectral.recorder import FactorRecorder, base_of
 from oneshot_lit.strategies import exchange, gradients
 
-__all__ = ["SPECTRA_FILE", "GradientRank"]
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class GradientRank(Callback):
@@ -47,12 +47,9 @@ class GradientRank(Callback):
         every_n_steps: Measure every so many optimiser steps instead, from the first one on.
         k: For which k the cumulative energy ratio is summed up and logged.
         frozen: Also measure the frozen weights that an adapter adds to.
-        mode: ``factors`` reads token factors only, and ``gradient`` whole gradients only, which
-            frozen weights do not have. When not given, factors where there are some.
-        reference: Compare each gradient with that of a batch at the same weights, such as safety
-            instances or harmful examples (a source), or with the one measured before
-            (``previous``, in this process: none after a resume). Not compared are weights without
-            factors, and embeddings unless the output layer shares them.
+        reference: Compare each gradient with that of a batch of these rows at the same weights,
+            such as safety instances or harmful examples. Not compared are weights without factors,
+            and embeddings unless the output layer shares them.
         reference_rows: How many rows of the source make the batch.
         overlap_k: The overlap is that of so many leading left singular vectors.
 
@@ -67,8 +64,7 @@ class GradientRank(Callback):
         k: list[int] | None = None,
         every_n_steps: int | None = None,
         frozen: bool = True,
-        mode: Literal["factors", "gradient"] | None = None,
-        reference: ConversationSource | Literal["previous"] | None = None,
+        reference: ConversationSource | None = None,
         reference_rows: int = 8,
         overlap_k: int = 20,
     ) -> None:
@@ -78,16 +74,12 @@ class GradientRank(Callback):
         }.items():
             if value is not None and value < 1:
                 raise OneShotError(f"GradientRank: {name} must be >= 1, not {value}.")
-        if mode not in ("factors", "gradient", None):
-            raise OneShotError(f"GradientRank: mode must be factors or gradient, not '{mode}'.")
         self.patterns = [parameters] if isinstance(parameters, str) else list(parameters)
         self.every_n_epochs, self.every_n_steps = every_n_epochs, every_n_steps
         self.k = [1, 5, 10, 20] if k is None else k
         if any(each < 1 for each in self.k):
             raise OneShotError(f"GradientRank: each k must be >= 1, not {min(self.k)}.")
-        self.frozen, self.mode = frozen, mode
-        if reference is not None and mode == "gradient":
-            raise OneShotError("GradientRank: a reference needs factors; leave mode out.")
+        self.frozen = frozen
         self.reference = (
             None if reference is None else GradientReference(reference, reference_rows, overlap_k)
         )
@@ -104,39 +96,29 @@ class GradientRank(Callback):
         under_adapter = {
             id(getattr(base, "weight", None))
             for module in pl_module.modules()
-            if self.frozen and self.mode != "gradient" and (base := base_of(module)) is not None
+            if self.frozen and (base := base_of(module)) is not None
         }
         candidates = {
             name: p
             for name, p in pl_module.named_parameters()
             if len(gradients.full_shape(p)) == 2 and (p.requires_grad or id(p) in under_adapter)
         }
+        chosen: dict[str, None] = {}
         for pattern in self.patterns:
-            if not any(fnmatch.fnmatch(name, f"*{pattern}") for name in candidates):
+            matching = fnmatch.filter(candidates, f"*{pattern}")
+            if not matching:
                 raise OneShotError(
                     f"GradientRank: no trainable 2-D parameter matches '{pattern}'; give a "
                     "pattern such as '*q_proj*'."
                 )
-        self._names = [
-            name
-            for name in candidates
-            if any(fnmatch.fnmatch(name, f"*{pattern}") for pattern in self.patterns)
-        ]
-        self._factored = self.mode != "gradient" and gradients.every_rank_has_own_rows(trainer)
-        if self.mode == "factors":
-            in_layer = {name for name, _, _ in layers_of(pl_module, candidates)}
-            without = [n for n in self._names if n not in in_layer or not self._factored]
-            if without:
-                raise OneShotError(
-                    f"GradientRank: {without[0]} has no token factors, as it is in no linear or "
-                    "embedding layer or its layer is split among processes; leave mode out."
-                )
+            chosen |= dict.fromkeys(matching)
+        self._names = [name for name in candidates if name in chosen]
+        self._factored = gradients.every_rank_has_own_rows(trainer)
         self._due, self._armed, self._at_boundary = False, False, True
         if self.reference is not None:
             self.reference.start(trainer, pl_module)
-        self.files = SpectraFiles(Path(trainer.default_root_dir), self.k)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self.files.start(trainer.global_step)
+            start_tables(Path(trainer.default_root_dir), trainer.global_step)
 
     def _tracked(self, pl_module: LightningModule) -> dict[str, nn.Parameter]:
         """Return the parameters as they are now; FSDP2 swaps them between passes."""
@@ -182,13 +164,16 @@ class GradientRank(Callback):
         if self.reference is not None:
             self.reference.measure(trainer, pl_module, tracked)
             compare = self.reference.compare
-        spectra = shared_spectra(trainer, tracked, factors, self.mode, compare)
+        spectra = shared_spectra(trainer, tracked, factors, compare)
         if self.reference is not None:
             self.reference.forget()
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            sums = summarise([each.values for each in spectra.values()], self.k)
-            self.files.write(trainer.current_epoch, trainer.global_step, spectra, sums)
-            self._log(trainer, spectra, sums)
+            root, epoch, step = (
+                Path(trainer.default_root_dir),
+                trainer.current_epoch,
+                trainer.global_step,
+            )
+            self._log(trainer, append_tables(root, epoch, step, spectra, self.k))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the tables, those of an earlier part of a resumed run included."""
@@ -197,21 +182,12 @@ class GradientRank(Callback):
                 Path(trainer.default_root_dir), "epoch" if self.every_n_steps is None else "step"
             )
 
-    def _log(
-        self, trainer: Trainer, spectra: dict[str, Measured], sums: dict[str, list[float]]
-    ) -> None:
-        alive = [n for n, norm in enumerate(sums["frobenius_norm"]) if norm > 0]
-        if not alive:
-            return
-        scalars = {
-            f"spectra/{key}": sum(values[n] for n in alive) / len(alive)
-            for key, values in sums.items()
-            if key != "frobenius_norm"
-        }
-        names = list(spectra)
-        scalars |= {f"spectra/{names[n]}/effective_rank": sums["effective_rank"][n] for n in alive}
-        near = [c for each in spectra.values() if (c := each.comparison) and c.cosine == c.cosine]
-        for key in GradientComparison._fields if near else ():
-            scalars[f"spectra/{key}"] = sum(getattr(c, key) for c in near) / len(near)
-        for logger in trainer.loggers:
+    def _log(self, trainer: Trainer, summary: pd.DataFrame) -> None:
+        """Log the means over matrices, and the effective rank of each."""
+        alive = summary[summary["frobenius_norm"] > 0]
+        means = alive.drop(columns=["epoch", "step", "parameter", "frobenius_norm"]).mean().dropna()
+        scalars = {f"spectra/{key}": float(value) for key, value in means.items()}
+        for name, rank in zip(alive["parameter"], alive["effective_rank"], strict=True):
+            scalars[f"spectra/{name}/effective_rank"] = rank
+        for logger in trainer.loggers if scalars else ():
             logger.log_metrics(scalars, step=trainer.global_step)

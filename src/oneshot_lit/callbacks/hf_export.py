@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,6 @@ from oneshot_lit.io.files import folder_written_whole, remove
 from oneshot_lit.io.locking import results_locked
 from oneshot_lit.io.runs import DERIVED, PRODUCTS, record_run, recorded_runs
 from oneshot_lit.methods.base import LanguageModelModule
-from oneshot_lit.methods.posttuning.weight_edit import WeightEdit
 from oneshot_lit.models.adapters import (
     is_adapter,
     load_adapter,
@@ -27,12 +25,9 @@ from oneshot_lit.models.adapters import (
     parameters_set,
     require_mergeable,
 )
-from oneshot_lit.models.edit_files import edit_folder
 from oneshot_lit.models.loading import load_model, resolve_dtype
 from oneshot_lit.models.weight_files import is_local
 from oneshot_lit.strategies.deepspeed import whole_models
-
-PRODUCT, MERGED = "model", "merged"
 
 
 class HuggingFaceExport(Callback):
@@ -44,9 +39,8 @@ class HuggingFaceExport(Callback):
     Args:
         enabled: Write the model at all.
         save_dtype: Cast the weights on writing (float16 halves the size); as trained by default.
-        merge_adapter: Write the merged model in place of a PEFT adapter.
-        merged: Write the merged model to ``<root>/merged``, beside the PEFT adapter. (If the
-            base is an adapter itself, ``<root>/model`` is the merged model, and there is no other.)
+        merge_adapter: Write the merged model in place of a PEFT adapter. It is always written if
+            the base is an adapter itself.
     """
 
     def __init__(
@@ -54,11 +48,8 @@ class HuggingFaceExport(Callback):
         enabled: bool = True,
         save_dtype: str | None = None,
         merge_adapter: bool = False,
-        merged: bool = False,
     ) -> None:
-        if merged and merge_adapter:
-            raise OneShotError("export: give merged or merge_adapter, not both.")
-        self.enabled, self.merge_adapter, self.merged = enabled, merge_adapter, merged
+        self.enabled, self.merge_adapter = enabled, merge_adapter
         self.save_dtype = None if save_dtype is None else resolve_dtype(save_dtype)
         # The command line sets what identifies the run that owns the model.
         self.run: dict[str, Any] = {}
@@ -68,10 +59,9 @@ class HuggingFaceExport(Callback):
         peft = getattr(pl_module, "peft", None)
         if stage != "fit" or not self.enabled or peft is None:
             return
-        asked = "merge_adapter" if self.merge_adapter else "merged" if self.merged else None
         base = getattr(pl_module, "model_name_or_path", None)
-        if asked is not None:
-            require_mergeable(peft, f"export.{asked}")
+        if self.merge_adapter:
+            require_mergeable(peft, "export.merge_adapter")
         elif base is not None and is_adapter(base):
             require_mergeable(peft, f"{base} is an adapter itself, so the model must be merged")
 
@@ -92,16 +82,9 @@ class HuggingFaceExport(Callback):
             root: Folder of the run.
             command: fit or edit.
         """
-        target, whole = root / PRODUCT, root / MERGED
+        target = root / PRODUCTS[command]
         with _written_by_first(trainer, target) as folder:
             self.save(module, folder)
-        if self.merged and trainer.strategy.broadcast(is_adapter(str(target))):
-            with _written_by_first(trainer, whole) as folder:
-                self.save_merged(module, folder)
-            rank_zero_info(f"merged model written to {whole}")
-        elif trainer.is_global_zero and whole.is_dir() and self._wrote_merged(root, command):
-            # It would be taken for this model, merged.
-            shutil.rmtree(whole)
         if trainer.is_global_zero:
             self._drop_stale_results(root, command)
             self.record(root, command)
@@ -112,12 +95,6 @@ class HuggingFaceExport(Callback):
         """Note which run made the model."""
         with results_locked(root):
             record_run(root, command, self.run)
-
-    @staticmethod
-    def _wrote_merged(root: Path, command: str) -> bool:
-        """Whether the run that wrote the last model wrote a merged one beside it."""
-        export = recorded_runs(root).get(command, {}).get("config", {}).get("export") or {}
-        return bool(export.get("merged"))
 
     def _drop_stale_results(self, root: Path, command: str) -> None:
         # Scores and answers of the replaced model would be taken for those of the new one.
@@ -131,28 +108,26 @@ class HuggingFaceExport(Callback):
         """Write model and tokenizer of a `LanguageModelModule`.
 
         Args:
-            module: The module; all processes call this together.
+            module: The module; all processes call this together. Merging uses up its model.
             folder: An empty folder on the process that writes, None on the others.
         """
-        model = module.model
         if module.peft is None:
-            write_model(model, folder, self.save_dtype)
-            _write_tokenizer(module, folder)
-            return
-        if not any(p.requires_grad for p in model.parameters()):
+            write_model(module.model, folder, self.save_dtype)
+        elif not any(p.requires_grad for p in module.model.parameters()):
             raise OneShotError("the adapter has no trained weights; nothing to export.")
-        on_adapter = module.model_name_or_path and is_adapter(module.model_name_or_path)
-        if on_adapter and not self.merge_adapter:
+        elif self.merge_adapter:
+            self._write_merged(module, folder)
+        elif is_adapter(module.model_name_or_path):
             # Its base would be a folder that is not a model, which peft loads without a warning.
             rank_zero_warn(
                 f"{module.model_name_or_path} is an adapter itself, and an adapter on an "
                 "adapter loads nowhere else; the merged model is written."
             )
-        if self.merge_adapter or on_adapter:
-            self.save_merged(module, folder)
-            return
-        self._write_adapter(module, folder)
-        _write_tokenizer(module, folder)
+            self._write_merged(module, folder)
+        else:
+            self._write_adapter(module, folder)
+        if folder is not None:
+            module.tokenizer.save_pretrained(folder)
 
     def _write_adapter(self, module: Any, folder: Path | None) -> None:
         model = module.model
@@ -168,27 +143,16 @@ class HuggingFaceExport(Callback):
         with parameters_set(model, weights):
             model.save_pretrained(folder, save_embedding_layers=False)
 
-    def save_merged(self, module: Any, folder: Path | None) -> None:
-        """Write the model with its adapter merged into it, which uses up the module's model."""
-        base = str(module.model_name_or_path)
-        if isinstance(module, WeightEdit) and not is_adapter(base):
-            # Tensor by tensor, from the files of the broken model.
-            if folder is not None:
-                dtype = self.save_dtype or module.model_dtype  # type: ignore[attr-defined]
-                edit_folder(module.folders(), folder, module.edit, dtype=dtype)
-                _write_tokenizer(module, folder)
-            return
+    def _write_merged(self, module: Any, folder: Path | None) -> None:
         require_mergeable(module.peft, "--merge-adapter")
         if not any(in_parts(parameter) for parameter in module.model.parameters()):
             if folder is not None:
                 write_model(merge(module.model), folder, self.save_dtype)
-                _write_tokenizer(module, folder)
             return
         # Shards cannot be merged, and 16-bit copies are not the weights, so the first process loads
         # the whole base once more.
         with tempfile.TemporaryDirectory() as place:
-            adapter = None if folder is None else Path(place)
-            self._write_adapter(module, adapter)
+            self._write_adapter(module, None if folder is None else Path(place))
             if folder is None:
                 return
             with whole_models(), torch.device("cpu"):
@@ -199,12 +163,6 @@ class HuggingFaceExport(Callback):
                 )
                 merged = load_adapter(base, Path(place))
             write_model(merged, folder, self.save_dtype)
-            _write_tokenizer(module, folder)
-
-
-def _write_tokenizer(module: Any, folder: Path | None) -> None:
-    if folder is not None:
-        module.tokenizer.save_pretrained(folder)
 
 
 @contextmanager

@@ -13,9 +13,10 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from oneshot_lit.callbacks.outcomes import OUTCOMES_FILE, gathered_rows, json_lines
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.metrics.refusal import PHRASE_LIST_VERSION
-from oneshot_lit.io.files import write_json_atomically
+from oneshot_lit.io.files import write_json_atomically, write_text_atomically
 from oneshot_lit.io.locking import results_locked
 from oneshot_lit.io.metrics_file import is_tested, later_evaluations
 from oneshot_lit.io.runs import PRODUCTS, record_run, recorded_runs
@@ -50,14 +51,20 @@ def show_scores(module: Any) -> None:
 
     metrics = list(dict.fromkeys(key.rsplit("/", 1)[1] for key in module.scores))
     table = Table("prompt set", "prompts", *metrics, title="scores, shares of prompts")
-    for name, count in module.sample_counts.items():
+    for name, count in module.counts["samples"].items():
         values = [module.scores.get(f"{name}/{metric}") for metric in metrics]
         table.add_row(name, str(count), *("" if v is None else f"{v:.3f}" for v in values))
     Console().print(table)
 
 
 class MetricsWriter(Callback):
-    """Write the scores of a test and show those of a test or validation; never a model output."""
+    """Write the scores of a test and show those of a test or validation; never a model output.
+
+    ``outcomes.jsonl`` has a row for each prompt, for rates by category and for comparisons, without
+    text: ``set``, ``kind``, ``index`` (in the source's order, from 0), ``id``, ``category``,
+    ``prompt`` (a digest of its turns), ``digest`` (of prompt and answer, as in the judgments),
+    ``scores`` (metric -> value, null where it could not be scored) and ``empty``.
+    """
 
     def __init__(self) -> None:
         # The command line sets the seed and what identifies the run.
@@ -65,17 +72,22 @@ class MetricsWriter(Callback):
         self.run: dict[str, Any] = {}
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the file from the first process."""
-        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        """Write the files from the first process."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        target = Path(trainer.default_root_dir) / PRODUCTS["test"]
+        rows = gathered_rows(trainer, pl_module.outcomes, trainer.test_dataloaders)  # type: ignore[arg-type]
+        if not trainer.is_global_zero:
+            return
+        root = Path(trainer.default_root_dir)
+        write_text_atomically(root / OUTCOMES_FILE, json_lines(rows))
+        target = root / PRODUCTS["test"]
         content = self.content(trainer, pl_module)
         # A judge may add its scores at the same moment.
-        with results_locked(target.parent):
-            later = self._kept(target.parent)
+        with results_locked(root):
+            later = self._kept(root)
             content["metrics"] = later["metrics"] | content["metrics"]
             write_json_atomically(target, content | {"evaluations": later["evaluations"]})
-            record_run(target.parent, "test", self.run)
+            record_run(root, "test", self.run)
         show_scores(pl_module)
         rank_zero_info(f"scores written to {target}")
 
@@ -104,10 +116,8 @@ class MetricsWriter(Callback):
                 )
         return {
             "metrics": module.scores,
-            "samples": module.sample_counts,
-            "empty_outputs": module.empty_counts,
-            "cut_outputs": module.cut_counts,
-            "unscored": {key: n for key, n in module.unscored_counts.items() if n},
+            **module.counts,
+            "unscored": {key: n for key, n in module.counts["unscored"].items() if n},
             "model_name_or_path": module.model_name_or_path,
             "ckpt_path": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
             "dtype": module.dtype_name,

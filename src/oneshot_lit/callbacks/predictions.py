@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
 
+from oneshot_lit.callbacks.outcomes import gathered_rows, json_lines
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.judges.predictions import file_digest
 from oneshot_lit.io.files import write_text_atomically
@@ -42,19 +41,11 @@ class PredictionWriter(BasePredictionWriter):
         batch_indices: Sequence[Any],
     ) -> None:
         """Gather the rows of all processes and write the file from the first one."""
-        mine = _rows(predictions)
-        everyone: list[Any] = [mine]
-        if trainer.world_size > 1:
-            everyone = [None] * trainer.world_size
-            torch.distributed.all_gather_object(everyone, mine)
+        rows = gathered_rows(trainer, _rows(predictions), trainer.predict_dataloaders)
         if not trainer.is_global_zero:
             return
-        sets = [d.dataset.name for d in _as_list(trainer.predict_dataloaders)]
-        rows = [row for part in everyone for row in part]
-        rows.sort(key=lambda row: (sets.index(row["set"]), row["index"]))
         target = Path(trainer.default_root_dir) / PRODUCTS["predict"]
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        write_text_atomically(target, "".join(lines), private=True)
+        write_text_atomically(target, json_lines(rows), private=True)
         # A test may end at the same moment.
         with results_locked(target.parent):
             record_run(target.parent, "predict", self.run)
@@ -70,7 +61,3 @@ def _rows(predictions: Any) -> list[dict[str, Any]]:
     if isinstance(predictions, dict):
         return [predictions]
     return [row for part in predictions for row in _rows(part)]
-
-
-def _as_list(loaders: Any) -> list[Any]:
-    return list(loaders) if isinstance(loaders, (list, tuple)) else [loaders]

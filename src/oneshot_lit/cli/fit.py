@@ -26,7 +26,6 @@ from oneshot_lit.callbacks import (
     DataReport,
     HuggingFaceExport,
     MetricsWriter,
-    OutcomesWriter,
     PredictionWriter,
     ProgressLines,
     RealignmentCurve,
@@ -103,7 +102,6 @@ class OneShotCLI(LightningCLI):
                 # The data module shards by itself, exactly and without drawing prompts twice.
                 "use_distributed_sampler": False,
                 "callbacks": [
-                    OutcomesWriter(),
                     self.metrics_writer,
                     self.prediction_writer,
                     DataReport(),

@@ -11,26 +11,23 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 
 from oneshot_lit.callbacks import HuggingFaceExport
-from oneshot_lit.callbacks.shared_spectra import Measured
-from oneshot_lit.callbacks.spectra_files import SPECTRA_FILE, SpectraFiles, draw_spectra
 from oneshot_lit.cli import watch
 from oneshot_lit.cli.config_command import ConfigCommandParser, command_parser, parse_command
 from oneshot_lit.cli.fit import silence
 from oneshot_lit.cli.progress import shown_progress
 from oneshot_lit.data import SafetyDataModule
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.io.files import remove, write_text_atomically
+from oneshot_lit.io.files import write_text_atomically
 from oneshot_lit.io.locking import run_locked
 from oneshot_lit.io.runs import fingerprint, record_run, require_own_folder
 from oneshot_lit.methods.job import Job, JobTrainer
 from oneshot_lit.methods.posttuning.weight_edit import (
     Calibration,
+    Repair,
     WeightEdit,
-    needs_calibration,
     write_edited,
 )
 from oneshot_lit.methods.select.base import SelectionModule
-from oneshot_lit.spectral import summarise
 
 _DESCRIPTIONS = {
     "select": """\
@@ -58,8 +55,6 @@ more: oneshot-lit edit --model.help LowRankRealignmentModule lists the keys of a
 docs/extending.md shows how to write one.
 """,
 }
-# Numbers of directions for which the summary of the spectra gives the share of energy.
-_RANKS = (1, 5, 10, 20)
 
 
 def run_select_command(arguments: Sequence[str]) -> int:
@@ -77,7 +72,7 @@ def run_edit_command(arguments: Sequence[str]) -> int:
     Raises:
         OneShotError: for every mistake that the user can correct.
     """
-    return _run_command("edit", WeightEdit, arguments)
+    return _run_command("edit", Repair, arguments)
 
 
 def _run_command(command: str, kind: type, arguments: Sequence[str]) -> int:
@@ -101,7 +96,7 @@ def _parser(command: str, kind: type) -> ConfigCommandParser:
         SafetyDataModule, "data", required=kind is SelectionModule, help="the rows"
     )
     parser.add_class_arguments(JobTrainer, "trainer", help="where the job runs")
-    if kind is WeightEdit:
+    if kind is Repair:
         parser.add_class_arguments(HuggingFaceExport, "export", help="how the model is written")
     parser.add_argument(
         "--overwrite",
@@ -140,13 +135,12 @@ def _run(command: str, kind: type, arguments: Sequence[str], held: ExitStack) ->
             model.run(trainer, _required(data), options.seed_everything, progress)
         else:
             _edit_files(model, data, options, root, progress)
-    if isinstance(model, WeightEdit):
+    if kind is Repair:
         export: HuggingFaceExport = options.export
         export.run = seen["run"]
         if isinstance(model, Job):
             if export.enabled:
                 export.write(trainer, model, root, command)
-            _write_spectra(model, trainer, root)
         elif trainer.is_global_zero:
             export.record(root, command)
     elif trainer.is_global_zero:
@@ -162,7 +156,7 @@ def _required(data: SafetyDataModule | None) -> SafetyDataModule:
 
 def _edit_files(model: WeightEdit, data: Any, options: Any, root: Path, progress: Any) -> None:
     """Run an edit that is not a module: calibrate it if needed, and write the files."""
-    if needs_calibration(model):
+    if type(model).calibrate is not WeightEdit.calibrate:
         Calibration(model).run(options.trainer, _required(data), options.seed_everything, progress)
     if options.trainer.is_global_zero:
         changed = write_edited(
@@ -172,16 +166,3 @@ def _edit_files(model: WeightEdit, data: Any, options: Any, root: Path, progress
             progress=lambda done, total: progress(done, total, "tensors"),
         )
         rank_zero_info(f"{changed} tensors changed; model written to {root / 'model'}")
-
-
-def _write_spectra(model: Any, trainer: JobTrainer, root: Path) -> None:
-    """Write the singular values of a repair's gradients, if it kept them."""
-    spectra = getattr(model, "spectra", None)
-    if not spectra or not trainer.is_global_zero:
-        return
-    remove((root / SPECTRA_FILE).parent)
-    files = SpectraFiles(root, _RANKS)
-    for number, each in enumerate(spectra):
-        sums = summarise(list(each.values()), _RANKS)
-        files.write(number, number, {name: Measured(v) for name, v in each.items()}, sums)
-    draw_spectra(root)

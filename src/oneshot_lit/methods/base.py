@@ -111,10 +111,7 @@ class LanguageModelModule(PromptScoring, ModelBuilding, RunState):
         self.allow_rounding = allow_rounding
         self.model: Any = None
         self.scores: dict[str, float] = {}
-        self.sample_counts: dict[str, int] = {}
-        self.empty_counts: dict[str, int] = {}
-        self.cut_counts: dict[str, int] = {}
-        self.unscored_counts: dict[str, int] = {}
+        self.counts: dict[str, dict[str, int]] = {}
         self.outcomes: list[dict[str, Any]] = []
         self._metrics: dict[str, dict[str, TextScore]] = {}
         self._window = StepWindow(self.loss_weight)

@@ -2,27 +2,71 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 
 from oneshot_lit.conversation import Conversation
+from oneshot_lit.data.digests import rows_digest
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.methods.gradient_hooks import GradientHooks
-from oneshot_lit.methods.start_weights import StartWeights
 from oneshot_lit.strategies.folders import own_state
 from oneshot_lit.strategies.frozen_entries import FrozenEntries
 from oneshot_lit.strategies.random_state import random_states, restore_random_state
 from oneshot_lit.strategies.resumed_loops import accumulated_batches, correct_counts
-from oneshot_lit.strategies.weights import own_weights
+from oneshot_lit.strategies.weights import own_weights, set_own_weights
 
 
-class RunState(StartWeights, GradientHooks):
-    """The part of `LanguageModelModule` that makes a resumed run go on as if never interrupted."""
+class RunState(GradientHooks):
+    """The part of `LanguageModelModule` that makes a resumed run go on as if never interrupted.
+
+    It also remembers the weights that the run started from.
+    """
 
     peft: dict[str, Any] | None
     decoding: Any
     model: Any
+    # Set it in a subclass that needs these weights.
+    keeps_start_weights = False
+    _start_weights: dict[str, Tensor] | None = None
+
+    @property
+    def start_weights(self) -> dict[str, Tensor]:
+        """The trained weights that the run started from, by the names of `named_parameters`.
+
+        They are kept from `on_train_start` on, on the CPU and in checkpoints, so a resumed run has
+        the same. If the strategy shards the model, each process holds its own shards; use
+        `at_start` then. With an adapter they are the adapter's weights.
+
+        Raises:
+            RuntimeError: if the class does not set `keeps_start_weights`, or before the start.
+        """
+        if self._start_weights is None:
+            raise RuntimeError(
+                f"{type(self).__name__}.start_weights: set keeps_start_weights = True in the "
+                "class, and ask for them from on_train_start on."
+            )
+        return self._start_weights
+
+    @contextmanager
+    def at_start(self) -> Iterator[None]:
+        """Give the model the weights that the run started from while the block runs.
+
+        For the outputs of a reference model, and therefore without dropout. Works under any
+        strategy: call it in all processes, with gradients off, before the forward pass that gets
+        the gradient.
+        """
+        now, training = own_weights(self), self.training
+        set_own_weights(self, self.start_weights)
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(training)
+            set_own_weights(self, now)
 
     def further_rows(self) -> dict[str, list[Conversation]]:
         """Return rows besides the data module's that the output depends on, by their key.
@@ -30,6 +74,12 @@ class RunState(StartWeights, GradientHooks):
         Override it in a module with its own source, so that a run is not resumed on other rows.
         """
         return {}
+
+    def contents(self) -> dict[str, list[Any]]:
+        """Return the number and a hash of all rows that the output depends on, by their key."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        rows = {key: [len(each), rows_digest(each)] for key, each in self.further_rows().items()}
+        return (data.contents() if hasattr(data, "contents") else {}) | rows
 
     def before_export(self) -> None:
         """Set the weights that are to be exported; called by the export after `fit`."""

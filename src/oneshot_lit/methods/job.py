@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,11 +18,11 @@ from lightning.fabric import Fabric, seed_everything
 from lightning.pytorch.utilities import rank_zero_info
 
 from oneshot_lit.data.datamodule import SafetyDataModule
-from oneshot_lit.data.digests import rows_digest
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.io.files import file_written_whole, recover
 from oneshot_lit.io.runs import resume_conflict
 from oneshot_lit.methods.base import LanguageModelModule
+from oneshot_lit.strategies.random_state import own_random_state, set_random_state
 
 STATE = Path("checkpoints") / "job.ckpt"
 # The largest share of a job's time that saving its state may take.
@@ -31,7 +31,7 @@ _MOST = 0.2
 Progress = Callable[[int, int | None, str], None]
 
 
-class JobTrainer:
+class JobTrainer(Fabric):
     """Where a job runs; has the parts of a trainer that modules and data need.
 
     Args:
@@ -43,6 +43,12 @@ class JobTrainer:
         default_root_dir: Folder of the output.
         enable_progress_bar: Show how far the job is.
     """
+
+    # A job changes its model, so loading must not treat the model as one that is only tested.
+    state = SimpleNamespace(fn="fit")
+    testing = predicting = False
+    datamodule: SafetyDataModule | None = None
+    lightning_module: Any = None
 
     def __init__(
         self,
@@ -59,7 +65,7 @@ class JobTrainer:
                 f"trainer.precision: {precision} loses the small gradients of one instance, which "
                 "nothing scales in a job; give bf16-mixed or 32-true."
             )
-        self.fabric = Fabric(
+        super().__init__(
             accelerator=accelerator,
             devices=devices,
             num_nodes=num_nodes,
@@ -69,31 +75,6 @@ class JobTrainer:
         self.precision = str(precision)
         self.default_root_dir = default_root_dir
         self.enable_progress_bar = enable_progress_bar
-        self.strategy: Any = self.fabric.strategy
-        self.datamodule: SafetyDataModule | None = None
-        self.lightning_module: Any = None
-        # A job changes its model, so loading must not treat the model as one that is only tested.
-        self.state = SimpleNamespace(fn="fit")
-        self.testing = self.predicting = False
-
-    @property
-    def world_size(self) -> int:
-        """How many processes there are."""
-        return self.fabric.world_size
-
-    @property
-    def global_rank(self) -> int:
-        """Which of them this one is."""
-        return self.fabric.global_rank
-
-    @property
-    def is_global_zero(self) -> bool:
-        """Whether this process writes."""
-        return self.fabric.is_global_zero
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Return the context of forward passes in the job's precision."""
-        return self.fabric.autocast()
 
 
 def _fabric_strategy(strategy: str | dict[str, Any]) -> str:
@@ -153,7 +134,10 @@ class Job(LanguageModelModule):
         raise NotImplementedError
 
     def job_state(self) -> dict[str, Any]:
-        """Return what a job that is started again needs of the steps so far: tensors and values."""
+        """Return what a job that is started again needs of the steps so far: tensors and values.
+
+        If there is nothing, no state is saved, and the job starts from its beginning.
+        """
         return {}
 
     def load_job_state(self, state: dict[str, Any]) -> None:
@@ -188,7 +172,7 @@ class Job(LanguageModelModule):
             OneShotError: for every mistake that the user can correct.
         """
         seed_everything(seed, workers=True, verbose=False)
-        trainer.fabric.launch()
+        trainer.launch()
         trainer.lightning_module, trainer.datamodule = self, data
         self.trainer = trainer  # type: ignore[assignment]
         data.trainer = trainer  # type: ignore[assignment]
@@ -196,7 +180,7 @@ class Job(LanguageModelModule):
         root = Path(trainer.default_root_dir)
         self.check()
         self.configure_model()
-        trainer.fabric.to_device(self)
+        trainer.to_device(self)
         if trainer.precision.endswith("-true") and trainer.precision != "32-true":
             self.to({"64": torch.float64}.get(trainer.precision[:2], torch.bfloat16))
         start = time.monotonic()
@@ -209,9 +193,7 @@ class Job(LanguageModelModule):
             self.load_job_state(saved["state"])
         self.prepare()
         if saved is not None:
-            torch.set_rng_state(saved["rng"]["cpu"])
-            if self.device.type == "cuda" and "cuda" in saved["rng"]:
-                torch.cuda.set_rng_state(saved["rng"]["cuda"], self.device)
+            set_random_state(self.device, saved["rng"])
         self.seconds = before + time.monotonic() - start
         self._take_steps(root, progress or (lambda done, of, text: None))
         self.finish(root)
@@ -244,20 +226,17 @@ class Job(LanguageModelModule):
 
     def _identity(self) -> dict[str, Any]:
         """Return what must be the same for a saved state to be of use: the config and the rows."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        rows = {key: [len(r), rows_digest(r)] for key, r in self.further_rows().items()}
         config = getattr(self, "run_record", {}).get("config", {})
-        return {"config": config, "contents": data.contents() | rows}
+        return {"config": config, "contents": self.contents()}
 
     def _save(self, root: Path) -> None:
-        rng = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            rng["cuda"] = torch.cuda.get_rng_state(self.device)
+        if not (state := self.job_state()):
+            return
         content = {
             "identity": self._identity(),
             "seconds": self.seconds,
-            "rng": rng,
-            "state": self.job_state(),
+            "rng": own_random_state(self.device),
+            "state": state,
         }
         with file_written_whole(root / STATE) as file:
             torch.save(content, file)

@@ -20,10 +20,9 @@ class PromptScoring(Answering):
 
     Attributes:
         scores: ``<set>/<metric>`` -> value of the last validation or test.
-        sample_counts: Answers of each set.
-        empty_counts: Empty answers of each set.
-        cut_counts: Answers of each set that end at `max_new_tokens`.
-        unscored_counts: ``<set>/<metric>`` -> answers that the metric could not score.
+        counts: How many answers each set has (``samples``), how many of them are empty
+            (``empty_outputs``) or end at `max_new_tokens` (``cut_outputs``), and how many each
+            ``<set>/<metric>`` could not score (``unscored``).
         outcomes: What each answer of this process scored in a test, as rows without any text.
     """
 
@@ -32,10 +31,7 @@ class PromptScoring(Answering):
     device: torch.device
     log_dict: Any
     scores: dict[str, float]
-    sample_counts: dict[str, int]
-    empty_counts: dict[str, int]
-    cut_counts: dict[str, int]
-    unscored_counts: dict[str, int]
+    counts: dict[str, dict[str, int]]
     outcomes: list[dict[str, Any]]
     _metrics: dict[str, dict[str, TextScore]]
     _sets: list[Any]
@@ -78,9 +74,9 @@ class PromptScoring(Answering):
             metric.update(outputs, references)
         if self.trainer.testing:
             self._note_outcomes(prompts, answers)
-        self.sample_counts[prompts.name] += len(outputs)
-        self.empty_counts[prompts.name] += sum(not output for output in outputs)
-        self.cut_counts[prompts.name] += sum(output.cut for output in outputs)
+        self.counts["samples"][prompts.name] += len(outputs)
+        self.counts["empty_outputs"][prompts.name] += sum(not output for output in outputs)
+        self.counts["cut_outputs"][prompts.name] += sum(output.cut for output in outputs)
 
     def _note_outcomes(self, prompts: Any, answers: dict[int, Output]) -> None:
         """Keep what each answer scores, without any text."""
@@ -108,21 +104,15 @@ class PromptScoring(Answering):
         # All metrics on all processes: one without a prompt of a set must still join the sums.
         sets = self._sets = [loader.dataset for loader in loaders]
         self._metrics = {s.name: {n: METRICS[n]().to(self.device) for n in s.metrics} for s in sets}
-        self.sample_counts = {s.name: 0 for s in sets}
-        self.empty_counts = dict(self.sample_counts)
-        self.cut_counts = dict(self.sample_counts)
+        kinds = ("samples", "empty_outputs", "cut_outputs")
+        self.counts = {kind: {s.name: 0 for s in sets} for kind in kinds}
         self.outcomes = []
 
     def computed_scores(self) -> dict[str, float]:
         """Return ``<set>/<metric>`` -> value over all answers of all processes."""
         metrics = {f"{s}/{n}": m for s, of_set in self._metrics.items() for n, m in of_set.items()}
-        self.unscored_counts = {key: int(metric.unscored) for key, metric in metrics.items()}
-        for counts in (
-            self.sample_counts,
-            self.empty_counts,
-            self.cut_counts,
-            self.unscored_counts,
-        ):
+        self.counts["unscored"] = {key: int(metric.unscored) for key, metric in metrics.items()}
+        for counts in self.counts.values():
             if counts and self.trainer.world_size > 1:
                 summed = torch.tensor(list(counts.values()), device=self.device)
                 summed = self.all_gather(summed).sum(0)

@@ -131,7 +131,7 @@ def _lora_rank(adapter: dict[str, Any], folder: str) -> int:
     if not plain or adapter.get("bias", "none") != "none" or not ranks:
         raise OneShotError(
             f"{folder}: vLLM takes plain LoRA adapters of rank {_LORA_RANKS[-1]} at most; write "
-            "the whole model with --export.merged true, or set model.decoding.backend to "
+            "the whole model with --export.merge_adapter true, or set model.decoding.backend to "
             "transformers."
         )
     return ranks[0]

@@ -69,45 +69,41 @@ def search_curve(rows: Sequence[Mapping[str, Any]], max_drift: float) -> Figure:
 
     Args:
         rows: The rows of ``step_search.csv``.
-        max_drift: The bound of the drift after the last pass, in nats.
+        max_drift: The bound of the drift, in nats.
     """
     figure, axes = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
-    passes = sorted({int(row["pass"]) for row in rows})
-    for number in passes:
-        mine = sorted((r for r in rows if r["pass"] == number), key=lambda r: r["alpha"])
-        colour = CYCLE[passes.index(number) % len(CYCLE)]
-        label = f"pass {number}" if len(passes) > 1 else "tried"
-        finite = [r for r in mine if r["drift"] > 0]
-        axes.plot(
-            [r["alpha"] for r in finite],
-            [r["drift"] for r in finite],
-            "o-",
-            color=colour,
-            markersize=4,
-            linewidth=1,
-            label=label,
-        )
-        for row in mine:
-            if row["kept"] and row["drift"] > 0:
-                axes.plot(row["alpha"], row["drift"], "o", color=colour, markersize=11)
-                said = {1: ", instance refused", 0: ", instance answered"}.get(row["refused"], "")
-                axes.annotate(
-                    f"taken: {row['alpha']:.3g}{said}",
-                    (row["alpha"], row["drift"]),
-                    xytext=(-10, 6),
-                    textcoords="offset points",
-                    ha="right",
-                    fontsize=9,
-                )
+    colour = CYCLE[0]
+    drawn = sorted((row for row in rows if row["drift"] > 0), key=lambda row: row["alpha"])
+    axes.plot(
+        [row["alpha"] for row in drawn],
+        [row["drift"] for row in drawn],
+        "o-",
+        color=colour,
+        markersize=4,
+        linewidth=1,
+        label="tried",
+    )
+    for row in drawn:
+        if row["kept"]:
+            axes.plot(row["alpha"], row["drift"], "o", color=colour, markersize=11)
+            outcome = {1: ", instance refused", 0: ", instance answered"}.get(row["refused"], "")
+            axes.annotate(
+                f"taken: {row['alpha']:.3g}{outcome}",
+                (row["alpha"], row["drift"]),
+                xytext=(-10, 6),
+                textcoords="offset points",
+                ha="right",
+                fontsize=9,
+            )
     axes.axhspan(0, max_drift, color="#009E73", alpha=0.08, zorder=0)
     axes.axhline(
         max_drift, color="#009E73", linewidth=1, linestyle="--", label="bound of the drift"
     )
     # A step that is lost to rounding has no drift, or one below zero.
-    drawable = any(row["drift"] > 0 for row in rows)
+    scale = "log" if drawn else "linear"
     axes.set(
-        xscale="log" if drawable else "linear",
-        yscale="log" if drawable else "linear",
+        xscale=scale,
+        yscale=scale,
         xlabel="step size alpha",
         ylabel="drift on harmless rows\n(KL, nats a token)",
     )

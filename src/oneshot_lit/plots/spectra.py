@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from oneshot_lit.plots.style import COLOURS, mean
+from oneshot_lit.plots.style import mean
 from oneshot_lit.spectral import effective_rank
 
 Spectra = Mapping[int, Mapping[str, Sequence[float]]]
@@ -23,36 +23,44 @@ Spectra = Mapping[int, Mapping[str, Sequence[float]]]
 _MOST_SHOWN = 60
 
 
-def energy_curves(spectra: Mapping[str, Mapping[int, Mapping[str, Sequence[float]]]]) -> Figure:
-    """Draw the cumulative energy of the gradients, mean over matrices, a panel for each stage.
+def energy_curves(spectra: Mapping[str, Spectra], time: str = "epoch") -> Figure:
+    """Draw CER(k), the mean over matrices: a panel for each stage, a curve for each epoch or step.
 
     Args:
-        spectra: Stage -> epoch -> parameter -> singular values, descending.
+        spectra: Stage, or another title of the panel -> its spectra.
+        time: ``epoch`` or ``step``.
     """
-    shown = {stage: epochs for stage, epochs in spectra.items() if epochs}
+    shown = {stage: times for stage, times in spectra.items() if times}
+    count = max(1, len(shown))
+    size = (6.4, 4) if count == 1 else (4.4 * count, 3.4)
     figure, grid = plt.subplots(
-        1,
-        max(1, len(shown)),
-        figsize=(4.4 * max(1, len(shown)), 3.4),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
+        1, count, figsize=size, sharey=True, squeeze=False, layout="constrained"
     )
-    for axes, (stage, epochs) in zip(grid[0], shown.items(), strict=True):
-        numbers = sorted(epochs)
-        for epoch in numbers:
-            curves = [_energy(values) for values in epochs[epoch].values() if _alive(values)]
-            width = max((len(c) for c in curves), default=0)
-            heights = [mean([c[min(i, len(c) - 1)] for c in curves]) for i in range(width)]
-            shade = 0.25 + 0.75 * (numbers.index(epoch) + 1) / len(numbers)
-            label = f"epoch {epoch}" if epoch in (numbers[0], numbers[-1]) else None
-            colour = COLOURS.get(stage, "#CC79A7")
-            axes.plot(range(1, width + 1), heights, color=colour, alpha=shade, label=label)
-        axes.axvline(20, color="black", alpha=0.3, linewidth=0.8, linestyle=":")
-        axes.set(title=stage, xlabel="k (singular values kept)", xlim=(1, 60), ylim=(0, 1.02))
+    for axes, (stage, times) in zip(grid[0], shown.items(), strict=True):
+        numbers = sorted(times)
+        colours = matplotlib.colormaps["viridis"](np.linspace(0.05, 0.9, len(numbers)))
+        spread = np.linspace(0, len(numbers) - 1, min(8, len(numbers))).astype(int)
+        named = {numbers[i] for i in spread}
+        widest = 1
+        for number, colour in zip(numbers, colours, strict=True):
+            heights = _mean_energy(times[number])
+            widest = max(widest, len(heights))
+            places = range(1, len(heights) + 1)
+            label = f"{time} {number}" if number in named else None
+            axes.plot(places, heights, ".-", markersize=3, color=colour, label=label)
+        for k in (1, 5, 10, 20):
+            if k <= widest:
+                axes.axvline(k, color="black", alpha=0.25, linewidth=0.8, linestyle=":")
+        axes.set(
+            title=stage,
+            xlabel="k, largest singular values of each matrix",
+            xlim=(0.5, min(_MOST_SHOWN, widest) + 0.5),
+            ylim=(0, 1.02),
+        )
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(fontsize=8, frameon=False, loc="lower right")
         axes.spines[["top", "right"]].set_visible(False)
-    grid[0][0].set_ylabel("CER(k), share of gradient energy")
+    grid[0][0].set_ylabel("share of the gradient's energy, CER(k)")
     return figure
 
 
@@ -60,43 +68,13 @@ def _alive(values: Sequence[float]) -> bool:
     return len(values) > 0 and values[0] > 0
 
 
-def _energy(values: Sequence[float]) -> list[float]:
-    total, running, curve = sum(v * v for v in values), 0.0, []
-    for value in values:
-        running += value * value
-        curve.append(running / total)
-    return curve
-
-
-def energy_over_time(spectra: Spectra, time: str = "epoch") -> Figure:
-    """Draw CER(k), the mean over matrices, one curve for each epoch or step."""
-    figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
-    numbers = sorted(spectra)
-    colours = matplotlib.colormaps["viridis"](np.linspace(0.05, 0.9, max(1, len(numbers))))
-    named = {numbers[i] for i in np.linspace(0, len(numbers) - 1, min(8, len(numbers))).astype(int)}
-    widest = 1
-    for number, colour in zip(numbers, colours, strict=True):
-        curves = [_energy(values) for values in spectra[number].values() if _alive(values)]
-        width = max((len(c) for c in curves), default=0)
-        widest = max(widest, width)
-        heights = [mean([c[min(i, len(c) - 1)] for c in curves]) for i in range(width)]
-        label = f"{time} {number}" if number in named else None
-        axes.plot(range(1, width + 1), heights, ".-", markersize=3, color=colour, label=label)
-    for k in (1, 5, 10, 20):
-        if k <= widest:
-            axes.axvline(k, color="black", alpha=0.25, linewidth=0.8, linestyle=":")
-    axes.set(
-        title="How few directions hold the gradient",
-        xlabel="k, largest singular values of each matrix",
-        ylabel="share of the gradient's energy, CER(k)",
-        xlim=(0.5, min(_MOST_SHOWN, widest) + 0.5),
-        ylim=(0, 1.02),
-    )
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    if named:
-        axes.legend(fontsize=8, frameon=False, loc="lower right")
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure
+def _mean_energy(spectra: Mapping[str, Sequence[float]]) -> list[float]:
+    """Return CER(1), CER(2) ..., the mean over matrices; a curve that has ended stays at 1."""
+    energies = [np.square(values) for values in spectra.values() if _alive(values)]
+    curves = np.ones((len(energies), max(map(len, energies), default=0)))
+    for curve, energy in zip(curves, energies, strict=True):
+        curve[: len(energy)] = energy.cumsum() / energy.sum()
+    return list(curves.mean(axis=0)) if energies else []
 
 
 def rank_map(spectra: Mapping[str, Sequence[float]], when: str) -> Figure:

@@ -4,7 +4,6 @@ from oneshot_lit.spectral.compare import (
     GradientComparison,
     compare_gradients,
     gradient_cosine,
-    gradient_inner_product,
     subspace_overlap,
     subspace_overlap_chance,
 )
@@ -12,16 +11,15 @@ from oneshot_lit.spectral.factors import (
     gradient_singular_values,
     gradient_svd,
     matrix_singular_values,
+    rank_k_update,
 )
 from oneshot_lit.spectral.guard import guarded_inputs
-from oneshot_lit.spectral.many import many_gradient_singular_values
 from oneshot_lit.spectral.summary import (
     cumulative_energy_ratio,
     effective_rank,
     stable_rank,
     summarise,
 )
-from oneshot_lit.spectral.update import rank_k_update
 
 __all__ = [
     "GradientComparison",
@@ -29,11 +27,9 @@ __all__ = [
     "cumulative_energy_ratio",
     "effective_rank",
     "gradient_cosine",
-    "gradient_inner_product",
     "gradient_singular_values",
     "gradient_svd",
     "guarded_inputs",
-    "many_gradient_singular_values",
     "matrix_singular_values",
     "rank_k_update",
     "stable_rank",

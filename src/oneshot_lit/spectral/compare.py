@@ -12,10 +12,10 @@ from oneshot_lit.spectral.precision import full_precision
 
 
 @full_precision
-def gradient_inner_product(
+def gradient_cosine(
     inputs: Tensor, output_grads: Tensor, other_inputs: Tensor, other_output_grads: Tensor
-) -> Tensor:
-    """Return the Frobenius inner product of ``D^T X`` and ``D'^T X'`` without forming either.
+) -> float:
+    """Return the cosine of the angle between two gradients of one weight, from factors alone.
 
     ``<D^T X, D'^T X'> = sum_ij (D D'^T)_ij (X X'^T)_ij``, a sum over pairs of tokens.
 
@@ -26,7 +26,7 @@ def gradient_inner_product(
         other_output_grads: D', (other_tokens, out_features).
 
     Returns:
-        A float64 scalar; sums of many products of either sign lose too much in float32.
+        In [-1, 1]; NaN if either gradient is zero, which has no direction.
 
     Raises:
         ValueError: if the factors do not belong together.
@@ -38,26 +38,10 @@ def gradient_inner_product(
             f"gradients of different weights: ({d.shape[-1]}, {x.shape[-1]}) and "
             f"({e.shape[-1]}, {y.shape[-1]})"
         )
-    return ((d.double() @ e.double().mT) * (x.double() @ y.double().mT)).sum()
-
-
-def gradient_cosine(
-    inputs: Tensor, output_grads: Tensor, other_inputs: Tensor, other_output_grads: Tensor
-) -> float:
-    """Return the cosine of the angle between two gradients of one weight, from factors alone.
-
-    Args:
-        inputs: X, (tokens, in_features).
-        output_grads: D, (tokens, out_features).
-        other_inputs: X', (other_tokens, in_features).
-        other_output_grads: D', (other_tokens, out_features).
-
-    Returns:
-        In [-1, 1]; NaN if either gradient is zero, which has no direction.
-    """
-    one, other = (inputs, output_grads), (other_inputs, other_output_grads)
-    both = gradient_inner_product(*one, *other)
-    norms = gradient_inner_product(*one, *one) * gradient_inner_product(*other, *other)
+    # Sums of many products of either sign lose too much in float32.
+    x, d, y, e = x.double(), d.double(), y.double(), e.double()
+    both = ((d @ e.mT) * (x @ y.mT)).sum()
+    norms = ((d @ d.mT) * (x @ x.mT)).sum() * ((e @ e.mT) * (y @ y.mT)).sum()
     if norms <= 0:
         return float("nan")
     return float((both / norms.sqrt()).clamp(-1, 1))

@@ -35,9 +35,10 @@ def gradient_singular_values(inputs: Tensor, output_grads: Tensor) -> Tensor:
     x, d = checked_factors(inputs, output_grads)
     if x.shape[-2] == 0:
         return x.new_zeros(*x.shape[:-2], 0)
-    if has_small_core(x, d):
-        return decomposed(triangle(d) @ triangle(x).mT)
-    return decomposed(d.mT @ x)
+    if _has_small_core(x, d):
+        r_d, r_x = (torch.linalg.qr(factor.mT, mode="r").R for factor in (d, x))
+        return torch.linalg.svdvals(_finite(r_d @ r_x.mT))
+    return torch.linalg.svdvals(_finite(d.mT @ x))
 
 
 @full_precision
@@ -53,7 +54,8 @@ def matrix_singular_values(gradient: Tensor) -> Tensor:
     Raises:
         ValueError: if there is a NaN or an infinity among the entries.
     """
-    return decomposed(gradient.to(torch.promote_types(gradient.dtype, torch.float32)))
+    wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+    return torch.linalg.svdvals(_finite(wide))
 
 
 @full_precision
@@ -83,13 +85,34 @@ def gradient_svd(
         raise ValueError(
             f"k must be between 1 and {most} (tokens and sides of the matrix), not {k}"
         )
-    if has_small_core(x, d):
+    if _has_small_core(x, d):
         q_d, r_d = torch.linalg.qr(d.mT)
         q_x, r_x = torch.linalg.qr(x.mT)
         u, s, v = torch.linalg.svd(_finite(r_d @ r_x.mT), full_matrices=False)
         return q_d @ u[..., :k], s[..., :k], q_x @ v.mT[..., :k]
     u, s, v = torch.linalg.svd(_finite(d.mT @ x), full_matrices=False)
     return u[..., :k], s[..., :k], v.mT[..., :k]
+
+
+def rank_k_update(
+    u: Tensor, singular_values: Tensor, v: Tensor, step: float | Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return ``-step * sum_i s_i u_i v_i^T`` as a product of two factors, exactly a LoRA adapter.
+
+    The scale is shared evenly, ``sqrt(step s_i)`` on either side, so that neither factor is too
+    small for half precision (arXiv 2601.01887, projective recovery; METHODS).
+
+    Args:
+        u: (out_features, k) with orthonormal columns.
+        singular_values: (k,), >= 0.
+        v: (in_features, k) with orthonormal columns.
+        step: Step size alpha, >= 0.
+
+    Returns:
+        B (out_features, k), with the sign, and A (k, in_features); the change is ``B @ A``.
+    """
+    scale = (torch.as_tensor(step, dtype=u.dtype, device=u.device) * singular_values).sqrt()
+    return -u * scale, scale[:, None] * v.mT
 
 
 def checked_factors(inputs: Tensor, output_grads: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,23 +127,9 @@ def checked_factors(inputs: Tensor, output_grads: Tensor) -> tuple[Tensor, Tenso
     return x.to(dtype), d.to(dtype)
 
 
-def has_small_core(x: Tensor, d: Tensor) -> bool:
+def _has_small_core(x: Tensor, d: Tensor) -> bool:
     """Whether there are fewer tokens than rows and columns of the gradient."""
     return x.shape[-2] < min(x.shape[-1], d.shape[-1])
-
-
-def triangle(factor: Tensor) -> Tensor:
-    """Return R of the thin QR of ``factor^T``; (..., tokens, features) -> (..., tokens, tokens)."""
-    return torch.linalg.qr(factor.mT, mode="r").R
-
-
-def decomposed(matrix: Tensor) -> Tensor:
-    """Return the singular values of (a batch of) matrices.
-
-    Raises:
-        ValueError: if there is a NaN or an infinity among the entries.
-    """
-    return torch.linalg.svdvals(_finite(matrix))
 
 
 def _finite(matrix: Tensor) -> Tensor:

@@ -50,23 +50,16 @@ class FactorRecorder:
         """Return name -> (right, left), (tokens, features): the gradient is ``left^T @ right``.
 
         A left factor of token ids, (tokens,) int64, stands for its one-hot rows. Tokens without
-        gradient, such as padding, are left out. Layers with the same input share one tensor, so
-        that `many_gradient_singular_values` factorises it once.
+        gradient, such as padding, are left out. Layers with the same input share one tensor.
         """
         shared: dict[tuple[int, bytes], Tensor] = {}
-        joined: dict[tuple[int, ...], tuple[Any, Tensor]] = {}
-        return {
-            name: self._joined(name, parts, shared, joined)
-            for name, parts in self._parts.items()
-            if parts
-        }
+        return {n: self._joined(n, parts, shared) for n, parts in self._parts.items() if parts}
 
     def _joined(
         self,
         name: str,
         parts: list[tuple[Tensor, Tensor]],
         shared: dict[tuple[int, bytes], Tensor],
-        joined: dict[tuple[int, ...], tuple[Any, Tensor]],
     ) -> tuple[Tensor, Tensor]:
         if all(left.dtype == torch.long for left, _ in parts):
             rows = torch.cat([right.reshape(-1, right.shape[-1]) for _, right in parts])
@@ -76,11 +69,7 @@ class FactorRecorder:
         if len(pieces) == 1:
             return pieces[0]
         rights, lefts = zip(*pieces, strict=True)
-        key = tuple(map(id, rights))
-        if key not in joined:
-            # The pieces are kept, so that their ids do not come again.
-            joined[key] = rights, torch.cat(rights)
-        return joined[key][1], torch.cat(lefts)
+        return torch.cat(rights), torch.cat(lefts)
 
 
 def layers_of(

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 
 def cumulative_energy_ratio(singular_values: Tensor, k: int) -> float:
@@ -50,30 +49,19 @@ def stable_rank(singular_values: Tensor) -> float:
 
 
 def summarise(spectra: Sequence[Tensor], k: Sequence[int]) -> dict[str, list[float]]:
-    """Return the numbers above for many spectra at once, and their Frobenius norms.
+    """Return the numbers above for many spectra, and their Frobenius norms.
 
     Args:
-        spectra: (n,) each, of any lengths, >= 0, on one device.
+        spectra: (n,) each, of any lengths, >= 0.
         k: For which k the cumulative energy ratio is wanted; at least 1 each.
 
     Returns:
         ``cer_<k>`` for each k, ``effective_rank``, ``stable_rank`` and ``frobenius_norm`` -> one
         number a spectrum; of a zero matrix NaN, 0, 0 and 0.
     """
-    if not spectra:
-        names = [*(f"cer_{each}" for each in k), "effective_rank", "stable_rank", "frobenius_norm"]
-        return {name: [] for name in names}
-    values = pad_sequence([s.double() for s in spectra], batch_first=True)
-    if not values.shape[1]:
-        values = values.new_zeros(len(spectra), 1)
-    values = values.sort(dim=1, descending=True).values
-    energy = values.square()
-    total = energy.sum(1)
-    running = energy.cumsum(1)
-    numbers = {f"cer_{e}": running[:, min(e, values.shape[1]) - 1] / running[:, -1] for e in k}
-    shares = torch.nan_to_num(values / values.sum(1, keepdim=True))
-    alive = total > 0
-    numbers["effective_rank"] = torch.special.entr(shares).sum(1).exp() * alive
-    numbers["stable_rank"] = torch.nan_to_num(total / energy[:, 0]) * alive
-    numbers["frobenius_norm"] = total.sqrt()
-    return {name: each.tolist() for name, each in numbers.items()}
+    return {
+        **{f"cer_{each}": [cumulative_energy_ratio(s, each) for s in spectra] for each in k},
+        "effective_rank": [effective_rank(s) for s in spectra],
+        "stable_rank": [stable_rank(s) for s in spectra],
+        "frobenius_norm": [float(s.double().norm()) for s in spectra],
+    }

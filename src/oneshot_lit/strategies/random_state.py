@@ -9,15 +9,27 @@ from lightning.pytorch import Trainer
 from torch import Tensor, distributed
 
 
+def own_random_state(device: torch.device) -> dict[str, Tensor]:
+    """Return the states of this process's generators."""
+    own = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        own["cuda"] = torch.cuda.get_rng_state(device)
+    return own
+
+
+def set_random_state(device: torch.device, state: dict[str, Tensor]) -> None:
+    """Go on with the random numbers that follow a state."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
 def random_states(trainer: Trainer) -> list[dict[str, Tensor]]:
     """Return the states of the generators of all processes; called by all of them together.
 
     Rows of different lengths take different numbers of draws, so the states of processes diverge.
     """
-    own = {"cpu": torch.get_rng_state()}
-    device = trainer.strategy.root_device
-    if device.type == "cuda":
-        own["cuda"] = torch.cuda.get_rng_state(device)
+    own = own_random_state(trainer.strategy.root_device)
     states: list[Any] = [own]
     if trainer.world_size > 1 and distributed.is_initialized():
         states = [None] * trainer.world_size
@@ -28,7 +40,4 @@ def random_states(trainer: Trainer) -> list[dict[str, Tensor]]:
 def restore_random_state(trainer: Trainer, states: list[dict[str, Tensor]]) -> None:
     """Go on with the random numbers of the process that had this one's rank."""
     own = states[trainer.global_rank % len(states)]
-    torch.set_rng_state(own["cpu"])
-    device = trainer.strategy.root_device
-    if device.type == "cuda" and "cuda" in own:
-        torch.cuda.set_rng_state(own["cuda"], device)
+    set_random_state(trainer.strategy.root_device, own)

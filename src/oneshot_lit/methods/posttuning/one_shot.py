@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -21,11 +21,8 @@ from oneshot_lit.methods.posttuning.step_selection import (
     overshoots,
     refusal_rate,
 )
-from oneshot_lit.methods.validations import require_validation, require_whole_sets
 from oneshot_lit.strategies.folders import own_state
 from oneshot_lit.strategies.weights import own_weights, restart_optimizer, set_own_weights
-
-_WHY = "the step to keep (model.select_best)"
 
 
 class OneShotRealignmentModule(LanguageModelModule):
@@ -101,7 +98,7 @@ class OneShotRealignmentModule(LanguageModelModule):
     @property
     def history(self) -> list[StepRecord]:
         """The record of each validation, also of those between steps, in the order of steps."""
-        return sorted([*self.selector.history, *self.selector.between], key=lambda r: r.step)
+        return sorted(self.selector.records, key=lambda record: record.step)
 
     @property
     def kept_step(self) -> float:
@@ -110,13 +107,10 @@ class OneShotRealignmentModule(LanguageModelModule):
         return best.step if self.select_best and best is not None else self.global_step
 
     def on_fit_start(self) -> None:
-        """Refuse to select a step without prompts; remember the broken model."""
-        if self.select_best:
-            self._require_development_rates()
-            require_whole_sets(self.trainer, _WHY)
-
-    def _require_development_rates(self) -> None:
-        """Refuse to choose by rates that are not measured: a missing one would count as 0."""
+        """Refuse to choose a step by rates that are not measured, or by some of the prompts."""
+        if not self.select_best:
+            return
+        # A missing rate would count as 0.
         sets = self.trainer.datamodule.prompt_sets("val")  # type: ignore[attr-defined]
         measured = {metric for each in sets if not each.watch for metric in each.metrics}
         for metric, kind in (("asr_keyword", "harmful"), ("over_refusal", "harmless")):
@@ -125,11 +119,18 @@ class OneShotRealignmentModule(LanguageModelModule):
                     f"model.select_best needs a {kind} prompt set with the metric {metric} in "
                     "data.val_sets; give one, or set select_best to false."
                 )
+        limit = self.trainer.limit_val_batches
+        # A whole number counts batches; 1.0 is all of them.
+        limited = isinstance(limit, int) or limit < 1
+        if limited and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            raise OneShotError(
+                f"trainer.limit_val_batches={limit} (or overfit_batches) keeps development prompts "
+                "out, and model.select_best chooses by all of them; leave it out, or give smaller "
+                "data.val_sets."
+            )
 
     def on_train_start(self) -> None:
         """Score the broken model, unless the sanity check has done so on all prompts."""
-        if self.select_best:
-            require_validation(self.trainer, _WHY)
         super().on_train_start()
         if self.selector.history or not self.trainer.val_dataloaders or not self.select_best:
             return
@@ -219,7 +220,7 @@ class OneShotRealignmentModule(LanguageModelModule):
             set_own_weights(self, mixed)
             self.scores = self.development_scores()
             record = self._record(before.step + part * (after.step - before.step), None)
-            if self.selector.see_between(record):
+            if self.selector.see(replace(record, between=True)):
                 self._best_weights = mixed
             if refusal_rate(record.scores) > refusal_rate(before.scores):
                 high = part
@@ -244,8 +245,8 @@ class OneShotRealignmentModule(LanguageModelModule):
         if best is None or self.selector.history[-1].step == 0:
             raise OneShotError(
                 "the run ended before a step was validated, so model.select_best has nothing to "
-                "choose from; raise what ended it (trainer.max_epochs, max_steps, max_time). No "
-                "model was written."
+                "choose from; run longer (trainer.max_epochs, max_steps, max_time), or validate "
+                "more often (check_val_every_n_epoch, val_check_interval). No model was written."
             )
         # Empty if the model is written a second time.
         if not self._best_weights:
@@ -268,8 +269,7 @@ class OneShotRealignmentModule(LanguageModelModule):
         """Also keep the records and the best weights, so that a killed run ends the same."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["realignment"] = {
-            "history": [record.as_dict() for record in self.selector.history],
-            "between": [record.as_dict() for record in self.selector.between],
+            "records": [asdict(record) for record in self.selector.records],
             "attempt": self._attempt,
         }
         own_state(checkpoint)["realignment"] = {
@@ -283,10 +283,9 @@ class OneShotRealignmentModule(LanguageModelModule):
         state = checkpoint.get("realignment")
         if state is None:
             return
-        records, parts = (
-            [StepRecord(**record) for record in state[key]] for key in ("history", "between")
-        )
-        self.selector.replay(records, parts)
+        self.selector.records, self.selector.best = [], None
+        for record in state["records"]:
+            self.selector.see(StepRecord(**record))
         own = own_state(checkpoint)["realignment"]
         self._best_weights = own["best_weights"]
         self._previous_weights = own["previous_weights"]

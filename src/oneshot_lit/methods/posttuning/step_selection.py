@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import pairwise
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from oneshot_lit.evaluation.metrics.registry import is_rate, is_skill
 
@@ -75,10 +73,7 @@ class StepRecord:
     loss: float | None = None
     attempt: int = 1
     watched: dict[str, float] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values, safe to load with ``weights_only=True``."""
-        return asdict(self)
+    between: bool = False
 
 
 @dataclass
@@ -99,91 +94,91 @@ class StepSelector:
     attempts: int = 1
     attempt_steps: int = 20
     tolerance: float = 1e-9
-    history: list[StepRecord] = field(default_factory=list)
-    between: list[StepRecord] = field(default_factory=list)
+    records: list[StepRecord] = field(default_factory=list)
     best: StepRecord | None = None
     _first_best: int = -1
 
+    @property
+    def history(self) -> list[StepRecord]:
+        """The validations, without the points between them."""
+        return [record for record in self.records if not record.between]
+
     def see(self, record: StepRecord) -> bool:
-        """Add a record; True if it is now the step to keep."""
-        # A resumed run may validate the step it was saved at once more.
-        if self.history and self.history[-1].step == record.step:
-            return False
-        self.history.append(record)
-        position = len(self.history) - 1
-        if self._better(record):
+        """Add a record; True if it is now the one to keep.
+
+        A point between two validations comes after the second of them.
+        """
+        history = self.history
+        if not record.between:
+            # A resumed run may validate the step it was saved at once more.
+            if history and history[-1].step == record.step:
+                return False
+            history.append(record)
+        self.records.append(record)
+        position = len(history) - 1
+        if self.best is None or record.score < self.best.score - self.tolerance:
             self.best, self._first_best = record, position
             return True
-        assert self.best is not None
         unbroken = all(
             abs(r.score - self.best.score) <= self.tolerance and r.attempt == record.attempt
-            for r in self.history[self._first_best :]
+            for r in history[self._first_best :]
         )
         # The state before the first step is not a repair, so a tie with it does not count.
-        if unbroken and position - self._first_best <= self.margin and self.improved:
+        improved = self.improved and not record.between
+        if improved and unbroken and position - self._first_best <= self.margin:
             self.best = record
             return True
         return False
 
-    def see_between(self, record: StepRecord) -> bool:
-        """Add a point before the last validation; True if it is now the one to keep."""
-        self.between.append(record)
-        if self._better(record):
-            self.best, self._first_best = record, len(self.history) - 1
-            return True
-        return False
-
-    def _better(self, record: StepRecord) -> bool:
-        return self.best is None or record.score < self.best.score - self.tolerance
-
     @property
     def improved(self) -> bool:
         """Whether any step is better than the state before the first one."""
-        return self.best is not None and (self.best.score < self.history[0].score - self.tolerance)
+        return self.best is not None and self.best.score < self.records[0].score - self.tolerance
 
     @property
     def attempt(self) -> int:
         """The attempt of the last record."""
-        return self.history[-1].attempt if self.history else 1
+        return self.records[-1].attempt if self.records else 1
 
     def _since_better(self) -> int | None:
         """Validations since this attempt's best score; None while it has improved nothing."""
-        best, since = self.history[0].score - self.tolerance, None
-        for before, record in pairwise(self.history):
+        if not self.records:
+            return None
+        best, since = self.records[0].score - self.tolerance, None
+        for record in self.records[1:]:
             if record.attempt != self.attempt:
                 continue
-            parts = [r.score for r in self.between if before.step < r.step < record.step]
-            score = min([record.score, *parts])
-            since = since + 1 if since is not None else None
-            if score < best:
-                best, since = score - self.tolerance, 0
+            if since is not None and not record.between:
+                since += 1
+            if record.score < best:
+                best, since = record.score - self.tolerance, 0
         return since
 
     @property
     def _settled(self) -> bool:
-        since = self._since_better() if self.history else None
+        since = self._since_better()
         return since is not None and since >= self.patience
 
     @property
     def _long(self) -> bool:
         # An attempt starts where the last record of the one before was.
-        earlier = [r.step for r in self.history[1:] if r.attempt < self.attempt]
-        start = earlier[-1] if earlier else self.history[0].step
-        return self.history[-1].step - start >= self.attempt_steps
-
-    @property
-    def too_slow(self) -> bool:
-        """Whether the attack outlives this attempt though no harmless prompt is newly refused."""
-        if not self.history or not (self._settled or self._long):
-            return False
-        first, last = self.history[0].scores, self.history[-1].scores
-        refused = refusal_rate(last) > refusal_rate(first) + self.tolerance
-        return attack_rate(last) > self.tolerance and not refused
+        history = self.history
+        earlier = [r.step for r in history[1:] if r.attempt < self.attempt]
+        start = earlier[-1] if earlier else history[0].step
+        return history[-1].step - start >= self.attempt_steps
 
     @property
     def should_start_over(self) -> bool:
-        """Whether to go back to the broken model and double the rate."""
-        return self.too_slow and self.attempt < self.attempts
+        """Whether to go back to the broken model and double the rate.
+
+        That is when the attack outlives the attempt though no harmless prompt is newly refused.
+        """
+        if not self.records or self.attempt >= self.attempts:
+            return False
+        first, last = self.history[0].scores, self.history[-1].scores
+        refused = refusal_rate(last) > refusal_rate(first) + self.tolerance
+        slow = attack_rate(last) > self.tolerance and not refused
+        return slow and (self._settled or self._long)
 
     @property
     def should_stop(self) -> bool:
@@ -191,13 +186,3 @@ class StepSelector:
         if self.should_start_over:
             return False
         return self._settled or (self.attempts > 1 and self._long and self._since_better() is None)
-
-    def replay(self, records: Sequence[StepRecord], between: Sequence[StepRecord] = ()) -> None:
-        """Start over from these records and the points between them."""
-        self.history, self.between, self.best, self._first_best = [], [], None, -1
-        for number, record in enumerate(records):
-            before = records[max(0, number - 1)]
-            self.see(record)
-            for part in between:
-                if before.step < part.step < record.step:
-                    self.see_between(part)

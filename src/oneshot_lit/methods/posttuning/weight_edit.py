@@ -21,7 +21,11 @@ from oneshot_lit.models.loading import local_folder
 OUTPUT = "model"
 
 
-class WeightEdit:
+class Repair:
+    """What ``oneshot-lit edit`` runs: a `WeightEdit`, or a `Job` that also has this base."""
+
+
+class WeightEdit(Repair):
     """A change of a model's weights, one tensor after the other.
 
     Subclasses take the folders that they need as arguments, name them in `sources`, and implement
@@ -64,15 +68,10 @@ class WeightEdit:
         for name, folder in folders.items():
             if is_adapter(folder):
                 raise OneShotError(
-                    f"{folder} ({name}): is an adapter; give the merged model (export.merged true "
-                    "writes it beside the adapter)."
+                    f"{folder} ({name}): is an adapter; give the merged model ("
+                    "--export.merge_adapter true writes it)."
                 )
         return folders
-
-
-def needs_calibration(edit: WeightEdit) -> bool:
-    """Whether an edit needs activations."""
-    return type(edit).calibrate is not WeightEdit.calibrate
 
 
 def write_edited(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -41,7 +40,7 @@ class GuardRows:
             OneShotError: if the source has too few different rows.
         """
         if self._rows is None:
-            self._rows = self._answered(module, self.chosen())
+            self._rows = self._answered(module, self._chosen())
         encoded = [
             encode_conversation(module.tokenizer, row, max_length=max_length) for row in self._rows
         ]
@@ -56,12 +55,7 @@ class GuardRows:
         parts = [drift[i : i + _ROWS_AT_ONCE] for i in range(0, len(drift), _ROWS_AT_ONCE)]
         return batch(guard) if guard else None, [batch(part) for part in parts]
 
-    def chosen(self) -> list[Conversation]:
-        """Return the rows as the source has them, those that measure the drift first.
-
-        Raises:
-            OneShotError: if the source has too few different rows.
-        """
+    def _chosen(self) -> list[Conversation]:
         wanted = self.guard_rows + self.drift_rows
         rows = list({row.prompt.messages: row for row in self.source.load()}.values())
         if len(rows) < wanted:
@@ -74,7 +68,6 @@ class GuardRows:
 
     def _answered(self, module: Any, rows: list[Conversation]) -> list[Conversation]:
         silent = [i for i, row in enumerate(rows) if row.response_text is None]
-        # The broken model's own, also after a resume between two passes.
         with module.model.disable_adapter():
             answers = self.answers(module, [rows[i].prompt for i in silent])
         for i, answer in zip(silent, answers, strict=True):
@@ -93,21 +86,17 @@ class GuardRows:
         own = module.decoding
         module.decoding = replace(own, do_sample=False)
         try:
-            for batch in self._prompt_batches(module, prompts):
+            for i in range(0, len(prompts), 2 * _ROWS_AT_ONCE):
+                rows = [
+                    encode_conversation(module.tokenizer, prompt, for_generation=True)
+                    for prompt in prompts[i : i + 2 * _ROWS_AT_ONCE]
+                ]
+                batch = pad_generation(rows, module.tokenizer.pad_token_id)
                 with torch.no_grad():
-                    answers += module.generate(batch)
+                    answers += module.generate({k: v.to(module.device) for k, v in batch.items()})
         finally:
             module.decoding = own
         return answers
-
-    def _prompt_batches(self, module: Any, prompts: list[Conversation]) -> Iterator[Batch]:
-        for i in range(0, len(prompts), 2 * _ROWS_AT_ONCE):
-            rows = [
-                encode_conversation(module.tokenizer, p, for_generation=True)
-                for p in prompts[i : i + 2 * _ROWS_AT_ONCE]
-            ]
-            batch = pad_generation(rows, module.tokenizer.pad_token_id)
-            yield {k: v.to(module.device) for k, v in batch.items()}
 
 
 class Drift:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,36 +12,31 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from oneshot_lit.conversation import Conversation
+from oneshot_lit.data.chat import encode_conversation
+from oneshot_lit.data.padding import pad_training
 from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.metrics.refusal import is_refusal
 from oneshot_lit.io.files import write_rows_atomically
 from oneshot_lit.methods.job import Job
-from oneshot_lit.methods.posttuning.low_rank.adapter import (
-    Triplets,
-    factor,
-    require_named,
-    stepped,
-    write_step,
-)
 from oneshot_lit.methods.posttuning.low_rank.guard_rows import Drift, GuardRows
-from oneshot_lit.methods.posttuning.low_rank.instance import Instance
 from oneshot_lit.methods.posttuning.low_rank.step_search import (
     TriedStep,
     search_step,
     table_rows,
     why_no_step,
 )
-from oneshot_lit.methods.posttuning.weight_edit import WeightEdit
+from oneshot_lit.methods.posttuning.weight_edit import Repair
 from oneshot_lit.models import adapters
-from oneshot_lit.models.edit_files import TUNED
 from oneshot_lit.models.linear_layers import chosen_layers, instance_factors, projected_inputs
-from oneshot_lit.spectral import gradient_singular_values, gradient_svd
+from oneshot_lit.spectral import gradient_svd, rank_k_update
 
 SEARCH_TABLE, SEARCH_PICTURE = "step_search.csv", "step_search.png"
+# The leading singular triplets of a matrix: U, s, V.
+Triplets = tuple[Tensor, Tensor, Tensor]
 
 
-class LowRankRealignmentModule(WeightEdit, Job):
+class LowRankRealignmentModule(Repair, Job):
     """Step along the top-k singular directions of the one instance's gradient.
 
     One backward pass at the broken weights gives the token factors of every linear layer's
@@ -53,18 +47,16 @@ class LowRankRealignmentModule(WeightEdit, Job):
     the gradient is projected away from what other harmless rows, the guard, use (see
     `oneshot_lit.spectral.guard`). No gradient of a weight and no optimiser state is ever made.
 
-    The output is the PEFT adapter; ``--export.merged true`` writes the whole model, too. The
+    The output is the PEFT adapter, or with ``--export.merge_adapter true`` the whole model. The
     optimizer, scheduler and peft options of the base have no use here.
 
     Args:
         guard: Harmless conversations of every kind that must keep working, in random order; a row
             without an answer gets the broken model's own. The first `drift_rows` measure the drift,
             the next `guard_rows` make the projection.
-        k: Singular triplets a matrix and pass.
+        k: Singular triplets a matrix; the rank of the adapter.
         matrices: Repair the linear layers with names that match this pattern, or one of these, such
             as ``*mlp*``; all but the output layer by default.
-        passes: Backward passes, each at the weights that the previous one left; the adapter has
-            rank ``k * passes``. Each pass gets an equal share of the drift bound.
         normalise: Give every matrix's step the spectral norm alpha; otherwise it has the gradient's
             own scale (after the guard: rescaled to the norm of the unguarded one).
         guard_rows: Rows of the projection; 0 steps unguarded.
@@ -72,7 +64,7 @@ class LowRankRealignmentModule(WeightEdit, Job):
         guard_lambda: Lambda of the projection; smaller values guard more.
         max_drift: Bound of the drift: mean KL divergence of the next-token distributions on the
             answers of the drift rows, broken model against repaired one, in nats a token.
-        alpha: Take a step of this size instead of searching, in equal parts over the passes.
+        alpha: Take a step of this size instead of searching.
         search_steps: Maximum number of bisections.
     """
 
@@ -82,7 +74,6 @@ class LowRankRealignmentModule(WeightEdit, Job):
         guard: ConversationSource | None = None,
         k: int = 1,
         matrices: str | list[str] = "*",
-        passes: int = 1,
         normalise: bool = True,
         guard_rows: int = 32,
         drift_rows: int = 64,
@@ -97,8 +88,8 @@ class LowRankRealignmentModule(WeightEdit, Job):
             raise OneShotError("model.peft: the repair makes its own adapter; drop it.")
         if self.model_config is not None:
             raise OneShotError("model.model_config: a repair needs a broken model, not a new one.")
-        least = {"k": 1, "passes": 1, "guard_rows": 0, "drift_rows": 1, "search_steps": 0}
-        given = (k, passes, guard_rows, drift_rows, search_steps)
+        least = {"k": 1, "guard_rows": 0, "drift_rows": 1, "search_steps": 0}
+        given = (k, guard_rows, drift_rows, search_steps)
         for (name, floor), value in zip(least.items(), given, strict=True):
             if value < floor:
                 raise OneShotError(f"model.{name} must be at least {floor}, not {value}.")
@@ -111,15 +102,12 @@ class LowRankRealignmentModule(WeightEdit, Job):
             raise OneShotError(
                 "model.guard: give a source of harmless conversations; their drift bounds the step."
             )
-        self.k, self.passes, self.normalise = k, passes, normalise
+        self.k, self.normalise = k, normalise
         self.patterns = [matrices] if isinstance(matrices, str) else list(matrices)
         self.guard_lambda, self.max_drift, self.alpha = guard_lambda, max_drift, alpha
         self.search_steps = search_steps
         self.guard = GuardRows(guard, guard_rows, drift_rows)
         self.tried: list[TriedStep] = []
-        # For each pass: weight -> all singular values of the instance's gradient.
-        self.spectra: list[dict[str, Tensor]] = []
-        self._passes_done = 0
 
     # ---------------------------------------------------------------- building
 
@@ -135,13 +123,12 @@ class LowRankRealignmentModule(WeightEdit, Job):
                     f"model.k={self.k} is more than {name} allows, which has "
                     f"{min(layer.weight.shape)} singular values; lower it."
                 )
-        rank = self.k * self.passes
-        self.peft = {"r": rank, "lora_alpha": rank, "target_modules": sorted(layers)}
+        self.peft = {"r": self.k, "lora_alpha": self.k, "target_modules": sorted(layers)}
         self.model = adapters.add_adapter(self.model, self.peft).train()
         self.layers = {n: self.model.get_base_model().get_submodule(n) for n in layers}
         with torch.no_grad():
             for layer in self.layers.values():
-                factor(layer, "A").zero_()
+                _factor(layer, "A").zero_()
 
     def check(self) -> None:
         """Refuse settings that cannot work, before any work is done."""
@@ -149,75 +136,96 @@ class LowRankRealignmentModule(WeightEdit, Job):
             raise OneShotError(
                 "model.dtype: gradients of one instance vanish in float16; use bfloat16 or float32."
             )
-        self._instance = Instance(self.trainer.datamodule)  # type: ignore[attr-defined]
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        # Rows that come twice count once.
+        rows = list({row.messages: row for row in data.training.conversations}.values())
+        most = data.batch_size * (1 if data.share_batch else data.trainer.world_size)
+        if len(rows) > most:
+            raise OneShotError(
+                f"data.train has {len(rows)} rows, and a pass reads {most} of them; raise "
+                "data.batch_size, or give fewer rows."
+            )
+        self.instance: list[Conversation] = rows
 
     # ------------------------------------------------------------------ repair
-
-    def steps(self) -> tuple[int, int]:
-        """Return how many passes are done, and how many there are."""
-        return self._passes_done, self.passes
 
     def prepare(self) -> None:
         """Encode the instance and the guard; keep the outputs that the drift compares with."""
         self.eval()
         with self.trainer.autocast():  # type: ignore[attr-defined]
-            if self.alpha is None and self._passes_done == 0 and self.instance_refused():
+            if self.alpha is None and self.instance_refused():
                 raise OneShotError(
-                    f"the model already refuses the instance ({self._instance}); there is nothing "
+                    f"the model already refuses the instance ({self._origin()}); there is nothing "
                     "to repair. Give a broken model, or an instance that it answers."
                 )
-            self._batch = self._instance.encoded(self, self.k)
             max_length = self.trainer.datamodule.max_length  # type: ignore[attr-defined]
+            self._batch = self._encoded(max_length)
             self._guard_batch, drift_batches = self.guard.encoded(self, max_length)
             self._drift = Drift(self, drift_batches)
 
+    def _encoded(self, max_length: int) -> dict[str, Tensor]:
+        """Return the rows of the instance as one batch."""
+        rows = [
+            encode_conversation(self.tokenizer, row, max_length=max_length) for row in self.instance
+        ]
+        # The last token predicts nothing, so it carries no gradient.
+        tokens = sum(len(row.input_ids) - 1 for row in rows)
+        if self.k > tokens:
+            raise OneShotError(
+                f"model.k={self.k} is more than the instance allows, which has gradient on "
+                f"{tokens} tokens; lower it or give a longer instance."
+            )
+        batch = pad_training(rows, self.tokenizer.pad_token_id)
+        return {key: value.to(self.device) for key, value in batch.items()}
+
+    def _origin(self) -> str:
+        """Return where the first rows of the instance come from."""
+        more = f" and {len(self.instance) - 3} more" if len(self.instance) > 3 else ""
+        return ", ".join(row.origin for row in self.instance[:3]) + more
+
+    def steps(self) -> tuple[int, int]:
+        """Return whether the one step is done."""
+        return int(bool(self.tried)), 1
+
     def step(self) -> bool:
-        """Make one pass: factors, directions, and the search for the step."""
+        """Take the one step: factors, directions, and the search for the size."""
         start = time.monotonic()
         self.eval()
-        guard = self._guard_batch
         factors, loss = instance_factors(self, self.layers, self._batch)
         if not torch.isfinite(loss):
             raise OneShotError(
-                f"the loss is {loss.item()} on the instance ({self._instance}); fix the row or "
+                f"the loss is {loss.item()} on the instance ({self._origin()}); fix the row or "
                 "the model. No model was written."
             )
         inputs = {name: x for name, (x, _) in factors.items()}
         guarded = inputs
         try:
-            if guard is not None:
-                guarded = projected_inputs(self, self.layers, guard, inputs, self.guard_lambda)
+            if self._guard_batch is not None:
+                guarded = projected_inputs(
+                    self, self.layers, self._guard_batch, inputs, self.guard_lambda
+                )
             steps = {n: self._triplets(x, guarded[n], d) for n, (x, d) in factors.items()}
         except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
             raise OneShotError(
-                f"no direction for the instance ({self._instance}): {error}."
+                f"no direction for the instance ({self._origin()}): {error}."
             ) from error
         if all(not s.any() for _, s, _ in steps.values()):
             raise OneShotError(
-                f"the gradient of the instance ({self._instance}) is zero; give another one."
+                f"the gradient of the instance ({self._origin()}) is zero; give another one."
             )
-        self.spectra.append(
-            {f"{n}.weight": gradient_singular_values(*pair) for n, pair in factors.items()}
-        )
-        bound = self._bound()
-        step, tried = self._search(steps)
-        self._set_step(steps, 0.0)
-        if step is None:
-            raise OneShotError(why_no_step(tried, self.max_drift))
-        self._set_step(steps, step.alpha)
-        self.tried += tried
-        self._passes_done += 1
+        step = self._search(steps)
+        self._write_step(steps, step.alpha)
         rank_zero_info(
-            f"pass {self._passes_done} of {self.passes}: {len(self.layers)} matrices, alpha "
-            f"{step.alpha:.4g} of {len(tried)} tried, drift {step.drift:.4g} of at most "
-            f"{bound:.4g} nats, {time.monotonic() - start:.1f} s"
+            f"{len(self.layers)} matrices, alpha {step.alpha:.4g} of {len(self.tried)} tried, "
+            f"drift {step.drift:.4g} of at most {self.max_drift:.4g} nats, "
+            f"{time.monotonic() - start:.1f} s"
         )
-        return self._passes_done == self.passes
+        return True
 
     def instance_refused(self) -> bool:
         """Whether the greedy answer to every prompt of the instance refuses."""
-        answers = self.guard.answers(self, self._instance.prompts())
-        return all(is_refusal(answer) for answer in answers)
+        prompts = list({row.prompt.messages: row.prompt for row in self.instance}.values())
+        return all(is_refusal(answer) for answer in self.guard.answers(self, prompts))
 
     def _triplets(self, x: Tensor, guarded: Tensor, d: Tensor) -> Triplets:
         """Return the k leading triplets of a matrix's step of size 1, scaled as asked for."""
@@ -229,91 +237,53 @@ class LowRankRealignmentModule(WeightEdit, Job):
             s = s * (gradient_svd(x, d, k)[1].norm() / s.norm())
         return u, s, v
 
-    def _search(self, steps: dict[str, Triplets]) -> tuple[TriedStep | None, list[TriedStep]]:
-        number = self._passes_done + 1
+    def _search(self, steps: dict[str, Triplets]) -> TriedStep:
+        """Return the step to take."""
 
         def drift_at(alpha: float) -> float:
-            self._set_step(steps, alpha)
+            self._write_step(steps, alpha)
             return self._drift()
 
         def refused_at(alpha: float) -> bool:
-            self._set_step(steps, alpha)
+            self._write_step(steps, alpha)
             return self.instance_refused()
 
         if self.alpha is not None:
-            size = self.alpha / self.passes
-            step = TriedStep(size, drift_at(size), refused_at(size), True, number)
+            step = TriedStep(self.alpha, drift_at(self.alpha), refused_at(self.alpha), True)
             if not math.isfinite(step.drift):
                 raise OneShotError(
                     f"model.alpha={self.alpha:g} breaks the model (drift {step.drift}); lower it. "
                     "No model was written."
                 )
-            if number == self.passes and not step.refused:
+            if not step.refused:
                 rank_zero_warn(f"the instance is still answered at model.alpha={self.alpha:g}.")
-            return step, [step]
-        last = number == self.passes
-        chosen, tried = search_step(
-            drift_at, refused_at if last else None, self._bound(), refinements=self.search_steps
+            self.tried = [step]
+            return step
+        chosen, self.tried = search_step(
+            drift_at, refused_at, self.max_drift, refinements=self.search_steps
         )
-        tried = [TriedStep(t.alpha, t.drift, t.refused, t.kept, number) for t in tried]
-        return chosen, tried
-
-    def _bound(self) -> float:
-        """The drift that is allowed after the pass at hand."""
-        return self.max_drift * min(self._passes_done + 1, self.passes) / self.passes
-
-    def _set_step(self, steps: dict[str, Triplets], alpha: float) -> None:
-        write_step(self.layers, steps, alpha, self._passes_done * self.k)
-
-    def sources(self) -> dict[str, str]:
-        """Return the broken model."""
-        return {TUNED: str(self.model_name_or_path)}
-
-    def folders(self) -> dict[str, Path]:
-        """Return the broken model's folder; its files must have the layers' names."""
-        require_named(self.layers, (folders := super().folders())[TUNED])
-        return folders
-
-    def edit(self, name: str, weights: Mapping[str, Tensor]) -> Tensor:
-        """Return a weight with the step of its matrix added, in float32 or wider."""
-        return stepped(self.layers, name, weights[TUNED])
-
-    def write_progress(self, root: Path) -> None:
-        """Write ``step_search.csv``: the steps that were tried, in order."""
-        if self.tried:
-            write_rows_atomically(root / SEARCH_TABLE, table_rows(self.tried))
-
-    def finish(self, root: Path) -> None:
-        """Write the table and the picture of the search; the export writes the weights."""
-        if self.trainer.is_global_zero:
-            self.write_progress(root)
-            from oneshot_lit.plots import save_figure, search_curve
-
-            save_figure(search_curve(table_rows(self.tried), self.max_drift), root / SEARCH_PICTURE)
-
-    # --------------------------------------------------------------- the state
-
-    def further_rows(self) -> dict[str, list[Conversation]]:
-        """Return the guard's rows, those that measure the drift first."""
-        return {"model.guard": self.guard.chosen()}
-
-    def job_state(self) -> dict[str, Any]:
-        """Return the adapter so far, and the steps that were tried."""
-        return {
-            "passes_done": self._passes_done,
-            "spectra": [{n: v.cpu() for n, v in each.items()} for each in self.spectra],
-            "tried": [t.as_dict() for t in self.tried],
-            "adapter": {n: p.detach().cpu() for n, p in self._adapter().items()},
-        }
+        if chosen is None:
+            raise OneShotError(why_no_step(self.tried, self.max_drift))
+        return chosen
 
     @torch.no_grad()
-    def load_job_state(self, state: dict[str, Any]) -> None:
-        """Continue after the last whole pass."""
-        self._passes_done = state["passes_done"]
-        self.tried = [TriedStep(**t) for t in state["tried"]]
-        self.spectra = list(state["spectra"])
-        for name, weight in self._adapter().items():
-            weight.copy_(state["adapter"][name])
+    def _write_step(self, steps: dict[str, Triplets], alpha: float) -> None:
+        """Write a step of size `alpha` into the leading columns of each layer's adapter."""
+        for name, (u, s, v) in steps.items():
+            b, a = rank_k_update(u, s, v, alpha)
+            _factor(self.layers[name], "A")[: len(s)].copy_(a)
+            _factor(self.layers[name], "B")[:, : len(s)].copy_(b)
 
-    def _adapter(self) -> dict[str, Tensor]:
-        return {n: p for n, p in self.model.named_parameters() if ".lora_" in n}
+    def finish(self, root: Path) -> None:
+        """Write table and picture of the search; the export writes the weights."""
+        if self.trainer.is_global_zero:
+            from oneshot_lit.plots import save_figure, search_curve
+
+            rows = table_rows(self.tried)
+            write_rows_atomically(root / SEARCH_TABLE, rows)
+            save_figure(search_curve(rows, self.max_drift), root / SEARCH_PICTURE)
+
+
+def _factor(layer: Any, which: str) -> Tensor:
+    """Return the adapter's A, (rank, in_features), or B, (out_features, rank)."""
+    return getattr(layer, f"lora_{which}")["default"].weight  # type: ignore[no-any-return]

@@ -22,23 +22,17 @@ class TriedStep:
         drift: Mean KL divergence on the drift rows, in nats a token; infinite if not finite.
         refused: Whether the instance is refused; None if that was not checked.
         kept: Whether it is the step that was taken.
-        pass_number: The backward pass, counted from 1.
     """
 
     alpha: float
     drift: float
     refused: bool | None = None
     kept: bool = False
-    pass_number: int = 1
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values, safe to load with ``weights_only=True``."""
-        return asdict(self)
 
 
 def search_step(
     drift: Callable[[float], float],
-    refused: Callable[[float], bool] | None,
+    refused: Callable[[float], bool],
     max_drift: float,
     start: float = 0.01,
     refinements: int = 8,
@@ -52,7 +46,7 @@ def search_step(
 
     Args:
         drift: Step size -> drift; one forward sweep a call.
-        refused: Step size -> whether the instance is refused; None skips this check.
+        refused: Step size -> whether the instance is refused.
         max_drift: Bound of the drift, > 0.
         start: First step size, > 0.
         refinements: Maximum number of bisections; n of them leave a factor of ``4^(2^-n)``.
@@ -94,14 +88,11 @@ def search_step(
     answers: dict[float, bool] = {}
     best = None
     for alpha in sorted((a for a in drifts if a < crossing), reverse=True):
-        answers[alpha] = refused is None or refused(alpha)
+        answers[alpha] = refused(alpha)
         if answers[alpha]:
             best = alpha
             break
-    tried = [
-        TriedStep(a, d, None if refused is None else answers.get(a), a == best)
-        for a, d in drifts.items()
-    ]
+    tried = [TriedStep(a, d, answers.get(a), a == best) for a, d in drifts.items()]
     return next((t for t in tried if t.kept), None), tried
 
 
@@ -125,16 +116,8 @@ def why_no_step(tried: Sequence[TriedStep], max_drift: float) -> str:
 def table_rows(tried: Sequence[TriedStep]) -> list[dict[str, Any]]:
     """Return the rows of ``step_search.csv``, in the order in which the steps were tried.
 
-    Columns: pass, alpha, drift (nats), refused (1, 0, or None if not checked) and kept (1 for the
-    step that was taken).
+    Columns: alpha, drift (nats), refused (1, 0, or None if not checked) and kept (1 for the step
+    that was taken).
     """
-    return [
-        {
-            "pass": each.pass_number,
-            "alpha": each.alpha,
-            "drift": each.drift,
-            "refused": None if each.refused is None else int(each.refused),
-            "kept": int(each.kept),
-        }
-        for each in tried
-    ]
+    rows = [asdict(each) for each in tried]
+    return [{k: int(v) if isinstance(v, bool) else v for k, v in row.items()} for row in rows]
