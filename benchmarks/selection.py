@@ -1,8 +1,8 @@
 """Scores of 256 candidates, `<grad l_i, G>`, from token factors against explicit gradients.
 
-    python benchmarks/selection.py [--shape small|10m|medium|wide|100m] [--model FOLDER]
-                                   [--rows-at-once 64] [--device cpu|cuda]
-                                   [--against loop vmap jvp forward]
+    PYTHONPATH=. python benchmarks/selection.py
+        [--shape small|10m|medium|wide|100m] [--model FOLDER] [--rows-at-once 64]
+        [--device cpu|cuda] [--against loop vmap jvp forward]
 
 The candidates are the micro-world's pool; G is the gradient of an upper objective, computed once,
 timed apart and given to all methods. The weights are random, or a model's with --model. Float32.
@@ -33,11 +33,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from experiments.selection.rules import Evidence, gradient_match
 from low_rank import SHAPES, build, peak, reset_peak
 from oneshot_lit.data import Microworld
 from oneshot_lit.data.chat import encode_conversation
 from oneshot_lit.methods.select.reference import ReferenceRows, batches_of
-from oneshot_lit.methods.select.rules import Evidence, gradient_match
 
 RIVALS = ("loop", "vmap", "jvp", "forward")
 LABELS = {

@@ -1,6 +1,7 @@
 """Overlaps of 256 candidates' leading directions: from token factors against explicit gradients.
 
-    python benchmarks/selection_overlap.py [--model checkpoints/medium] [--candidates 256]
+    PYTHONPATH=. python benchmarks/selection_overlap.py
+        [--model checkpoints/medium] [--candidates 256]
 
 The score is that of the rule `mean_overlap`: the mean over the weight matrices of the overlap of a
 candidate's k leading left singular vectors with those of the pool's mean gradient. `factors` is the
@@ -19,11 +20,11 @@ from typing import Any
 
 import torch
 
+from experiments.selection.rules import Evidence, leading_directions, mean_overlap
 from low_rank import peak, reset_peak
 from oneshot_lit.data import Microworld
 from oneshot_lit.data.chat import encode_conversation
 from oneshot_lit.methods.select.reference import batches_of
-from oneshot_lit.methods.select.rules import Evidence, leading_directions, mean_overlap
 from oneshot_lit.spectral import subspace_overlap
 
 

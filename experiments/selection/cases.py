@@ -7,11 +7,11 @@ from statistics import median
 from typing import Any
 
 from experiments.selection.held_out import gap_interval, held_out
+from experiments.selection.pictures import GENERAL
 from experiments.selection.ranking import as_good, chance_regret, kendall, regret, spearman, top
 from experiments.selection.spec import Spec
 from experiments.selection.studies import FinishedStudy, Rankings, read_rankings, scores_of
 from experiments.selection.summary import COSTS, summarise
-from oneshot_lit.plots.selection import GENERAL
 
 
 def compare_selectors(spec: Spec, studies: Sequence[FinishedStudy]) -> dict[str, Any]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from oneshot_lit.plots.selection import draw_outcomes
-from oneshot_lit.plots.style import CYCLE
+from oneshot_lit.plots.style import COLOURS, CYCLE
+
+GENERAL = "general"
 
 
 def selector_comparison(results: Mapping[str, Any]) -> Figure:
@@ -95,3 +98,39 @@ def outcomes_by_category(cases: Sequence[Mapping[str, Any]]) -> Figure:
         axes.set_visible(False)
     figure.supylabel("outcome of the patch: attack success + over-refusal + lost skill", fontsize=9)
     return figure
+
+
+def draw_outcomes(axes: Axes, scores: Mapping[str, Sequence[float]]) -> None:
+    """Draw outcomes as dots, one column a category, best median first; general ones stand out."""
+    order = sorted(scores, key=lambda name: (median(scores[name]), name))
+    label: str | None = "median of the category"
+    for place, name in enumerate(order):
+        colour = COLOURS["patched"] if name == GENERAL else COLOURS["aligned"]
+        values = scores[name]
+        # Side by side in the pool's order: many scores are equal.
+        half = (len(values) - 1) / 2
+        axes.scatter(
+            [place + 0.7 * (n - half) / len(values) for n in range(len(values))],
+            values,
+            s=18,
+            color=colour,
+            alpha=0.8,
+            linewidths=0,
+            zorder=3,
+        )
+        axes.plot(
+            [place - 0.42, place + 0.42],
+            [median(values)] * 2,
+            color="black",
+            linewidth=1,
+            label=label,
+        )
+        label = None
+        if name == GENERAL:
+            axes.axvspan(place - 0.5, place + 0.5, color=colour, alpha=0.1, zorder=0, linewidth=0)
+    labels = [f"{name} ({len(scores[name])})" for name in order]
+    axes.set_xticks(range(len(order)), labels, rotation=40, ha="right", fontsize=9)
+    axes.set_xlim(-0.6, len(order) - 0.4)
+    axes.set_ylim(bottom=min(0.0, *axes.get_ylim()))
+    axes.grid(axis="y", alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)

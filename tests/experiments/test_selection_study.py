@@ -53,7 +53,7 @@ def write(path: Path, root: Path) -> Path:
                 "each": {"case": {"a": {"draw": 1}, "b": {"draw": 2}}},
                 "model": "checkpoints/small",
                 "select": {
-                    "config": "configs/select/rule.yaml",
+                    "config": "experiments/selection/rule.yaml",
                     "set": {
                         **CPU,
                         **POOL,
@@ -105,7 +105,7 @@ def test_from_the_file_to_the_comparison(
     assert done.code == 0, done.err
     assert states(done.err) == ["done"] * 12
     page = (root / "report.html").read_text()
-    assert "oneshot-lit select --config configs/select/rule.yaml" in page
+    assert "oneshot-lit select --config experiments/selection/rule.yaml" in page
     words = ["--comparison", str(spec), "--study", str(root)]
     assert main(words) == 0
     assert "random comes first over 2 cases" in capfd.readouterr().out

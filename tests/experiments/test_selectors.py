@@ -255,7 +255,7 @@ def test_the_shipped_comparison_fits_the_shipped_study(tmp_path: Path) -> None:
 
     shipped = load_spec(Path("experiments/selection/comparison.yaml"))
     stages = {
-        stage.name: stage for stage in load_study(Path("configs/study/selection.yaml")).stages
+        stage.name: stage for stage in load_study(Path("experiments/selection/study.yaml")).stages
     }
     for case in shipped.cases:
         for name in shipped.names:

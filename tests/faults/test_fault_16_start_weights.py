@@ -163,7 +163,7 @@ def test_the_documented_selector_resumes_behind_its_last_step(
     (tmp_path / "my_selectors.py").write_text(code.split("```")[0])
     monkeypatch.syspath_prepend(str(tmp_path))
     words = [
-        *["select", "--config", "configs/select/rule.yaml", *fault_runs.QUIET],
+        *["select", "--config", "configs/select/enumeration.yaml", *fault_runs.QUIET],
         *["--model", "my_selectors.SurprisingAnswers"],
         *["--model.model_name_or_path", "checkpoints/small", "--data.train.limit", "3"],
         *["--trainer.default_root_dir", str(tmp_path / "run")],

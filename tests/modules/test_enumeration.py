@@ -141,7 +141,7 @@ def test_with_dropout_a_divergence_is_the_candidates_own(gpt2_folder: Path, tmp_
         module = enumeration(gpt2_folder, aligned=str(gpt2_folder), task=TASK)
         torch.manual_seed(0)
         select(module, tmp_path, Inline([rows[i] for i in order]))
-        found.append(dict(zip(order, module.divergences, strict=True)))
+        found.append({order[row]: parts for row, parts in module.measured.items()})
     assert found[0] == found[1]
 
 
@@ -157,7 +157,7 @@ def test_a_rate_that_diverges_everywhere_is_named(broken: Path, tmp_path: Path) 
     ("options", "message"),
     [
         ({"patch_steps": 0}, "model.patch_steps must be at least 1"),
-        ({"peft": {"r": 2, "target_modules": "all-linear"}}, "enumeration patches all weights"),
+        ({"peft": {"r": 2, "target_modules": "all-linear"}}, "this selection patches all weights"),
         ({"task_weight": 0.0}, "model.task_weight must be above 0"),
     ],
 )

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from experiments.selection.by_rule import RuleSelectionModule
+from experiments.selection.rules import RULES
 from oneshot_lit.data import (
     ChatJsonl,
     Inline,
@@ -24,10 +26,9 @@ from oneshot_lit.methods import (
     Decoding,
     EnumerationModule,
     InstanceSelectionModule,
-    RuleSelectionModule,
 )
 from oneshot_lit.methods.select import PenaltySettings
-from oneshot_lit.methods.select.rules import RULES
+from oneshot_lit.methods.select.reference import answer_logits
 from quiet_trainer import Stopped, run_job
 
 SMALL = Path("checkpoints/small")
@@ -109,7 +110,7 @@ def test_divergence_is_taken_back_and_said(broken: Path, tmp_path: Path) -> None
     settings = PenaltySettings(steps=30, lower_steps=1, rate=2.0)
     with pytest.warns(UserWarning, match="diverges"):
         found = _diverging(broken, tmp_path, settings)
-    assert "restored to step" in found["provenance"]["diverged"]
+    assert "the weights are those of step" in found["provenance"]["diverged"]
     assert all(row["score"] == row["score"] for row in found["ranking"])
 
 
@@ -120,14 +121,11 @@ def _diverging(broken: Path, root: Path, settings: PenaltySettings) -> Any:
     def spoiled() -> bool:
         if len(module.records) == 2:
             with torch.no_grad():
-                next(iter(module._problem.copies.parameters("theta"))).fill_(float("nan"))
+                module._problem.weights[0].fill_(float("nan"))
         return step()
 
     module.step = spoiled  # type: ignore[method-assign]
-    found = select(module, root)
-    for name in ("theta", "omega"):
-        assert all(p.isfinite().all() for p in module._problem.copies.parameters(name))
-    return found
+    return select(module, root)
 
 
 @pytest.mark.parametrize("rule", list(RULES))
@@ -157,11 +155,7 @@ def test_gradient_match_foretells_the_first_step(broken: Path, tmp_path: Path) -
 
     def f() -> float:
         with torch.no_grad():
-            terms = [
-                t.divergence(n, seen.answer_logits)
-                for t in seen.upper
-                for n in range(len(t.batches))
-            ]
+            terms = [share for t in seen.upper for share in t.divergences(seen.answer_logits)]
         return float(sum(term.double() for term in terms))
 
     (batch,) = seen.batches
@@ -204,26 +198,10 @@ def test_brute_force_measures_each_alone_and_goes_on(broken: Path, tmp_path: Pat
     # Ended after one candidate, and started again.
     with pytest.raises(Stopped):
         select(brute(broken), tmp_path / "b", pool(limit=3), stop_after=1, val_sets=prompts())
-    rows = (tmp_path / "b" / "candidates.jsonl").read_text()
-    again = select(brute(broken), tmp_path / "b", pool(limit=3), val_sets=prompts())
-    assert (tmp_path / "b" / "candidates.jsonl").read_text().startswith(rows)
+    module = brute(broken)
+    again = select(module, tmp_path / "b", pool(limit=3), stop_after=2, val_sets=prompts())
     assert again["ranking"] == whole["ranking"]
     assert again["provenance"]["candidates"] == whole["provenance"]["candidates"]
-    # Other settings share nothing.
-    select(brute(broken, patch_steps=1), tmp_path / "b", pool(limit=3), val_sets=prompts())
-    assert len((tmp_path / "b" / "candidates.jsonl").read_text().splitlines()) == 6
-
-
-def test_outcomes_of_other_metrics_are_measured_anew(broken: Path, tmp_path: Path) -> None:
-    benign = PromptSet(Microworld("benign_dev", size=6), "benign", metrics=["over_refusal"])
-    few = {**prompts(), "benign": benign}
-    for sets in (few, prompts()):
-        found = select(brute(broken, patch_steps=1), tmp_path, pool(limit=1), val_sets=sets)
-    fresh = select(
-        brute(broken, patch_steps=1), tmp_path / "fresh", pool(limit=1), val_sets=prompts()
-    )
-    parts = [set(each["provenance"]["candidates"][0]["scores"]) for each in (found, fresh)]
-    assert parts[0] == parts[1]
 
 
 @pytest.mark.slow
@@ -257,8 +235,8 @@ def test_sampled_answers_are_drawn_for_each_candidate(broken: Path, tmp_path: Pa
 
         def measured() -> dict[str, float]:
             # First the broken model is measured.
-            if hasattr(module, "_patch") and module._before:
-                drawn[order[len(module.outcomes_by_row)]] = torch.get_rng_state().tolist()
+            if module._before:
+                drawn[order[len(module.measured)]] = torch.get_rng_state().tolist()
             return measure()
 
         module.measure = measured  # type: ignore[method-assign]
@@ -349,7 +327,6 @@ REFUSED = [
         (Microworld("harmful_examples", size=3), {}, "answer has no refusal phrase"),
         (Inline([REFUSED, REFUSED]), {}, "the same candidate as"),
         (pool(), {"aligned": None}, r"model\.aligned: is missing"),
-        (pool(), {"aligned": "checkpoints/medium"}, r"model\.aligned: .* is .* in .*medium"),
         (pool(), {"harmful": pool(limit=1)}, r"model\.harmful.*also in the pool"),
         (pool(), {"task": pool(limit=1)}, r"model\.task\): the prompt is also in the pool"),
     ],
@@ -409,7 +386,7 @@ def test_references_are_drawn_without_dropout(tmp_path: Path, gpt2_folder: Path)
     for term in module._problem.upper:
         for batch, logits in zip(term.batches, term.logits, strict=True):
             with torch.no_grad():
-                assert torch.allclose(module._plain_logits(plain, batch), logits, atol=1e-5)
+                assert torch.allclose(answer_logits(plain, batch), logits, atol=1e-5)
     # The steps themselves are trained with it.
     assert module.model.training
 
@@ -448,11 +425,20 @@ def test_equal_candidates_keep_the_shortlists_order(broken: Path, tmp_path: Path
     module = brute(broken, shortlist=file, shortlist_size=3)
     source = pool(limit=4)
     select(module, tmp_path / "short", source, val_sets=prompts())
-    first = next(iter(module.outcomes_by_row.values()))
-    for row in module.outcomes_by_row:
-        module.outcomes_by_row[row] = first
+    first = next(iter(module.measured.values()))
+    for row in module.measured:
+        module.measured[row] = first
     scores = module.candidate_scores()
     assert sorted(range(4), key=lambda i: -scores[i]) == [3, 1, 0, 2]
+
+
+def test_a_random_shortlist_is_that_of_the_random_rule(broken: Path, tmp_path: Path) -> None:
+    ranking = select(RuleSelectionModule(str(broken), rule="random"), tmp_path / "rule")["ranking"]
+    module = brute(broken, patch_steps=1, shortlist="random", shortlist_size=2)
+    found = select(module, tmp_path / "short", val_sets=prompts())
+    rows = [row["row"] for row in ranking]
+    assert sorted(module.measured) == sorted(row - 1 for row in rows[:2])
+    assert [row["row"] for row in found["ranking"]][2:] == rows[2:]
 
 
 def test_a_shortlist_of_another_pool_is_refused(broken: Path, tmp_path: Path) -> None:
@@ -467,45 +453,13 @@ def test_a_shortlist_of_another_pool_is_refused(broken: Path, tmp_path: Path) ->
         brute(broken, shortlist=file, shortlist_size=1, m=2)
 
 
-@pytest.mark.parametrize(
-    ("facts", "message"),
-    [
-        ({"seconds": None}, r"provenance\.seconds is no number"),
-        ({"answers": "many"}, r"provenance\.answers is no number"),
-        (None, "provenance is no mapping"),
-    ],
-)
-def test_a_shortlist_of_unknown_cost_is_refused(tmp_path: Path, facts: Any, message: str) -> None:
-    file = Path(shortlisted(tmp_path, pool(limit=3), [2, 1, 0])) / "selection.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "provenance": facts}))
-    with pytest.raises(OneShotError, match=message):
-        select(brute(SMALL, shortlist=str(tmp_path)), tmp_path, pool(limit=3), val_sets=prompts())
-    assert not (tmp_path / "candidates.jsonl").exists()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"peft_type": "IA3"}, r"model\.peft\.peft_type: IA3 is not for this selection"),
-        ({"init_lora_weights": "pissa"}, r"model\.peft\.init_lora_weights: with pissa"),
-        ({"init_lora_weights": False}, r"model\.peft\.init_lora_weights: with False"),
-        ({"modules_to_save": ["lm_head"]}, r"model\.peft\.modules_to_save: two copies share"),
-        ({"bias": "all"}, r"model\.peft\.bias: two copies share"),
-    ],
-)
-def test_adapters_that_do_not_begin_at_the_broken_model(options: Any, message: str) -> None:
-    with pytest.raises(OneShotError, match=message):
-        bilevel(SMALL, peft={**ADAPTER, **options})
-
-
 @pytest.mark.parametrize("start", [True, "gaussian"])
 def test_both_copies_begin_at_the_broken_model(broken: Path, tmp_path: Path, start: Any) -> None:
     steps = PenaltySettings(steps=1, lower_steps=1)
     module = bilevel(broken, peft={**ADAPTER, "init_lora_weights": start}, penalty=steps, lr=0.0)
     select(module, tmp_path)
-    copies = module._problem.copies
-    pairs = zip(copies.parameters("theta"), copies.parameters("omega"), strict=True)
-    assert all(torch.equal(theta, omega) for theta, omega in pairs)
+    problem = module._problem
+    assert all(map(torch.equal, problem.weights, problem._other))
     assert module.records[0].gap == 0
 
 

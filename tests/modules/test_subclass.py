@@ -54,7 +54,13 @@ def test_the_documented_subclass(
 
 def test_the_documented_selector(command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install("selectors", "SurprisingAnswers", tmp_path, monkeypatch)
-    words = ["select", "--config", "configs/select/rule.yaml", "--trainer.accelerator", "cpu"]
+    words = [
+        "select",
+        "--config",
+        "configs/select/enumeration.yaml",
+        "--trainer.accelerator",
+        "cpu",
+    ]
     words += ["--model", "my_package.selectors.SurprisingAnswers"]
     words += ["--model.model_name_or_path", "checkpoints/small", "--data.train.limit", "5"]
     words += ["--trainer.default_root_dir", str(tmp_path / "run")]

@@ -20,7 +20,11 @@ QUIET = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false
 def bilevel_words(model: Path, root: Path, *words: Any) -> list[str]:
     # Of a small pool the weights move faster.
     options = ["--model.penalty.steps", "8", "--model.penalty.rate", "20"]
-    return [*_on_broken("bilevel", model, root, limit=12), *options, *map(str, words)]
+    return [
+        *_on_broken("configs/select/bilevel.yaml", model, root, limit=12),
+        *options,
+        *map(str, words),
+    ]
 
 
 def brute_words(model: Path, root: Path, *words: Any, limit: int = 5) -> list[str]:
@@ -43,17 +47,18 @@ def brute_words(model: Path, root: Path, *words: Any, limit: int = 5) -> list[st
 
 
 def enumeration_words(model: Path, root: Path, *words: Any) -> list[str]:
-    options = _on_broken("enumeration", model, root)
+    options = _on_broken("configs/select/enumeration.yaml", model, root)
     options += ["--model.optimizer.lr", "5e-4", "--model.optimizer.fused", "false"]
     return [*options, "--model.patch_steps", "2", *map(str, words)]
 
 
 def rule_words(model: Path, root: Path, *words: Any) -> list[str]:
-    return [*_on_broken("rule", model, root), *map(str, words)]
+    options = _on_broken("experiments/selection/rule.yaml", model, root)
+    return [*options, *map(str, words)]
 
 
 def _on_broken(config: str, model: Path, root: Path, limit: int = 3) -> list[str]:
-    options = ["select", "--config", f"configs/select/{config}.yaml", *QUIET]
+    options = ["select", "--config", config, *QUIET]
     options += ["--model.model_name_or_path", str(model), "--model.aligned", "checkpoints/small"]
     options += ["--data.train.limit", str(limit), "--data.train.shuffle_seed", "0"]
     task = {

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from pathlib import Path
 from statistics import median
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +15,8 @@ from tiny_llama import tiny_llama
 from transformers import LlamaForCausalLM
 
 from oneshot_lit.data.chat import Encoded
-from oneshot_lit.methods.select.copies import OMEGA, THETA, SharedBase, TwoCopies, WholeModels
-from oneshot_lit.methods.select.penalty import PenaltySettings, outer_step, top_m
+from oneshot_lit.methods.select.copies import TwoCopies
+from oneshot_lit.methods.select.penalty import PenaltySettings, outer_step
 from oneshot_lit.methods.select.reference import ReferenceRows, batches_of
 from oneshot_lit.models.loss import labelled_logits, row_losses
 
@@ -25,11 +27,13 @@ def row(prompt: list[int], answer: list[int]) -> Encoded:
     return Encoded(prompt + answer, [False] * len(prompt) + [True] * len(answer))
 
 
-def adapters(model: LlamaForCausalLM) -> SharedBase:
+def adapter(model: LlamaForCausalLM) -> Any:
     config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
-    shared = get_peft_model(model, config, adapter_name=THETA)
-    shared.add_adapter(OMEGA, config)
-    return SharedBase(shared)
+    return get_peft_model(model, config)
+
+
+def whole(model: LlamaForCausalLM) -> Any:
+    return model
 
 
 POOL = [row([1, 2, 3], [10, 4]), row([1, 5], [11, 6, 4]), row([7, 2, 2, 1], [12, 4])]
@@ -71,12 +75,13 @@ def test_divergence_is_torchs_own_mean() -> None:
     rows = ReferenceRows([batch], partial(logits, other))
     p, q = (logits(which, batch).log_softmax(-1) for which in (other, model))
     expected = torch.nn.functional.kl_div(q, p, reduction="batchmean", log_target=True)
-    (found,) = rows.divergences(partial(logits, model))
+    (found,) = list(rows.divergences(partial(logits, model)))
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert rows.divergences(partial(logits, other))[0].item() == pytest.approx(0, abs=1e-6)
+    (none,) = list(rows.divergences(partial(logits, other)))
+    assert none.item() == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("kind", [adapters, WholeModels])
+@pytest.mark.parametrize("kind", [adapter, whole])
 def test_each_copy_moves_alone(kind) -> None:
     given = problem(kind, tiny_llama(1), [row([1, 2], [9, 4]), row([3], [8])])
     weights = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
@@ -87,13 +92,13 @@ def test_each_copy_moves_alone(kind) -> None:
     assert torch.equal(after[0], before[0])
     assert weights @ after[1] < weights @ before[1]
     f = given.upper_step(weights, 0.0)
-    assert f > given.objective()
+    assert f > given.upper_step(weights, 0.0)
     last = given.candidate_losses()
     assert torch.equal(last[1], after[1])
     assert not torch.equal(last[0], after[0])
 
 
-@pytest.mark.parametrize("kind", [adapters, WholeModels])
+@pytest.mark.parametrize("kind", [adapter, whole])
 def test_omega_goes_to_theta_and_on_from_there(kind) -> None:
     given = problem(kind, tiny_llama(1), [row([1, 2], [9, 4])])
     weights = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
@@ -111,7 +116,7 @@ def test_omega_goes_to_theta_and_on_from_there(kind) -> None:
     assert weights @ omega_after < weights @ theta
 
 
-@pytest.mark.parametrize("kind", [adapters, WholeModels])
+@pytest.mark.parametrize("kind", [adapter, whole])
 def test_equal_descents_leave_no_gap(kind) -> None:
     given = problem(kind, tiny_llama(1), [row([1, 2], [9, 4])])
     given.upper = []
@@ -123,57 +128,39 @@ def test_equal_descents_leave_no_gap(kind) -> None:
         assert torch.equal(theta, omega)
 
 
-def test_the_second_adapter_has_the_firsts_dtype() -> None:
-    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-    shared = get_peft_model(tiny_llama(), config, adapter_name=THETA).to(torch.bfloat16)
-    shared.add_adapter(OMEGA, config)
-    copies = SharedBase(shared)
-    assert {p.dtype for p in copies.parameters(OMEGA)} == {torch.bfloat16}
-
-
-def test_a_state_is_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = problem(adapters, tiny_llama(1), [row([1, 2], [9, 4])])
-    given.optimizers = {
-        name: torch.optim.AdamW(given.copies.parameters(name)) for name in (THETA, OMEGA)
-    }
+@pytest.mark.parametrize("kind", [adapter, whole])
+def test_a_restored_state_goes_on_the_same(kind, tmp_path: Path) -> None:
+    runs = [problem(kind, tiny_llama(1), [row([1, 2], [9, 4])]) for _ in range(2)]
     weights = torch.full((3,), 1 / 3, dtype=torch.float64)
-    given.lower_step(weights)
-    given.upper_step(weights, 1.0)
-    move, moved = torch.Tensor.to, []
-
-    def moving(self: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-        found = move(self, *args, **kwargs)
-        moved.append(id(found))
-        return found
-
-    monkeypatch.setattr(torch.Tensor, "to", moving)
-    state = given.state()
-    for name in (THETA, OMEGA):
-        kept = [v for each in state[name]["optimizer"]["state"].values() for v in each.values()]
-        assert kept
-        assert all(id(value) in moved for value in kept)
-    monkeypatch.undo()
-    before = given.candidate_losses()
-    given.lower_step(weights)
-    given.upper_step(weights, 1.0)
-    given.restore(state)
-    assert all(map(torch.equal, given.candidate_losses(), before))
+    for given in runs:
+        # An optimiser with a state.
+        given.optimizers = [torch.optim.AdamW(given.weights) for _ in range(2)]
+    for number in range(2):
+        runs[0].lower_step(weights)
+        runs[0].upper_step(weights, 1.0)
+        if number == 0:
+            torch.save(runs[0].state(), tmp_path / "state")
+    runs[1].restore(torch.load(tmp_path / "state", weights_only=True))
+    runs[1].lower_step(weights)
+    runs[1].upper_step(weights, 1.0)
+    assert runs[0].forwards == runs[1].forwards
+    losses = [given.candidate_losses() for given in runs]
+    assert all(map(torch.equal, *losses))
 
 
 def test_the_frozen_base_never_moves() -> None:
-    given = problem(adapters, tiny_llama(1), [row([1, 2], [9, 4])])
-    base = {
-        name: p.clone() for name, p in given.copies.model.named_parameters() if "lora_" not in name
-    }
+    given = problem(adapter, tiny_llama(1), [row([1, 2], [9, 4])])
+    model = given.model
+    base = {name: p.clone() for name, p in model.named_parameters() if "lora_" not in name}
     weights = torch.full((3,), 1 / 3, dtype=torch.float64)
     for _ in range(3):
         given.lower_step(weights)
         given.upper_step(weights, 1.0)
-    now = dict(given.copies.model.named_parameters())
+    now = dict(model.named_parameters())
     assert all(torch.equal(now[name], p) for name, p in base.items())
 
 
-@pytest.mark.parametrize("kind", [adapters, WholeModels])
+@pytest.mark.parametrize("kind", [adapter, whole])
 @pytest.mark.parametrize("wanted", [0, 1, 2])
 @pytest.mark.slow
 def test_the_candidate_that_teaches_the_reference_is_found(kind, wanted: int) -> None:
@@ -193,14 +180,14 @@ def test_the_candidate_that_teaches_the_reference_is_found(kind, wanted: int) ->
     for number in range(settings.steps):
         logits, record = outer_step(given, logits, number, settings)
         records.append(record)
-    assert top_m(logits, 1) == [wanted]
+    assert int(logits.argmax()) == wanted
     assert records[-1].entropy < math.log(3) - 0.02
     # At this rate single steps may leap.
     assert median(record.f for record in records[20:]) < records[0].f
     assert given.forwards > given.backwards > 0
 
 
-@pytest.mark.parametrize("kind", [adapters, WholeModels])
+@pytest.mark.parametrize("kind", [adapter, whole])
 def test_losses_are_compared_without_dropout(kind) -> None:
     reference, model = tiny_llama(1), tiny_llama()
     for module in (reference, model):

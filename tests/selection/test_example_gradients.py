@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_llama import tiny_llama
 
-from oneshot_lit.methods.select.example_gradients import (
+from experiments.selection.example_gradients import (
     example_factors,
     inner_products,
 )

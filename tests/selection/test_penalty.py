@@ -12,10 +12,8 @@ from oneshot_lit.errors import OneShotError
 from oneshot_lit.methods.select.penalty import (
     PenaltySettings,
     entropy,
+    logits_gradient,
     outer_step,
-    penalty_gradient,
-    through_softmax,
-    top_m,
 )
 
 
@@ -91,7 +89,7 @@ def test_gradient_against_finite_differences(seed: int, decay: float) -> None:
     problem.lower_step(weights)
     problem.upper_step(weights, gamma)
     upper, lower = problem.candidate_losses()
-    found = through_softmax(weights, penalty_gradient(weights, upper, lower, gamma, decay))
+    found = logits_gradient(weights, upper, lower, gamma, decay)
     assert (found - expected).norm() <= 1e-3 * expected.norm()
 
 
@@ -115,7 +113,7 @@ def test_the_optimal_subset_is_found(m: int, seed: int) -> None:
     for number in range(settings.steps):
         logits, record = outer_step(problem, logits, number, settings)
         records.append(record)
-    assert sorted(top_m(torch.softmax(logits, 0), m)) == sorted(best)
+    assert sorted(logits.topk(m).indices.tolist()) == sorted(best)
     equal = torch.full((9,), 1 / 9, dtype=torch.float64)
     here, there = (problem.f(problem.solution(w)) for w in (torch.softmax(logits, 0), equal))
     assert here < 0.2 * there
@@ -142,7 +140,7 @@ def test_an_omega_that_lags_behind_theta_follows_it() -> None:
             assert torch.equal(problem.omega, problem.theta)
             assert (record.v, record.gap) == (record.g, 0.0)
             # What is left of the gradient is lambda's.
-            pull = through_softmax(weights, 2 * settings.decay * weights)
+            pull = logits_gradient(weights, record.g, record.g, 0.0, settings.decay)
             torch.testing.assert_close(found, logits - settings.rate * pull)
         else:
             assert record.v == pytest.approx(behind)
@@ -156,16 +154,9 @@ def test_softmax_chain_against_autograd() -> None:
     direction = torch.randn(6, dtype=torch.float64)
     weights = torch.softmax(logits, 0)
     (weights @ direction).backward()
-    torch.testing.assert_close(through_softmax(weights.detach(), direction), logits.grad)
-
-
-def test_top_m_takes_the_earlier_of_equal_ones() -> None:
-    weights = torch.tensor([0.1, 0.3, 0.3, 0.2, 0.1])
-    assert top_m(weights, 1) == [1]
-    assert top_m(weights, 4) == [1, 2, 3, 0]
-    for m in (0, 6):
-        with pytest.raises(ValueError, match="between 1 and 5"):
-            top_m(weights, m)
+    torch.testing.assert_close(
+        logits_gradient(weights.detach(), direction, 0 * direction, 1.0, 0.0), logits.grad
+    )
 
 
 def test_entropy_of_a_sure_choice_is_zero() -> None:

@@ -20,11 +20,11 @@ from transformers import (
     MixtralForCausalLM,
 )
 
+from experiments.selection.rules import RULES, Evidence
 from oneshot_lit.conversation import Conversation, Message
 from oneshot_lit.data.chat import Encoded
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.methods.select.reference import ReferenceRows, batches_of
-from oneshot_lit.methods.select.rules import RULES, Evidence
 from oneshot_lit.models.loss import labelled_logits
 
 CPU = torch.device("cpu")

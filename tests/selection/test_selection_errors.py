@@ -103,12 +103,7 @@ def test_models_that_number_tokens_differently(command, broken: Path, tmp_path: 
 def test_models_of_other_vocabulary_sizes(command, broken: Path, tmp_path: Path) -> None:
     aligned = changed(tmp_path / "aligned", lambda model: model.resize_token_embeddings(600))
     error = refused(command, broken, tmp_path / "run", "--model.aligned", aligned)
-    assert f"model.aligned: {aligned} has a vocabulary of 600 and {broken} one of 518" in error
-
-
-def test_models_of_other_shapes(command, broken: Path, tmp_path: Path) -> None:
-    error = refused(command, broken, tmp_path / "run", "--model.aligned", "checkpoints/medium")
-    assert "model.aligned: model.embed_tokens.weight is (518, 160) in checkpoints/medium" in error
+    assert f"model.aligned: the vocabularies of {aligned} and {broken} differ" in error
 
 
 @pytest.mark.parametrize("key", ["aligned", "model_name_or_path"])
@@ -138,7 +133,7 @@ def test_divergence_later_is_restored_and_said(command, broken: Path, tmp_path: 
     assert 1 <= steps < 8
     text = found["provenance"]["diverged"]
     assert f"step {steps} is not finite" in text
-    assert f"restored to step {steps - 1}" in text
+    assert f"the weights are those of step {steps - 1}" in text
     assert any("the selection diverges: step" in str(each.message) for each in said)
     assert sum(row["score"] for row in found["ranking"]) == pytest.approx(1)
 
@@ -171,4 +166,4 @@ def test_brute_force_measures_on_all_prompts(
     done = command(*brute_words(broken, tmp_path, *words))
     assert done.code == 2
     assert message in done.error
-    assert not (tmp_path / "candidates.jsonl").exists()
+    assert not (tmp_path / "candidates.csv").exists()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -44,10 +43,7 @@ def test_two_processes_find_what_one_does(command, broken: Path, tmp_path: Path)
     assert scores[1] == scores[0]
     assert product(two)["provenance"]["before"] == product(one)["provenance"]["before"]
     assert product(two)["ranking"] == product(one)["ranking"]
-    lines = (two / "candidates.jsonl").read_text().splitlines()
-    assert len({json.loads(line)["outcome"]["digest"] for line in lines}) == len(lines) == 3
     assert read_rows(two / "candidates.csv") == read_rows(one / "candidates.csv")
-    assert (two / "candidates.png").exists()
 
 
 def test_the_bilevel_selection_asks_for_one_process(

@@ -203,7 +203,7 @@ def test_a_failing_command_ends_those_beside_it(
     assert not (tmp_path / "out" / "c").exists()
 
 
-def test_a_fresh_selection_takes_no_outcome_over(
+def test_a_fresh_selection_takes_no_state_over(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(
@@ -213,9 +213,10 @@ def test_a_fresh_selection_takes_no_outcome_over(
     stage = Stage("a", "checkpoints/small", None, None, select=config)
     given = study(stage, root=tmp_path / "out")
     Runner(given, Console(file=io.StringIO())).run()
-    outcomes = tmp_path / "out" / "a" / "candidates.jsonl"
-    outcomes.write_text("")
+    state = tmp_path / "out" / "a" / "checkpoints" / "job.ckpt"
+    state.parent.mkdir()
+    state.write_text("")
     Runner(given, Console(file=io.StringIO())).run()
-    assert outcomes.exists()
+    assert state.exists()
     Runner(given, Console(file=io.StringIO()), fresh=True).run()
-    assert not outcomes.exists()
+    assert not state.exists()

@@ -111,7 +111,7 @@ class SelectedInstance(SafetyInstance):
         """
         from oneshot_lit.data.selection_file import read_selection
 
-        ranking = read_selection(Path(self.selection).expanduser())
+        ranking, _ = read_selection(Path(self.selection).expanduser())
         if not 1 <= self.rank <= len(ranking):
             raise OneShotError(
                 f"data.instance.rank: {self.selection} ranks 1 to {len(ranking)}, not {self.rank}."

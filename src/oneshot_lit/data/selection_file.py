@@ -65,64 +65,18 @@ def write_selection(
     return target
 
 
-def read_selection(path: Path) -> list[Ranked]:
-    """Return the ranking of a ``selection.json``, or of the folder that holds one.
+def read_selection(path: Path) -> tuple[list[Ranked], dict[str, Any]]:
+    """Return the ranking of a ``selection.json``, or of the folder that holds one, and its facts.
 
     Raises:
         OneShotError: if there is none, or it is not what a selection writes.
     """
-    file, content = _read(path)
-    try:
-        ranking = [Ranked(**row) for row in content["ranking"]]
-    except (KeyError, TypeError) as error:
-        raise OneShotError(f"{file}: is not what a selection writes; run it again.") from error
-    if not ranking:
-        raise OneShotError(f"{file}: ranks no candidate; run the selection again.")
-    return ranking
-
-
-def read_costs(selection: str, keys: Sequence[str]) -> dict[str, float]:
-    """Return the costs in a ``selection.json``, or in that of a run's folder; 0 if not recorded.
-
-    Raises:
-        OneShotError: if there is none, or it is not what a selection writes.
-    """
-    file, content = _read(Path(selection).expanduser())
-    facts = content.get("provenance", {})
-    if not isinstance(facts, dict):
-        raise OneShotError(f"{file}: provenance is no mapping; run the selection again.")
-    costs = {key: facts.get(key, 0) for key in keys}
-    for key, value in costs.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
-            raise OneShotError(f"{file}: provenance.{key} is no number; run the selection again.")
-    return costs
-
-
-def _read(path: Path) -> tuple[Path, dict[str, Any]]:
     file = path / SELECTION_FILE if path.is_dir() else path
     if not file.is_file():
         raise OneShotError(f"{file}: no selection; run one, or name its {SELECTION_FILE}.")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
+        ranking, facts = [Ranked(**row) for row in content["ranking"]], content["provenance"]
+    except (ValueError, KeyError, TypeError) as error:
         raise OneShotError(f"{file}: is not what a selection writes; run it again.") from error
-    if not isinstance(content, dict):
-        raise OneShotError(f"{file}: is not what a selection writes; run it again.")
-    return file, content
-
-
-def rows_in_order(pool: Sequence[Conversation], selection: str) -> list[int]:
-    """Return the positions of a pool's candidates in the order of a ``selection.json``.
-
-    Raises:
-        OneShotError: if it does not rank exactly these candidates.
-    """
-    ranks = {each.digest: each.rank for each in read_selection(Path(selection).expanduser())}
-    missing = [row.origin for row in pool if row.digest() not in ranks]
-    if missing or len(ranks) != len(pool):
-        first = missing[0] if missing else f"a pool of {len(pool)} rows"
-        raise OneShotError(
-            f"{selection}: ranks other candidates than data.train ({first}); give both the same "
-            "pool."
-        )
-    return sorted(range(len(pool)), key=lambda i: ranks[pool[i].digest()])
+    return ranking, facts

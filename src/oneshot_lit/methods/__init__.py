@@ -9,7 +9,6 @@ from oneshot_lit.methods.reference import ReferenceModule
 from oneshot_lit.methods.select.base import SelectionModule
 from oneshot_lit.methods.select.bilevel import InstanceSelectionModule
 from oneshot_lit.methods.select.brute_force import BruteForceModule
-from oneshot_lit.methods.select.by_rule import RuleSelectionModule
 from oneshot_lit.methods.select.enumeration import EnumerationModule
 from oneshot_lit.models.generation import Decoding
 
@@ -23,7 +22,6 @@ __all__ = [
     "LowRankRealignmentModule",
     "OneShotRealignmentModule",
     "ReferenceModule",
-    "RuleSelectionModule",
     "SelectionModule",
     "WeightEdit",
 ]

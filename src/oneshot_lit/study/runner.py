@@ -23,7 +23,6 @@ from oneshot_lit.errors import OneShotError
 from oneshot_lit.io.files import write_json_atomically
 from oneshot_lit.io.runs import PRODUCTS, SELECTION_FILE
 from oneshot_lit.methods.job import STATE
-from oneshot_lit.methods.select.outcomes import CANDIDATES_FILE
 from oneshot_lit.study.inputs import command_fingerprint
 from oneshot_lit.study.schedule import Schedule
 from oneshot_lit.study.spec import Study
@@ -168,9 +167,6 @@ class Runner:
         owned = bool(record.get("owned")) or not output.exists()
         if verb != "test" and owned and not resumed:
             shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-            if not same:
-                # Do not reuse what other code or other inputs measured.
-                (folder / CANDIDATES_FILE).unlink(missing_ok=True)
         if resumed and verb == "fit":
             # A job finds its state by itself.
             arguments += ["--ckpt_path", "last"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -13,14 +13,10 @@ from oneshot_lit.data.chat import encode_conversation
 from oneshot_lit.data.leakage import refuse_shared
 from oneshot_lit.data.selection_file import rank_candidates, write_selection
 from oneshot_lit.errors import OneShotError
+from oneshot_lit.evaluation.metrics.refusal import is_refusal
 from oneshot_lit.io.files import write_rows_atomically
 from oneshot_lit.methods.job import Job
-from oneshot_lit.methods.select.aligned import require_numbers
-from oneshot_lit.methods.select.pool import check_pool
 from oneshot_lit.methods.select.reference import Batch, batches_of
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 class SelectionModule(Job):
@@ -35,10 +31,11 @@ class SelectionModule(Job):
     """
 
     verb = "select"
-    # The name of the table and of the picture that show the steps.
+    # The name of the table that shows the steps.
     progress_name = "selection"
-    # Whether it trains with `model.optimizer`, and whether it steps `model.lr_scheduler`.
-    trains = schedules = False
+    # Whether it trains with `model.optimizer`, steps `model.lr_scheduler`, and may run in several
+    # processes.
+    trains = schedules = several_processes = False
 
     def __init__(
         self,
@@ -51,8 +48,9 @@ class SelectionModule(Job):
         super().__init__(*args, **kwargs)
         if self.model_config is not None:
             raise OneShotError("model.model_config: a selection needs a trained model.")
-        if rows_at_once < 1:
-            raise OneShotError(f"model.rows_at_once must be at least 1, not {rows_at_once}.")
+        for key, value in {"m": m, "rows_at_once": rows_at_once}.items():
+            if value < 1:
+                raise OneShotError(f"model.{key} must be at least 1, not {value}.")
         if self.lr_scheduler is not None and not self.schedules:
             raise OneShotError("model.lr_scheduler: this selection steps no scheduler; drop it.")
         self.m, self.require_refusals, self.rows_at_once = m, require_refusals, rows_at_once
@@ -70,23 +68,15 @@ class SelectionModule(Job):
         """Return what else `selection.json` should say: settings and cost."""
         return {}
 
-    def several_processes(self) -> bool:
-        """Whether the selection may run in several processes."""
-        return False
-
     def progress_rows(self) -> list[dict[str, Any]]:
         """Return what is known so far as the rows of ``<root>/<progress_name>.csv``."""
         return []
-
-    def progress_figure(self) -> Figure | None:
-        """Return a picture of the ended selection, if it has one."""
-        return None
 
     # -------------------------------------------------------------------- the run
 
     def check(self) -> None:
         """Check the settings and the pool before any work is done."""
-        if self.trainer.world_size > 1 and not self.several_processes():
+        if self.trainer.world_size > 1 and not self.several_processes:
             raise OneShotError("trainer.devices: this selection runs in one process; give 1.")
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if data.training is None or data.train is None:
@@ -100,24 +90,36 @@ class SelectionModule(Job):
             raise OneShotError(
                 f"data.train: {left_out.first}. Remove the row: a pool leaves none out."
             )
-        check_pool(self.pool, self.m, refusals=self.require_refusals)
+        self._check_pool()
         for kind, sets in (("development", data.val_sets), ("held-out", data.test_sets)):
             for name, prompt_set in sets.items():
                 refuse_shared(self.pool, prompt_set.source.load(), f"{kind} set {name}", "pool")
+
+    def _check_pool(self) -> None:
+        """Refuse a pool that is too small, has two equal rows, or a row without a refusal."""
+        if len(self.pool) < self.m:
+            raise OneShotError(
+                f"data.train: the pool has {len(self.pool)} candidates, fewer than "
+                f"model.m={self.m}; give more or lower it."
+            )
+        first: dict[object, Conversation] = {}
+        for row in self.pool:
+            twin = first.setdefault(row.messages, row)
+            if twin is not row:
+                raise OneShotError(
+                    f"{row.origin}: the same candidate as {twin.origin}; leave one out."
+                )
+            if self.require_refusals and not is_refusal(row.response_text or ""):
+                raise OneShotError(
+                    f"{row.origin}: the candidate's answer has no refusal phrase; fix the row, or "
+                    "set model.require_refusals to false."
+                )
 
     def prepare(self) -> None:
         """Check the model, and the optimiser of a selection that trains."""
         require_numbers(self.model, "model.model_name_or_path", str(self.model_name_or_path))
         if self.trains:
-            configured: Any = self.configure_optimizers()
-            scheduler = (
-                configured["lr_scheduler"]["scheduler"] if isinstance(configured, dict) else None
-            )
-            if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-                raise OneShotError(
-                    "model.lr_scheduler: ReduceLROnPlateau has nothing to watch in a patch; give "
-                    "another."
-                )
+            self.configure_optimizers()
 
     def pool_batches(self) -> list[Batch]:
         """Return right-padded batches of all candidates, with their ``index``."""
@@ -138,7 +140,7 @@ class SelectionModule(Job):
             write_rows_atomically(root / f"{self.progress_name}.csv", rows)
 
     def finish(self, root: Path) -> None:
-        """Write ``selection.json`` and the picture."""
+        """Write ``selection.json`` and the table."""
         ranking = rank_candidates(self.pool, self.candidate_scores())
         if not self.trainer.is_global_zero:
             return
@@ -150,9 +152,23 @@ class SelectionModule(Job):
         }
         target = write_selection(root, ranking, self.m, facts)
         self.write_progress(root)
-        if (figure := self.progress_figure()) is not None:
-            from oneshot_lit.plots import save_figure
-
-            save_figure(figure, root / f"{self.progress_name}.png")
         chosen = ", ".join(str(each.id or f"row {each.row}") for each in ranking[: self.m])
         rank_zero_info(f"chosen: {chosen}\nranking written to {target}")
+
+
+def require_numbers(model: Any, key: str, name: str) -> None:
+    """Refuse a model with NaN or infinite weights, as its answers would be meaningless.
+
+    Args:
+        model: The model.
+        key: The key that names it.
+        name: The key's value.
+
+    Raises:
+        OneShotError: naming the first such weight.
+    """
+    for weight, values in model.named_parameters():
+        if not bool(torch.isfinite(values).all()):
+            raise OneShotError(
+                f"{key}: {name} has NaN or infinite values in {weight}; give a model that works."
+            )

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.methods.select.copies import OMEGA, SharedBase, TwoCopies, WholeModels
+from oneshot_lit.methods.select.copies import TwoCopies
 from oneshot_lit.methods.select.penalty import (
     PenaltyRecord,
     PenaltySettings,
     entropy,
     outer_step,
-    top_m,
 )
-from oneshot_lit.methods.select.plain_adapter import require_plain_lora
 from oneshot_lit.methods.select.upper_level import UpperLevel
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 class InstanceSelectionModule(UpperLevel):
@@ -39,46 +35,25 @@ class InstanceSelectionModule(UpperLevel):
 
     trains = True
 
-    def __init__(
-        self,
-        *args: Any,
-        penalty: PenaltySettings | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, *args: Any, penalty: PenaltySettings | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.peft is not None:
-            require_plain_lora(self.peft)
         self.penalty = penalty or PenaltySettings()
         self.records: list[PenaltyRecord] = []
         self.diverged: str | None = None
         self._logits = torch.zeros(0, dtype=torch.float64)
-        self._problem: TwoCopies | None = None
-        self._good: dict[str, Any] = {}
+        self._problem: TwoCopies
         self._resumed: dict[str, Any] | None = None
 
-    # ---------------------------------------------------------------- preparation
-
     def prepare(self) -> None:
-        """Keep the aligned model's distributions, and make the two copies."""
+        """Keep the references' distributions, and make the two copies."""
         super().prepare()
         upper = self.upper_terms()
-        copies = self._copies()
-        self._problem = TwoCopies(copies, self.pool_batches(), upper, self.optimizer)
+        self._problem = TwoCopies(self.model, self.pool_batches(), upper, self.optimizer)
         self._logits = torch.zeros(len(self.pool), dtype=torch.float64)
         if self._resumed is not None:
             self._logits = self._resumed["logits"]
             self._problem.restore(self._resumed["copies"])
-            self._problem.forwards, self._problem.backwards = self._resumed["rows"]
             self._resumed = None
-        self._keep_good()
-
-    def _copies(self) -> SharedBase | WholeModels:
-        if self.peft is None:
-            return WholeModels(self.model)
-        name = self.model.active_adapter
-        self.model.add_adapter(OMEGA, self.model.peft_config[name])
-        self.model.to(self.device)
-        return SharedBase(self.model, (name, OMEGA))
 
     # ---------------------------------------------------------------------- steps
 
@@ -88,8 +63,7 @@ class InstanceSelectionModule(UpperLevel):
         return done, self.penalty.steps if self.diverged is None else done
 
     def step(self) -> bool:
-        """Take one outer step; one that is not finite is undone and ends the selection."""
-        assert self._problem is not None
+        """Take one outer step; one that is not finite ends the selection without counting."""
         step = len(self.records)
         try:
             self._logits, record = outer_step(self._problem, self._logits, step, self.penalty)
@@ -99,16 +73,13 @@ class InstanceSelectionModule(UpperLevel):
                     f"model.optimizer.lr: the selection diverges at its first step ({error}); "
                     "lower it."
                 ) from error
-            self._problem.restore(self._good["copies"])
-            self._logits = self._good["logits"].clone()
-            self.diverged = f"{error}; restored to step {step - 1}"
+            self.diverged = f"{error}; the weights are those of step {step - 1}"
             rank_zero_warn(
                 f"the selection diverges: {self.diverged}. Lower model.optimizer.lr or "
                 "model.penalty.rate."
             )
             return True
         self.records.append(record)
-        self._keep_good()
         ended = len(self.records) >= self.penalty.steps
         first = self.records[0]
         if ended and record.f > first.f:
@@ -118,9 +89,28 @@ class InstanceSelectionModule(UpperLevel):
             )
         return ended
 
-    def _keep_good(self) -> None:
-        assert self._problem is not None
-        self._good = {"copies": self._problem.state(), "logits": self._logits.clone()}
+    def progress_text(self) -> str:
+        """Return the last step's upper objective, and the candidate with the largest weight."""
+        last = self.records[-1]
+        # Rows of the pool count from 1, as everywhere.
+        return f"f {last.f:.4g}, row {last.best + 1} with weight {last.weight:.3f}"
+
+    def job_state(self) -> dict[str, Any]:
+        """Return both copies, the logits of the candidates' weights, and the records."""
+        return {
+            "records": [asdict(record) for record in self.records],
+            "diverged": self.diverged,
+            "logits": self._logits,
+            "copies": self._problem.state(),
+        }
+
+    def load_job_state(self, state: dict[str, Any]) -> None:
+        """Restore the records; `prepare` restores the copies once the models are loaded."""
+        self.records = [PenaltyRecord(**record) for record in state["records"]]
+        self.diverged = state["diverged"]
+        self._resumed = state
+
+    # --------------------------------------------------------------------- output
 
     def candidate_scores(self) -> list[float]:
         """Return the candidates' weights; they add up to 1."""
@@ -128,23 +118,18 @@ class InstanceSelectionModule(UpperLevel):
 
     def selection_facts(self) -> dict[str, Any]:
         """Return settings, cost and the last step."""
-        assert self._problem is not None
-        weights = torch.softmax(self._logits, 0)
         return {
             "aligned": self.aligned,
             "task_weight": self.task_weight,
             "penalty": asdict(self.penalty),
             "steps": len(self.records),
             "diverged": self.diverged,
-            "entropy": entropy(weights),
-            "chosen_rows": [i + 1 for i in top_m(weights, self.m)],
+            "entropy": entropy(torch.softmax(self._logits, 0)),
             "last": asdict(self.records[-1]) if self.records else None,
             "forward_rows": self._problem.forwards + self.reference_rows,
             "backward_rows": self._problem.backwards,
             "answers": self.answers,
         }
-
-    # ------------------------------------------------------------------- progress
 
     def progress_rows(self) -> list[dict[str, Any]]:
         """Return the record of each step; the best candidate by its row in the pool, and its id."""
@@ -158,32 +143,9 @@ class InstanceSelectionModule(UpperLevel):
             for record in self.records
         ]
 
-    def progress_figure(self) -> Figure | None:
-        """Return the course of the selection as a picture."""
-        from oneshot_lit.plots import selection_course
+    def finish(self, root: Path) -> None:
+        """Write ``selection.json``, and the course of the selection as a table and a picture."""
+        from oneshot_lit.plots import save_figure, selection_course
 
-        return selection_course(self.progress_rows(), len(self.pool)) if self.records else None
-
-    # ---------------------------------------------------------------- checkpoints
-
-    def progress_text(self) -> str:
-        """Return the last step's upper objective, and the candidate with the largest weight."""
-        last = self.records[-1]
-        # Rows of the pool count from 1, as everywhere.
-        return f"f {last.f:.4g}, row {last.best + 1} with weight {last.weight:.3f}"
-
-    def job_state(self) -> dict[str, Any]:
-        """Return both copies, the logits of the candidates' weights, and the records."""
-        assert self._problem is not None
-        return {
-            "records": [asdict(record) for record in self.records],
-            "diverged": self.diverged,
-            "rows": [self._problem.forwards, self._problem.backwards],
-            **self._good,
-        }
-
-    def load_job_state(self, state: dict[str, Any]) -> None:
-        """Restore the records; `prepare` restores the copies once the models are loaded."""
-        self.records = [PenaltyRecord(**record) for record in state["records"]]
-        self.diverged = state["diverged"]
-        self._resumed = state
+        super().finish(root)
+        save_figure(selection_course(self.progress_rows(), len(self.pool)), root / "selection.png")

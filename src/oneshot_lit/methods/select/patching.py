@@ -1,4 +1,4 @@
-"""`Patcher`: patch a broken model with one candidate after another, each time from the start."""
+"""`PatchingModule`: the base of selections that patch with one candidate after another."""
 
 from __future__ import annotations
 
@@ -8,57 +8,94 @@ from typing import Any
 import torch
 
 from oneshot_lit.conversation import Conversation
+from oneshot_lit.errors import OneShotError
+from oneshot_lit.methods.select.base import SelectionModule
 from oneshot_lit.models.loss import next_token_loss
 
 
-def candidate_seed(run_seed: int, candidate: Conversation) -> int:
-    """Return the seed for a candidate; it does not depend on when or where it is patched."""
-    text = f"{run_seed} {candidate.digest()}"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
+class PatchingModule(SelectionModule):
+    """Patch the broken model with each candidate alone, and measure the result.
 
-
-class Patcher:
-    """Plain fine-tuning on one instance (arXiv 2601.01887), undone before the next.
+    One step is one candidate: the weights go back to the broken model's, a new optimiser takes
+    `patch_steps` steps on the candidate (arXiv 2601.01887), and `measure_patch` measures.
 
     Args:
-        module: The selection with the model to patch; it must hold the broken model's weights.
-        steps: Optimiser steps on each candidate.
+        patch_steps: Optimiser steps on each candidate; the paper takes ten.
     """
 
-    def __init__(self, module: Any, steps: int) -> None:
-        self.module, self.steps = module, steps
-        self.start = {n: p.detach().clone() for n, p in module.model.named_parameters()}
+    trains = schedules = True
+    progress_name = "candidates"
 
-    def __call__(self, candidate: Conversation) -> float:
-        """Leave the module's model patched with a candidate; return the loss at the last step.
+    def __init__(self, *args: Any, patch_steps: int = 10, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if patch_steps < 1:
+            raise OneShotError(f"model.patch_steps must be at least 1, not {patch_steps}.")
+        if self.peft is not None:
+            raise OneShotError("model.peft: this selection patches all weights; drop it.")
+        self.patch_steps = patch_steps
+        # Position in the pool -> what `measure_patch` returned.
+        self.measured: dict[int, Any] = {}
+        self._start: dict[str, torch.Tensor] = {}
 
-        Dropout depends only on the run's seed and the candidate, not on what was patched before or
-        by which process.
+    def measure_patch(self, loss: float) -> Any:
+        """Measure the patched model; returns plain values.
+
+        Args:
+            loss: The candidate's loss at the last step, in nats.
         """
-        device = self.module.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(candidate_seed(self.module.run_seed, candidate))
-            return self._patch(candidate)
+        raise NotImplementedError
+
+    def rows_to_measure(self) -> list[int]:
+        """Return the positions of the candidates to measure, in their order."""
+        return list(range(len(self.pool)))
+
+    def prepare(self) -> None:
+        """Keep the broken model."""
+        super().prepare()
+        self._start = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+
+    def steps(self) -> tuple[int, int]:
+        """Return how many candidates are measured, and how many there are to measure."""
+        return len(self.measured), len(self.rows_to_measure())
+
+    def step(self) -> bool:
+        """Patch with the next candidate, and measure the result."""
+        row = next(row for row in self.rows_to_measure() if row not in self.measured)
+        # What is drawn depends only on the run's seed and the candidate, not on what was patched
+        # before or by which process.
+        text = f"{self.run_seed} {self.pool[row].digest()}"
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7]))
+            loss = self._patch(self.pool[row])
+            self.eval()
+            with torch.no_grad():
+                self.measured[row] = self.measure_patch(loss)
+        done, total = self.steps()
+        return done == total
 
     def _patch(self, candidate: Conversation) -> float:
-        module = self.module
-        (batch,) = module.batches([candidate])
-        self.undo()
-        optimizer = module.optimizer([p for p in module.model.parameters() if p.requires_grad])
-        scheduler = None if module.lr_scheduler is None else module.lr_scheduler(optimizer)
-        module.train()
-        for _ in range(self.steps):
-            logits = module(batch["input_ids"], batch["attention_mask"])
+        """Leave the model patched with a candidate; return the loss at the last step."""
+        (batch,) = self.batches([candidate])
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(self._start[name])
+        optimizer = self.optimizer([p for p in self.model.parameters() if p.requires_grad])
+        scheduler = None if self.lr_scheduler is None else self.lr_scheduler(optimizer)
+        self.train()
+        for _ in range(self.patch_steps):
+            logits = self(batch["input_ids"], batch["attention_mask"])
             loss = next_token_loss(logits, batch["labels"])
             optimizer.zero_grad(set_to_none=True)
-            module.manual_backward(loss)
+            self.manual_backward(loss)
             optimizer.step()
             if scheduler is not None:
                 scheduler.step()
         return float(loss.detach())
 
-    @torch.no_grad()
-    def undo(self) -> None:
-        """Go back to the broken model."""
-        for name, parameter in self.module.model.named_parameters():
-            parameter.copy_(self.start[name])
+    def job_state(self) -> dict[str, Any]:
+        """Return what was measured so far."""
+        return {"measured": self.measured}
+
+    def load_job_state(self, state: dict[str, Any]) -> None:
+        """Restore what was measured."""
+        self.measured = dict(state["measured"])

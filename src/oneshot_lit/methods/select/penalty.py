@@ -68,20 +68,17 @@ class PenaltySettings:
 
     def __post_init__(self) -> None:
         """Refuse numbers that are out of range."""
-        for key in ("steps", "lower_steps"):
-            if vars(self)[key] < 1:
+        for key, least in {"steps": 1, "lower_steps": 1, "decay": 0}.items():
+            if not least <= vars(self)[key] < math.inf:
                 raise OneShotError(
-                    f"model.penalty.{key} must be at least 1, not {vars(self)[key]}."
+                    f"model.penalty.{key} must be finite and at least {least}, not "
+                    f"{vars(self)[key]}."
                 )
         for key in ("rate", "gamma", "last_gamma"):
             if not 0 < vars(self)[key] < math.inf:
                 raise OneShotError(
                     f"model.penalty.{key} must be above 0 and finite, not {vars(self)[key]}."
                 )
-        if not 0 <= self.decay < math.inf:
-            raise OneShotError(
-                f"model.penalty.decay must be finite and at least 0, not {self.decay}."
-            )
 
     def gamma_at(self, step: int) -> float:
         """Return gamma of an outer step, counted from 0."""
@@ -118,10 +115,12 @@ class PenaltyRecord:
     weight: float
 
 
-def penalty_gradient(
+def logits_gradient(
     weights: Tensor, upper_losses: Tensor, lower_losses: Tensor, gamma: float, decay: float
 ) -> Tensor:
-    """Return the gradient of the penalty objective with respect to the weights.
+    """Return the gradient of the penalty objective with respect to the logits of the weights.
+
+    That is ``(diag(w) - w w^T) d`` with ``d_i = 2 lambda w_i + gamma (l_i(theta) - l_i(omega))``.
 
     Args:
         weights: w, (candidates,).
@@ -129,33 +128,14 @@ def penalty_gradient(
         lower_losses: l_i(omega), (candidates,).
         gamma: The penalty's factor.
         decay: lambda.
-
-    Returns:
-        2 lambda w_i + gamma (l_i(theta) - l_i(omega)), (candidates,).
     """
-    return 2 * decay * weights + gamma * (upper_losses - lower_losses)
-
-
-def through_softmax(weights: Tensor, gradient: Tensor) -> Tensor:
-    """Return (diag(w) - w w^T) d: a gradient with respect to w as one of the logits."""
+    gradient = 2 * decay * weights + gamma * (upper_losses - lower_losses)
     return weights * (gradient - (weights * gradient).sum())
 
 
 def entropy(weights: Tensor) -> float:
     """Return the entropy of weights on the simplex, in nats."""
     return float(-torch.xlogy(weights, weights).sum())
-
-
-def top_m(weights: Tensor, m: int) -> list[int]:
-    """Return the positions of the `m` largest weights, largest first; of equal ones the earlier.
-
-    Raises:
-        ValueError: for an `m` below 1 or above the number of candidates.
-    """
-    if not 1 <= m <= len(weights):
-        raise ValueError(f"m must be between 1 and {len(weights)}, not {m}")
-    order = torch.sort(weights, descending=True, stable=True).indices
-    return [int(i) for i in order[:m]]
 
 
 def outer_step(
@@ -186,9 +166,9 @@ def outer_step(
     if v > g:
         problem.follow()
         v, lower = g, upper
-    gradient = penalty_gradient(weights, upper, lower, gamma, settings.decay)
-    new_logits = logits - settings.rate * through_softmax(weights, gradient)
-    best = top_m(weights, 1)[0]
+    gradient = logits_gradient(weights, upper, lower, gamma, settings.decay)
+    new_logits = logits - settings.rate * gradient
+    best = int(weights.argmax())
     record = PenaltyRecord(
         step, gamma, f, g, v, g - v, entropy(weights), best, float(weights[best])
     )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from oneshot_lit.data.chat import Encoded
 from oneshot_lit.data.padding import pad_training
-from oneshot_lit.models.loss import kl_divergences
+from oneshot_lit.models.loss import kl_divergences, labelled_logits
 
 Batch = dict[str, Tensor]
 # A batch with labels -> the logits that predict its labelled tokens, (labelled tokens, vocabulary).
@@ -26,6 +27,20 @@ def batches_of(rows: Sequence[Encoded], pad: int, size: int, device: torch.devic
         batch["index"] = torch.tensor(chosen)
         batches.append({key: value.to(device) for key, value in batch.items()})
     return batches
+
+
+def batch_logits(model: Any, batch: Batch) -> Tensor:
+    """Return a model's logits, (rows, tokens, vocabulary)."""
+    output = model(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+    )
+    # Tokens that an adapter puts before the row have logits, too.
+    return output.logits[:, -batch["input_ids"].shape[1] :]  # type: ignore[no-any-return]
+
+
+def answer_logits(model: Any, batch: Batch) -> Tensor:
+    """Return a model's logits on the answers of a batch, (labelled tokens, vocabulary)."""
+    return labelled_logits(batch_logits(model, batch), batch["labels"])
 
 
 class ReferenceRows:
@@ -46,16 +61,14 @@ class ReferenceRows:
         with torch.no_grad():
             # In the model's own precision: nothing is lost, and no wider copy is kept.
             self.logits = [reference(batch).detach() for batch in self.batches]
+        self.rows = sum(len(batch["input_ids"]) for batch in self.batches)
         self.tokens = sum(len(each) for each in self.logits)
 
-    def divergences(self, model: AnswerLogits) -> list[Tensor]:
-        """Return each batch's share of weight * mean KL(reference || model); they add up to it.
+    def divergences(self, model: AnswerLogits) -> Iterator[Tensor]:
+        """Yield each batch's share of weight * mean KL(reference || model), in nats.
 
-        A list, so that the graph of one batch is gone before the next one's is made.
+        The shares add up to the weighted mean over the answers' tokens. They come one by one, so
+        that the graph of one batch is gone before the next one's is made.
         """
-        return [self.divergence(n, model) for n in range(len(self.batches))]
-
-    def divergence(self, number: int, model: AnswerLogits) -> Tensor:
-        """Return one batch's share of the weighted mean over the answers' tokens, (), in nats."""
-        divergences = kl_divergences(self.logits[number], model(self.batches[number]))
-        return self.weight * divergences.sum() / self.tokens
+        for batch, logits in zip(self.batches, self.logits, strict=True):
+            yield self.weight * kl_divergences(logits, model(batch)).sum() / self.tokens

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from oneshot_lit.conversation import Conversation
+from oneshot_lit.conversation import Conversation, Message
+from oneshot_lit.data.chat import encode_conversation
 from oneshot_lit.data.leakage import refuse_shared
+from oneshot_lit.data.padding import pad_generation
 from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.io.shipped import or_shipped
-from oneshot_lit.methods.select.aligned import (
-    answered_by,
-    require_numbers,
-    require_same_shapes,
-    require_same_vocabulary,
-)
-from oneshot_lit.methods.select.base import SelectionModule
-from oneshot_lit.methods.select.reference import Batch, ReferenceRows
+from oneshot_lit.methods.select.base import SelectionModule, require_numbers
+from oneshot_lit.methods.select.reference import ReferenceRows, answer_logits
 from oneshot_lit.models import loading
-from oneshot_lit.models.loss import labelled_logits
+from oneshot_lit.models.generation import generate_answers
 
 
 class UpperLevel(SelectionModule):
@@ -59,6 +55,11 @@ class UpperLevel(SelectionModule):
         # The cost of the references: rows of forward passes, and prompts answered.
         self.reference_rows = self.answers = 0
 
+    def further_rows(self) -> dict[str, list[Conversation]]:
+        """Return the rows of the upper level."""
+        sources = {"model.harmful": self.harmful, "model.task": self.task}
+        return {key: source.load() for key, source in sources.items() if source is not None}
+
     def upper_terms(self) -> list[ReferenceRows]:
         """Return the terms of f; call it while the model is still the broken one.
 
@@ -69,75 +70,77 @@ class UpperLevel(SelectionModule):
         for key in ("aligned", "harmful", "task"):
             if getattr(self, key) is None:
                 raise OneShotError(f"model.{key}: is missing; the upper level needs it.")
-        assert self.harmful is not None
-        assert self.task is not None
-        harmful, task = self.harmful.load(), self.task.load()
-        self._refuse_shared(harmful, task)
-        # Without dropout: a reference must not be random.
-        training = self.model.training
-        self.model.eval()
-        model = partial(self._plain_logits, self.model)
-        # In the precision of the steps, so that both distributions are rounded alike.
-        with self.trainer.autocast():  # type: ignore[attr-defined]
-            task = self._answered(self.model, task)
-            kept = ReferenceRows(self.batches(task), model, self.task_weight)
-        self.model.train(training)
-        terms = [self._aligned_reference(harmful), kept]
-        self.reference_rows = sum(len(b["input_ids"]) for term in terms for b in term.batches)
-        return terms
-
-    def further_rows(self) -> dict[str, list[Conversation]]:
-        """Return the rows of the upper level."""
-        sources = {"model.harmful": self.harmful, "model.task": self.task}
-        return {key: source.load() for key, source in sources.items() if source is not None}
-
-    def _refuse_shared(self, harmful: list[Conversation], task: list[Conversation]) -> None:
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        harmful, task = self.further_rows().values()
         refuse_shared(self.pool, harmful, "model.harmful", "pool")
         # The rows to keep must not be among those to learn.
         refuse_shared(self.pool, task, "model.task", "pool")
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         for name, prompt_set in data.test_sets.items():
             held_out = prompt_set.source.load()
             refuse_shared([*harmful, *task], held_out, f"test set {name}", "selection's own rows")
+        terms = [
+            self._reference(self._aligned_model(), [row.prompt for row in harmful]),
+            self._reference(self.model, task, self.task_weight),
+        ]
+        self.reference_rows = sum(term.rows for term in terms)
+        return terms
 
-    def _aligned_reference(self, prompts: list[Conversation]) -> ReferenceRows:
+    def _aligned_model(self) -> Any:
         assert self.aligned is not None
-        names = (self.aligned, str(self.model_name_or_path))
         tokenizer = loading.load_tokenizer(self.aligned, self.trust_remote_code)
-        require_same_vocabulary(tokenizer, self.tokenizer, names)
-        aligned = loading.load_model(
+        model = loading.load_model(
             self.aligned,
             dtype=self.model_dtype,
             trust_remote_code=self.trust_remote_code,
             attn_implementation=self.attn_implementation,
         )
-        require_same_shapes(aligned, self.model, names)
-        require_numbers(aligned, "model.aligned", self.aligned)
-        aligned = aligned.to(self.device).eval()
-        with self.trainer.autocast():  # type: ignore[attr-defined]
-            rows = self._answered(aligned, [prompt.prompt for prompt in prompts])
-            return ReferenceRows(self.batches(rows), partial(self._plain_logits, aligned))
+        sizes = [len(each.get_output_embeddings().weight) for each in (model, self.model)]
+        if tokenizer.get_vocab() != self.tokenizer.get_vocab() or sizes[0] != sizes[1]:
+            raise OneShotError(
+                f"model.aligned: the vocabularies of {self.aligned} and {self.model_name_or_path} "
+                f"differ; give the model that {self.model_name_or_path} was made of."
+            )
+        require_numbers(model, "model.aligned", self.aligned)
+        return model.to(self.device)
 
+    def _reference(
+        self, model: Any, rows: list[Conversation], weight: float = 1.0
+    ) -> ReferenceRows:
+        """Return rows with a model's distributions; it answers those without an answer itself."""
+        training = model.training
+        # Without dropout: a reference must not be random.
+        model.eval()
+        # In the precision of the steps, so that both distributions are rounded alike.
+        with self.trainer.autocast():  # type: ignore[attr-defined]
+            batches = self.batches(self._answered(model, rows))
+            reference = ReferenceRows(batches, partial(answer_logits, model), weight)
+        model.train(training)
+        return reference
+
+    @torch.no_grad()
     def _answered(self, model: Any, rows: list[Conversation]) -> list[Conversation]:
-        """Return the rows; those without an answer get the model's own."""
-        silent = [row.prompt for row in rows if row.response_text is None]
+        """Return the rows; those without an answer get the model's own greedy one."""
+        answered = list(rows)
+        greedy = replace(self.decoding, do_sample=False)
+        silent = [i for i, row in enumerate(rows) if row.response_text is None]
         self.answers += len(silent)
-        answers = iter(
-            answered_by(
+        for start in range(0, len(silent), self.rows_at_once):
+            places = silent[start : start + self.rows_at_once]
+            prompts = [rows[i].prompt for i in places]
+            encoded = [encode_conversation(self.tokenizer, p, for_generation=True) for p in prompts]
+            batch = pad_generation(encoded, self.tokenizer.pad_token_id)
+            answers = generate_answers(
                 model,
                 self.tokenizer,
-                silent,
+                {key: value.to(self.device) for key, value in batch.items()},
                 stop_ids=self.stop_ids,
-                decoding=self.decoding,
-                rows_at_once=self.rows_at_once,
-                device=torch.device(self.device),
+                decoding=greedy,
             )
-        )
-        return [next(answers) if row.response_text is None else row for row in rows]
-
-    @staticmethod
-    def _plain_logits(model: Any, batch: Batch) -> Tensor:
-        output = model(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-        )
-        return labelled_logits(output.logits, batch["labels"])
+            for place, prompt, answer in zip(places, prompts, answers, strict=True):
+                if not answer:
+                    raise OneShotError(
+                        f"{prompt.origin}: the model gives an empty answer; leave the row out."
+                    )
+                messages = (*prompt.messages, Message("assistant", answer))
+                answered[place] = replace(prompt, messages=messages)
+        return answered

@@ -1,9 +1,8 @@
 """Inner products of many examples' weight gradients, from token factors of one backward pass.
 
 For one example the gradient of a linear layer's weight is ``g_i = D_i^T X_i``, with the inputs X_i
-and output gradients D_i of its own tokens. So ``<g_i, G> = sum over tokens of d^T G x`` and
-``<g_i, g_j> = sum of (D_i D_j^T) * (X_i X_j^T)``: a batch gives those of all its examples at once,
-and no example's gradient is ever formed.
+and output gradients D_i of its own tokens. So ``<g_i, G> = sum over tokens of d^T G x``: a batch
+gives those of all its examples at once, and no example's gradient is ever formed.
 """
 
 from __future__ import annotations
@@ -95,15 +94,3 @@ def inner_products(factors: Factors, gradients: Mapping[str, Tensor]) -> Tensor:
             total = products if total is None else total + products
     assert total is not None
     return total
-
-
-def _gram(left: Tensor, other: Tensor) -> Tensor:
-    """Return ``left @ other^T``, (examples, tokens, tokens), of dense rows or token ids."""
-    if left.dtype == torch.long and other.dtype == torch.long:
-        return left[:, :, None].eq(other[:, None, :]).to(torch.get_default_dtype())
-    if left.dtype == torch.long:
-        # Column `id` of the dense rows.
-        return other.mT.gather(1, left[:, :, None].expand(-1, -1, other.shape[1]))
-    if other.dtype == torch.long:
-        return _gram(other, left).mT
-    return left @ other.mT

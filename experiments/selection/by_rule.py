@@ -1,11 +1,15 @@
-"""`RuleSelectionModule`: rank the candidates by a rule that trains on none of them."""
+"""`RuleSelectionModule`: rank the candidates by a rule that trains on none of them.
+
+A selector outside of the package, as a user writes one. From the repository's root:
+oneshot-lit select --config experiments/selection/rule.yaml --model.rule longest
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+from experiments.selection.rules import RULES, Evidence
 from oneshot_lit.errors import OneShotError, did_you_mean
-from oneshot_lit.methods.select.rules import RULES, Evidence
 from oneshot_lit.methods.select.upper_level import UpperLevel
 
 

@@ -15,23 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from oneshot_lit.conversation import Conversation
-from oneshot_lit.errors import OneShotError
-from oneshot_lit.methods.select.example_gradients import (
+from experiments.selection.example_gradients import (
     Factors,
     example_factors,
     inner_products,
     require_examples,
 )
-from oneshot_lit.methods.select.reference import (
-    Batch,
-    ReferenceRows,
-)
+from experiments.selection.pictures import GENERAL
+from oneshot_lit.conversation import Conversation
+from oneshot_lit.errors import OneShotError
+from oneshot_lit.methods.select.reference import Batch, ReferenceRows
 from oneshot_lit.models.loss import labelled_logits, row_losses
 from oneshot_lit.spectral import gradient_svd, subspace_overlap
 from oneshot_lit.spectral.recorder import layers_of
-
-GENERAL = "general"
 
 
 @dataclass
@@ -109,11 +105,10 @@ class Evidence:
         """Return the gradient of f, by name."""
         total = {name: torch.zeros_like(p) for name, p in weights.items()}
         for term in self.upper:
-            for number, batch in enumerate(term.batches):
-                share = term.divergence(number, self.answer_logits)
+            for share in term.divergences(self.answer_logits):
                 _add(total, _gradients(share, weights))
-                self.forwards += len(batch["input_ids"])
-                self.backwards += len(batch["input_ids"])
+            self.forwards += term.rows
+            self.backwards += term.rows
         return total
 
     def mean_gradient(self, weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
