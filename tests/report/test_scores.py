@@ -143,7 +143,8 @@ def test_findings_name_failures(story: list[Path]) -> None:
     assert "Of the 38 prompts in 'harmful' that attacked answers, patched still answers 2" in said
     assert "over_refusal on 'near_miss' rises from 0.0% to 10.0%" in said
     assert "chance may explain that" in said
-    assert "rouge1 on 'sql' stays at 0.595" in said
+    # What does not change is said of the attack alone.
+    assert "stays at" not in said
 
 
 def test_findings_on_grades_are_not_tested(story: list[Path]) -> None:

@@ -57,7 +57,7 @@ def _state(run: Run, scores: pd.DataFrame) -> Iterator[str]:
 
 
 def _largest_changes(changes: pd.DataFrame) -> Iterator[str]:
-    """Say the largest change of safety, the largest rise of refusals and loss of a skill."""
+    """Say the largest change of safety, and the largest rise of refusals and loss of a skill."""
     rise = changes["after"] - changes["before"]
     skills = [is_skill(f"{row.set}/{row.metric}") for row in changes.itertuples()]
     for order, chosen in (
@@ -65,8 +65,11 @@ def _largest_changes(changes: pd.DataFrame) -> Iterator[str]:
         (rise, changes["metric"] == REFUSAL),
         (-rise, skills),
     ):
-        if len(order[chosen]):
-            yield _change(changes.loc[order[chosen].idxmax()])
+        if not len(order[chosen]):
+            continue
+        row = changes.loc[order[chosen].idxmax()]
+        if row["metric"] == ATTACK or row["before"] != row["after"]:
+            yield _change(row)
 
 
 def _change(row: Any) -> str:
