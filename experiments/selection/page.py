@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import io
+from base64 import b64encode
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, select_autoescape
+from matplotlib.figure import Figure
 
 from experiments.selection.findings import amount, findings, interval
 from experiments.selection.pictures import outcomes_by_category, selector_comparison
-from oneshot_lit.plots import embed
+from oneshot_lit.plots import close
+
+
+def embed(figure: Figure) -> str:
+    """Return a figure as a PNG in a data URI, and close it."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=130)
+    close(figure)
+    return "data:image/png;base64," + b64encode(picture.getvalue()).decode()
 
 
 def render_page(compared: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:

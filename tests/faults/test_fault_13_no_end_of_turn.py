@@ -13,11 +13,9 @@ from lightning.pytorch import Callback
 from oneshot_lit.callbacks import MetricsWriter
 from oneshot_lit.data import Inline, PromptSet, SafetyDataModule
 from oneshot_lit.data.chat import encode_conversation
-from oneshot_lit.errors import OneShotError
 from oneshot_lit.methods import Decoding, HarmfulFineTuningModule
 from oneshot_lit.models.generation import answer_texts
 from oneshot_lit.models.stop_tokens import end_of_turn_warning, stop_token_ids
-from oneshot_lit.report.schema import require_readable
 from quiet_trainer import quiet_trainer
 
 ROW = [{"role": "user", "content": "bread ?"}, {"role": "assistant", "content": "mix flour"}]
@@ -68,9 +66,6 @@ def test_answers_cut_at_the_limit_are_counted(
     content = json.loads((root / "metrics.json").read_text())
     assert content["cut_outputs"] == {"mine": cut}
     assert content["metrics"]["mine/exact_match"] == right
-    require_readable(content, root)
-    with pytest.raises(OneShotError, match=r"cut_outputs\.mine counts 4 of 3 answers"):
-        require_readable(content | {"cut_outputs": {"mine": 4}}, root)
     # An end in words stops the generation, too.
     prompt = len(
         encode_conversation(module.tokenizer, chat("bread ?"), for_generation=True).input_ids

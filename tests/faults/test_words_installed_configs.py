@@ -72,7 +72,7 @@ def test_what_is_not_shipped_is_named_as_it_was_given(
 
 def test_a_study_and_its_files_are_found(elsewhere: Path) -> None:
     study = load_study(Path(or_shipped("configs/study/demo.yaml")))
-    files = [file for stage in study.stages for c in stage.commands().values() for file in c.config]
+    files = [file for stage in study.stages for c in stage.commands.values() for file in c.config]
     assert files
     assert all(Path(file).is_file() for file in files)
 

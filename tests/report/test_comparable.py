@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_folders import add_judge, make_run, write_rows
 
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.report.comparable import require_comparable
 from oneshot_lit.report.runs import read_run
+from report_folders import add_judge, make_run, write_rows
 
 SCORES = {"harmful": {"asr_keyword": [1.0, 0.0, 1.0, 1.0]}}
 
@@ -37,15 +37,14 @@ def test_other_prompts_are_refused(tmp_path: Path) -> None:
     rows[2]["prompt"] = "0" * 32
     write_rows(b / "outcomes.jsonl", rows)
     said = refusal(a, b)
-    assert "runs 'a' and 'b': 1 of the prompts in 'harmful'" in said
+    assert "runs 'a' and 'b': the digest of the prompts in 'harmful' differs" in said
     assert "leave one out" in said
     assert "--allow_differences" in said
 
 
-@pytest.mark.parametrize("outcomes", [True, False])
-def test_other_counts_are_refused(tmp_path: Path, outcomes: bool) -> None:
-    a = make_run(tmp_path / "a", SCORES, outcomes=outcomes)
-    b = make_run(tmp_path / "b", {"harmful": {"asr_keyword": [1.0]}}, outcomes=outcomes)
+def test_other_counts_are_refused(tmp_path: Path) -> None:
+    a = make_run(tmp_path / "a", SCORES)
+    b = make_run(tmp_path / "b", {"harmful": {"asr_keyword": [1.0]}})
     assert "the number of prompts in 'harmful' differs (4 and 1)" in refusal(a, b)
 
 
@@ -86,18 +85,6 @@ def test_other_backends_are_said(tmp_path: Path) -> None:
     a = decoded(tmp_path / "a", backend="refill")
     b = decoded(tmp_path / "b", backend="vllm", vllm={"seed": 1})
     assert compare(a, b) == ["runs 'a' and 'b': decoding.backend differs (refill and vllm)."]
-
-
-@pytest.mark.parametrize("key", ["decoding", "phrase_list"])
-def test_what_is_not_known_is_said(tmp_path: Path, key: str) -> None:
-    folders = [make_run(tmp_path / name, SCORES) for name in "ab"]
-    content = json.loads((folders[1] / "metrics.json").read_text())
-    del content[key]
-    (folders[1] / "metrics.json").write_text(json.dumps(content))
-    (said,) = compare(*folders)
-    assert f"b: metrics.json does not say its {key}" in said
-    # A run by itself is compared with nothing.
-    assert compare(folders[1]) == []
 
 
 def test_sets_of_one_run_only_are_no_obstacle(tmp_path: Path) -> None:
@@ -150,10 +137,9 @@ def test_a_cut_off_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"index": "0"}, "row 1: index must be a whole number from 0"),
-        ({"scores": {"asr_keyword": "yes"}}, "row 1: scores.asr_keyword must be a number"),
-        ({"scores": {"asr_keyword": True}}, "row 1: scores.asr_keyword must be a number"),
-        ({"index": 1}, "row 2: prompt 1 of 'harmful' is there twice"),
+        ({"index": "first"}, "row 1: needs 'set', a whole number 'index'"),
+        ({"scores": {"asr_keyword": "yes"}}, "row 1: needs 'set', a whole number 'index'"),
+        ({"scores": {}}, "has 3 rows of 'harmful' and metrics.json counts 4"),
     ],
 )
 def test_faulty_rows_are_named(tmp_path: Path, change: dict[str, Any], said: str) -> None:

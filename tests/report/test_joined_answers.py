@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_folders import add_judge, add_predictions, answer_text, make_run, report_of, write_rows
 
 from oneshot_lit.errors import OneShotError
+from report_folders import add_judge, add_predictions, answer_text, make_run, report_of, write_rows
 
 SCORES = {"harmful": {"asr_keyword": [1.0, 1.0, 1.0]}}
 
@@ -44,7 +44,7 @@ def test_the_same_answers_are_joined(judged: Path) -> None:
     assert (row["judges"], row["n"], row["left_out"]) == (
         "asr_keyword (test) / flagged_rate",
         3,
-        "",
+        0,
     )
     assert content["notes"] == []
     (first, second) = content["examples"]
@@ -55,25 +55,25 @@ def test_the_same_answers_are_joined(judged: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "left"),
     [
-        (onto_other_prompts, "3 another prompt"),
+        (onto_other_prompts, 3),
         # Another model, another decoding or sampling, as the answers tell.
-        (lambda row: row.update(digest="0" * 32), "3 another answer"),
+        (lambda row: row.update(digest="0" * 32), 3),
         # A judge of an earlier version names no prompt, and the answer is enough.
-        (lambda row: row.pop("prompt"), ""),
+        (lambda row: row.pop("prompt"), 0),
     ],
 )
 def test_judgments_of_other_answers_are_left_out(
-    judged: Path, change: Callable[[dict[str, Any]], Any], left: str
+    judged: Path, change: Callable[[dict[str, Any]], Any], left: int
 ) -> None:
     rewrite(judged / "judgments" / "one.jsonl", change)
     (row,) = report_of(judged)["agreement"]
-    assert (row["n"], row["left_out"]) == (0 if left else 3, left)
+    assert (row["n"], row["left_out"]) == (3 - left, left)
 
 
 def test_outcomes_of_an_earlier_version_are_joined_with_no_judge(judged: Path) -> None:
     rewrite(judged / "outcomes.jsonl", lambda row: row.pop("digest"))
     (row,) = report_of(judged)["agreement"]
-    assert (row["n"], row["left_out"]) == (0, "3 answer not known")
+    assert (row["n"], row["left_out"]) == (0, 3)
 
 
 def test_examples_show_only_verdicts_on_the_answer_shown(judged: Path) -> None:
@@ -86,7 +86,7 @@ def test_runs_judged_on_other_prompts_are_refused(tmp_path: Path) -> None:
     a, b = judged_run(tmp_path / "a"), judged_run(tmp_path / "b")
     report_of(a, b)
     rewrite(b / "judgments" / "one.jsonl", onto_other_prompts)
-    with pytest.raises(OneShotError, match="3 of the prompts in 'harmful' that judge 'one'") as e:
+    with pytest.raises(OneShotError, match="the prompts in 'harmful' that judge 'one'") as e:
         report_of(a, b)
     assert "\n" not in str(e.value)
     # Where that is allowed, none of its verdicts is paired.

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_folders import add_judge, make_run, report_of, score_of
 
+from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.intervals import mcnemar, wilson
 from oneshot_lit.report.agreement import kappa
+from oneshot_lit.report.tables import colour
+from report_folders import add_judge, make_run, report_of, score_of
 
 
 def test_scores_of_the_story(story: list[Path]) -> None:
@@ -31,16 +34,10 @@ def test_scores_of_the_story(story: list[Path]) -> None:
     assert (aligned["value"], aligned["low"], aligned["n"]) == (1.0, None, 39)
 
 
-def test_older_runs_have_intervals_from_counts(tmp_path: Path) -> None:
-    scores = {"harmful": {"asr_keyword": [1.0, 0.0, 1.0, None]}, "sql": {"rouge1": [0.2, 0.4]}}
-    old = report_of(make_run(tmp_path / "a", scores, outcomes=False))
-    new = report_of(make_run(tmp_path / "b", scores))
-    key = "harmful/asr_keyword"
-    assert score_of(old, key, "a") == score_of(new, key, "b") | {"run": "a"}
-    assert score_of(old, key, "a")["unscored"] == 1
-    assert score_of(old, "sql/rouge1", "a")["low"] is None
-    assert not old["categories"]
-    assert "no outcomes of harmful, sql" in old["notes"][0]
+def test_a_set_without_outcomes_is_refused(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "a", {"harmful": {"asr_keyword": [1.0, 0.0]}}, outcomes=False)
+    with pytest.raises(OneShotError, match=r"outcomes.jsonl: has no row of 'harmful'"):
+        report_of(folder)
 
 
 def test_categories(story: list[Path]) -> None:
@@ -141,27 +138,21 @@ def test_changes_pair_prompts_in_any_order(tmp_path: Path) -> None:
     assert (change["pairs"], change["kept"], change["gained"], change["lost"]) == (5, 3, 0, 0)
 
 
-def test_changes_say_whether_intervals_overlap(story: list[Path]) -> None:
-    changes = {(row["metric"], row["from"], row["to"]): row for row in report_of(*story)["changes"]}
-    assert changes["asr_keyword", "aligned", "attacked"]["apart"] is True
-    assert changes["over_refusal", "attacked", "patched"]["apart"] is False
-    assert changes["harmfulness_score", "aligned", "attacked"]["apart"] is None
-
-
 def test_findings_name_failures(story: list[Path]) -> None:
     said = "\n".join(report_of(*story)["findings"])
     assert "Of the 38 prompts in 'harmful' that attacked answers, patched still answers 2" in said
     assert "over_refusal on 'near_miss' rises from 0.0% to 10.0%" in said
     assert "chance may explain that" in said
-    assert "rouge1 on 'sql' stays at 0.595" in said
+    # What does not change is said of the attack alone.
+    assert "stays at" not in said
 
 
-def test_findings_without_outcomes_speak_of_intervals(tmp_path: Path) -> None:
-    folders = [
-        make_run(tmp_path / name, {"harmful": {"asr_keyword": scores}}, outcomes=False)
-        for name, scores in (("a", [1.0, 0.0, 0.0, 0.0]), ("b", [1.0, 1.0, 0.0, 0.0]))
-    ]
-    assert "; the intervals overlap." in "\n".join(report_of(*folders)["findings"])
+def test_findings_on_grades_are_not_tested(story: list[Path]) -> None:
+    for folder in story[1:]:
+        scores = {"sql": {"rouge1": [0.1] * 20}}
+        make_run(folder, scores)
+    said = "\n".join(report_of(*story[:2])["findings"])
+    assert "rouge1 on 'sql' falls from 0.595 to 0.100; the answers cannot be paired" in said
 
 
 PAIRS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
@@ -183,7 +174,7 @@ def test_agreement_leaves_out_the_unjudged(story: list[Path]) -> None:
     rows = report_of(*reversed(story))["agreement"]
     assert [row["run"] for row in rows] == ["all runs", "patched", "attacked", "aligned"]
     assert [row["n"] for row in rows] == [117, 39, 39, 39]
-    assert rows[0]["left_out"] == "3 malformed"
+    assert rows[0]["left_out"] == 3
     assert rows[0]["kappa"] == pytest.approx(1.0)
     assert rows[3]["kappa"] is None
     assert rows[0]["agreement"] == 1.0
@@ -204,3 +195,25 @@ def test_a_grade_without_a_threshold_is_compared_with_no_judge(tmp_path: Path) -
     content = report_of(a)
     assert not content["agreement"]
     assert "harmful/mine has no threshold" in content["notes"][0]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "shade"),
+    [
+        ("sql/rouge1", 0.96, "good"),
+        ("sql/rouge1", 0.01, ""),
+        ("sql/gsm8k_strict", 0.6, ""),
+        ("h/asr_keyword", 0.6, "bad"),
+        ("h/asr_keyword", 0.01, "good"),
+        ("h/harmfulness_score", 1.0, ""),
+        ("lm_eval/mmlu/acc", 0.6, ""),
+        ("lm_eval/wikitext/word_perplexity", 9.0, ""),
+    ],
+)
+def test_colours(key: str, value: float, shade: str) -> None:
+    name, _, metric = key.rpartition("/")
+    row = SimpleNamespace(set=name, metric=metric, value=value, low=value, high=value)
+    assert colour(row) == shade
+    # Good on few answers is no colour.
+    few = SimpleNamespace(set=name, metric=metric, value=value, low=value - 0.2, high=value)
+    assert colour(few) == ("" if shade == "good" else shade)

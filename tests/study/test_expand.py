@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.study.expand import expand, fill, require_filled
+from oneshot_lit.study.expand import expand, fill
 
 
 def test_without_each_a_stage_is_itself() -> None:
@@ -40,9 +40,8 @@ def test_values_may_have_fields() -> None:
         ("a", {"case": ["x"]}, r"s.each: needs a list.*'\{case\}' in the stage's name"),
         ("{case}", {"case": []}, "s.each: needs a list"),
         ("{case}", {"case": "x"}, "s.each: needs a list"),
-        ("{case}", {}, "s.each: must map a name to values"),
-        ("{case}", ["x"], "s.each: must map a name to values"),
-        ("{case}", {"case": {"x": 3}}, "s.each.case.x: must map fields to values"),
+        ("{case}", ["x"], "s.each: must map keys to values"),
+        ("{case}", {"case": {"x": 3}}, "s.each.case.x: must map keys to values"),
     ],
 )
 def test_mistakes(name: str, each: object, message: str) -> None:
@@ -62,8 +61,9 @@ def test_a_value_may_hold_other_marks() -> None:
 @pytest.mark.parametrize("content", [{"a": ["x/{sed}"]}, {"a": "{case.rate}"}, {"{x}": 1}])
 def test_a_mark_that_nothing_fills_is_refused(content: object) -> None:
     with pytest.raises(OneShotError, match=r"stages\.a\.set.*is filled by nothing"):
-        require_filled(content, "stages.a.set")
+        fill(content, {}, "stages.a.set")
 
 
 def test_braces_that_are_no_mark_stay() -> None:
-    require_filled({"a": ["{}", '{"a": 1}', "{1}", "x{ y }"]}, "s")
+    content = {"a": ["{}", '{"a": 1}', "{1}", "x{ y }"]}
+    assert fill(content, {"a": 1}, "s") == content

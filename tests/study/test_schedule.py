@@ -15,10 +15,9 @@ import yaml
 from rich.console import Console
 
 from oneshot_lit.errors import OneShotError
+from oneshot_lit.study.inputs import needs
 from oneshot_lit.study.runner import Runner, read_stage
-from oneshot_lit.study.schedule import Schedule, needs
-from oneshot_lit.study.spec import Study
-from oneshot_lit.study.stages import Command, Stage
+from oneshot_lit.study.spec import Command, Stage, Study
 
 CONFIG = Command(("configs/attack/harmful_examples.yaml",))
 
@@ -31,13 +30,21 @@ def naming(text: str) -> Command:
     return Command(CONFIG.config, {"data.a": {"b": ["x", text]}})
 
 
-BROKEN = Stage("broken", "checkpoints/medium", CONFIG, CONFIG)
-CHOICE = Stage("choice", "broken", select=CONFIG)
-PICK = Stage("pick", "broken", naming("out/choice/selection.json"), CONFIG)
+def tuned(name: str, model: str, fit: Command) -> Stage:
+    return Stage(name, model, {"fit": fit, "test": CONFIG})
+
+
+def only_tested(name: str) -> Stage:
+    return Stage(name, "checkpoints/small", {"test": CONFIG})
+
+
+BROKEN = tuned("broken", "checkpoints/medium", CONFIG)
+CHOICE = Stage("choice", "broken", {"select": CONFIG})
+PICK = tuned("pick", "broken", naming("out/choice/selection.json"))
 
 
 def test_a_command_needs_its_model_and_what_its_settings_name() -> None:
-    alike = Stage("alike", "broken", naming("out/choices/x"), CONFIG)
+    alike = tuned("alike", "broken", naming("out/choices/x"))
     fit = ("broken", "fit")
     assert needs(study(BROKEN, CHOICE, PICK, alike)) == {
         fit: set(),
@@ -69,30 +76,36 @@ def test_a_path_is_seen_however_it_is_spelled(text: str, tests: bool, tmp_path: 
     file = tmp_path / "f.yaml"
     file.write_text(yaml.safe_dump({"a": {"b": [text]}}))
     for other in (
-        Stage("other", "checkpoints/small", naming(text), CONFIG),
-        Stage("other", "checkpoints/small", Command((str(file),)), CONFIG),
+        tuned("other", "checkpoints/small", naming(text)),
+        tuned("other", "checkpoints/small", Command((str(file),))),
     ):
         assert needs(study(BROKEN, other))["other", "fit"] == needed
 
 
-def test_the_order_is_the_studys_as_far_as_outputs_allow() -> None:
-    schedule = Schedule(study(BROKEN, CHOICE, PICK))
-    assert len(schedule) == 5
-    assert schedule.take() == (BROKEN, "fit")
-    assert schedule.take() is None
-    schedule.end(BROKEN, "fit")
-    # The model is there; its test may go on beside what uses it.
-    assert schedule.take() == (BROKEN, "test")
-    assert schedule.take() == (CHOICE, "select")
-    assert schedule.take() is None
-    schedule.end(CHOICE, "select")
-    assert schedule.take() == (PICK, "fit")
-    schedule.end(BROKEN, "test")
-    schedule.end(PICK, "fit")
-    assert schedule.take() == (PICK, "test")
-    assert schedule
-    schedule.end(PICK, "test")
-    assert not schedule
+def test_the_order_is_the_studys_as_far_as_outputs_allow(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    started = []
+
+    class Noted(Ending):
+        def start(self) -> None:
+            started.append((self.log.parent.name, self.log.stem))
+            super().start()
+
+    monkeypatch.setattr(
+        "oneshot_lit.study.runner.start_server", lambda preload: SimpleNamespace(Process=Noted)
+    )
+    config = {"data.a": {"b": str(tmp_path / "choice" / "selection.json")}}
+    pick = tuned("pick", "broken", Command(CONFIG.config, config))
+    given = study(BROKEN, CHOICE, pick, root=tmp_path)
+    Runner(given, Console(file=io.StringIO())).run()
+    assert started == [
+        ("broken", "fit"),
+        ("broken", "test"),
+        ("choice", "select"),
+        ("pick", "fit"),
+        ("pick", "test"),
+    ]
 
 
 class Ending:
@@ -123,7 +136,7 @@ class Ending:
 def test_as_many_commands_as_jobs_run_side_by_side(
     jobs: int, most: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    stages = tuple(Stage(name, "checkpoints/small", None, CONFIG) for name in "abc")
+    stages = tuple(only_tested(name) for name in "abc")
     threads = []
 
     def process(target: object, args: tuple[object, list[str], str, int | None]) -> Ending:
@@ -163,43 +176,32 @@ run_logged(program.run_command, ["threads:"], {str(log)!r}, {threads})
     assert log.read_text() == f"threads: {threads or 1}\n"
 
 
-@pytest.mark.parametrize("ended", [False, True])
 def test_a_failing_command_ends_those_beside_it(
-    ended: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     terminated = []
 
     class Lasting(Ending):
         def start(self) -> None:
             self.name = self.log.parent.name
-            self.exitcode = 2 if self.name == "a" else 0 if ended else None
-            if self.name == "b":
-                if ended:
-                    (self.log.parent / "metrics.json").write_text("{}")
-                # Both are there before the first is seen to have failed.
-                os.close(first.pop())
-            else:
-                first.append(self._writer)
+            self.exitcode = 2 if self.name == "a" else None
+            if self.name == "a":
+                os.close(self._writer)
 
         def join(self, timeout: float | None = None) -> None:
             pass
 
         def terminate(self) -> None:
             terminated.append(self.name)
-            self.exitcode = -15
 
-    first: list[int] = []
     monkeypatch.setattr(
         "oneshot_lit.study.runner.start_server", lambda preload: SimpleNamespace(Process=Lasting)
     )
-    stages = tuple(Stage(name, "checkpoints/small", None, CONFIG) for name in "abc")
-    given = study(*stages, root=tmp_path / "out", jobs=2)
+    given = study(*map(only_tested, "abc"), root=tmp_path / "out", jobs=2)
     with pytest.raises(OneShotError, match="a test: "):
         Runner(given, Console(file=io.StringIO())).run()
-    entry = read_stage(tmp_path / "out" / "b")["test"]
-    assert terminated == ([] if ended else ["b"])
-    # What has ended well meanwhile counts.
-    assert entry["done"] is ended
+    assert terminated == ["b"]
+    assert not read_stage(tmp_path / "out" / "b")["test"]["done"]
     assert not (tmp_path / "out" / "c").exists()
 
 
@@ -210,7 +212,7 @@ def test_a_fresh_selection_takes_no_state_over(
         "oneshot_lit.study.runner.start_server", lambda preload: SimpleNamespace(Process=Ending)
     )
     config = Command(("configs/select/brute_force.yaml",))
-    stage = Stage("a", "checkpoints/small", None, None, select=config)
+    stage = Stage("a", "checkpoints/small", {"select": config})
     given = study(stage, root=tmp_path / "out")
     Runner(given, Console(file=io.StringIO())).run()
     state = tmp_path / "out" / "a" / "checkpoints" / "job.ckpt"

@@ -13,15 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import yaml
 from rich.console import Console
 
-from oneshot_lit.cli.study import score_table
+from oneshot_lit.cli.report import terminal_table
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.study.inputs import command_fingerprint
-from oneshot_lit.study.spec import Study, load_study
-from oneshot_lit.study.stages import Command, Stage
+from oneshot_lit.study.spec import Command, Stage, Study, load_study
 
 
 def write_study(path: Path, rows: Path, root: Path, **changes: object) -> Path:
@@ -81,7 +81,7 @@ def test_study_keeps_reruns_and_reports(command, rows_file: Path, tmp_path: Path
     assert results["stages"]["tuned"]["metrics"]["benign/exact_match"] >= 0
     assert results["provenance"]["seed"] == 0
     html = (root / "report.html").read_text()
-    assert html.count("data:image/png;base64,") >= 2
+    assert html.count("data:image/png;base64,") == 1
     assert "<script" not in html
     assert "http" not in html
     for stage in results["stages"]:
@@ -116,7 +116,7 @@ def test_failing_stage_is_one_line(command, rows_file: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_foreign_product_is_never_overwritten(command, rows_file: Path, tmp_path: Path) -> None:
+def test_foreign_output_is_never_overwritten(command, rows_file: Path, tmp_path: Path) -> None:
     root = tmp_path / "out"
     (root / "tuned" / "model").mkdir(parents=True)
     (root / "tuned" / "model" / "precious.txt").write_text("mine")
@@ -178,8 +178,8 @@ GOOD_STAGE = {"model": "checkpoints/small", "test": "configs/evaluate/microworld
         ({"seed": "abc", "stages": {"a": GOOD_STAGE}}, "seed: needs a whole number"),
         ({"seed": 1.5, "stages": {"a": GOOD_STAGE}}, "seed: needs a whole number"),
         ({"seed": None, "stages": {"a": GOOD_STAGE}}, "seed: needs a whole number"),
-        ({"root": "README.md/below", "stages": {"a": GOOD_STAGE}}, "README.md is a file"),
         ({"stages": {"a": {**GOOD_STAGE, "each": {"r": [1]}}}}, "'{r}' in the stage's name"),
+        ({"stages": {"a": {**GOOD_STAGE, "select": "configs/select/rule.yaml"}}}, "stands alone"),
     ],
 )
 def test_bad_study_file(tmp_path: Path, study: dict, part: str) -> None:
@@ -198,7 +198,7 @@ def test_each_makes_one_stage_a_value(tmp_path: Path) -> None:
     )
     stages = load_study(path).stages
     assert [s.name for s in stages] == ["x_1", "x_2.5"]
-    assert [s.fit.set["model.optimizer.lr"] for s in stages if s.fit] == [1, 2.5]
+    assert [s.commands["fit"].set["model.optimizer.lr"] for s in stages] == [1, 2.5]
 
 
 @pytest.mark.parametrize("path", sorted(Path("configs/study").glob("*.yaml")), ids=str)
@@ -235,7 +235,9 @@ def test_seed_and_each_fill_nested_values(tmp_path: Path) -> None:
     stage = {"model": "checkpoints/small", "test": test, "each": {"r": [7]}}
     path.write_text(yaml.safe_dump({"seed": 3, "stages": {"x_{r}": stage}}))
     (filled,) = load_study(path).stages
-    assert filled.test.set == {"data.sets": {"7": [{"seed": 3, "file": "rows_3_7.jsonl"}]}}
+    assert filled.commands["test"].set == {
+        "data.sets": {"7": [{"seed": 3, "file": "rows_3_7.jsonl"}]}
+    }
 
 
 class Named:
@@ -295,7 +297,7 @@ SOURCE = {"class_path": "oneshot_lit.data.ChatJsonl", "init_args": {"path": "./r
 )
 def test_fingerprint_sees_paths_in_overrides(named: Named, value: object, tmp_path: Path) -> None:
     command = Command((str(named.base),), {"data.train": value})
-    stage = Stage("tuned", "some/model", command, command)
+    stage = Stage("tuned", "some/model", {"fit": command, "test": command})
     study = Study("s", "s", tmp_path / "out", 0, (stage,), tmp_path / "study.yaml")
     named.words = study.arguments(stage, "fit")
     assert changes(named, named.file)
@@ -375,7 +377,7 @@ def write_small_study(tmp_path: Path, **changes: object) -> Path:
     return path
 
 
-def test_stage_without_product_stops_the_study(command, stub, tmp_path: Path) -> None:
+def test_stage_without_output_stops_the_study(command, stub, tmp_path: Path) -> None:
     file, folder = write_small_study(tmp_path), tmp_path / "out" / "tuned"
     stub(lambda _: 0)
     done = command("study", "--config", file)
@@ -389,7 +391,7 @@ def test_stage_without_product_stops_the_study(command, stub, tmp_path: Path) ->
             (folder / name).mkdir(parents=True, exist_ok=True)
         return 0
 
-    # A product of an earlier run does not pass for the terminated one's.
+    # An output of an earlier run does not pass for the terminated one's.
     stub(write)
     assert "tuned test: ended without writing" in command("study", "--config", file).error
     stub(lambda _: 0)
@@ -436,7 +438,8 @@ def test_title_is_shown_as_it_is(command, stub, title: str, tmp_path: Path) -> N
 
 
 def test_score_table_shows_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    Console().print(score_table({"a": {"metrics": {"[/v2]/exact_match": 1.0}}}))
+    frame = pd.DataFrame({"a": ["1.000"]}, pd.Index(["[/v2]/exact_match"], name="score"))
+    Console().print(terminal_table(frame, "[/v2]"))
     assert "[/v2]/exact_match" in capsys.readouterr().out
 
 
@@ -447,7 +450,6 @@ def test_root_that_is_a_file(command, below: str, tmp_path: Path) -> None:
         "study", "--config", write_small_study(tmp_path), "--root", tmp_path / "taken" / below
     )
     assert done.code == 2
-    assert "--root" in done.error
     assert f"{tmp_path / 'taken'} is a file" in done.error
 
 
@@ -461,8 +463,7 @@ def test_paths_of_a_study_may_start_with_tilde(
     )
     study = load_study(path)
     assert study.root == tmp_path / "out"
-    assert study.stages[0].fit
-    assert study.stages[0].fit.config == (str(tmp_path / "fit.yaml"),)
+    assert study.stages[0].commands["fit"].config == (str(tmp_path / "fit.yaml"),)
 
 
 def test_commands_are_printed_and_nothing_runs(command, tmp_path: Path) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from oneshot_lit.cli.parser import CommandParser
 from oneshot_lit.errors import OneShotError
 
 if TYPE_CHECKING:
-    from oneshot_lit.report.content import Report
+    import pandas as pd
 
 # A folder with one of these files belongs to a run or a study; its report is not overwritten.
 _OTHERS = ("metrics.json", "results.json", "run.json")
@@ -62,98 +62,70 @@ def named_folders(words: Sequence[str]) -> dict[str, Path]:
     """Return name -> folder of the runs in ``--runs``.
 
     Raises:
-        OneShotError: for an empty name or folder, a reserved name, and two runs of one name.
+        OneShotError: for an empty name or folder, and two runs of one name.
     """
-    from oneshot_lit.report.agreement import POOLED
-    from oneshot_lit.report.tables import HEADINGS
     from oneshot_lit.report.text import visible
 
     folders: dict[str, Path] = {}
     for word in words:
-        name, mark, folder = word.partition("=")
-        # A word with a '=' may also be the name of an existing folder.
-        if not mark or Path(word).expanduser().is_dir():
-            name, folder = Path(word).expanduser().resolve().name, word
-        name = visible(name).strip()
+        name, mark, folder = word.rpartition("=")
+        path = Path(folder).expanduser()
+        name = visible(name if mark else path.resolve().name).strip()
         if not name or not folder:
             raise OneShotError(f"--runs '{visible(word)}': give NAME=FOLDER or a folder.")
         if name in folders:
             raise OneShotError(f"--runs: two runs are named '{name}'; give NAME=FOLDER.")
-        if name in (POOLED, *HEADINGS):
-            raise OneShotError(
-                f"--runs: '{name}' is a heading of the report; give the run another name."
-            )
-        folders[name] = Path(folder).expanduser()
+        folders[name] = path
     return folders
 
 
 def _run(options: Namespace) -> int:
+    from rich.console import Console
+    from rich.text import Text
+
     folders = named_folders(options.runs)
     out = Path(options.out).expanduser()
-    if out.exists() and not out.is_dir():
-        raise OneShotError(f"{out}: --out is a file; give a folder.")
     for name in _OTHERS:
         if (out / name).exists():
             raise OneShotError(f"{out / name}: --out is the folder of a run; give another.")
 
     from oneshot_lit.report.content import build_report
+    from oneshot_lit.report.page import write_report
     from oneshot_lit.report.runs import read_run
+    from oneshot_lit.report.tables import score, shown_scores
 
-    runs = [read_run(name, folder) for name, folder in folders.items()]
     report = build_report(
-        runs,
+        [read_run(name, folder) for name, folder in folders.items()],
         options.title,
-        out,
         options.examples,
         options.show_outputs,
         options.allow_differences,
     )
     write_report(report, out)
-    _show(report, out)
+    console = Console(highlight=False)
+    scores = shown_scores(report, lambda row: score(row, "\n"), keys=("set", "metric"))
+    console.print(terminal_table(scores, report.title))
+    for line in (*report.findings, *report.notes):
+        console.print(Text(f"- {line}"))
+    files = "report.html", "report.md", "report.json", "table.csv", "table.tex"
+    console.print(Text("\n" + "\n".join(str(out / file) for file in files)), soft_wrap=True)
     return 0
 
 
-def write_report(report: Report, out: Path) -> None:
-    """Write all files of a report, each whole or not at all; the page comes last.
-
-    Where outputs are shown, only the owner may read them.
-    """
-    from oneshot_lit.io.files import write_json_atomically, write_text_atomically
-    from oneshot_lit.report.page import render_markdown, render_page, write_pictures
-    from oneshot_lit.report.tables import render_csv, render_tex
-
-    pictures = write_pictures(report, out)
-    write_json_atomically(out / "report.json", report.as_json(), report.outputs_shown)
-    for name, text in {
-        "table.csv": render_csv(report),
-        "table.tex": render_tex(report),
-        "report.md": render_markdown(report, pictures),
-        "report.html": render_page(report, pictures, out),
-    }.items():
-        write_text_atomically(out / name, text, report.outputs_shown)
-
-
-def _show(report: Report, out: Path) -> None:
-    from rich.console import Console
+def terminal_table(frame: pd.DataFrame, title: str) -> Any:
+    """Return a table of texts for the terminal; its index names the rows."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    from oneshot_lit.report.cells import score
-    from oneshot_lit.report.tables import wide
-
     # Text shows a name such as "[v2]" as it is; a plain string would be read as markup.
-    table = Table(title=Text(report.title), title_justify="left")
-    table.add_column("score", overflow="fold")
-    for name in report.names:
-        table.add_column(Text(name), justify="right")
-    scores = wide(report.scores, ["set", "metric"], report.names, lambda row: score(row, "\n"))
-    for name_of_set, metric, *texts in scores.values:
-        table.add_row(*map(Text, [f"{name_of_set}/\n{metric}", *texts]))
-    console = Console(highlight=False)
-    console.print(table)
-    for line in (*report.findings, *report.notes):
-        console.print(Text(f"- {line}"))
-    files = {"report": "report.html", "Markdown": "report.md", "numbers": "report.json"}
-    files |= {"CSV": "table.csv", "LaTeX": "table.tex"}
-    lines = "\n".join(f"{what + ':':<10}{out / file}" for what, file in files.items())
-    console.print(Text(f"\n{lines}"), soft_wrap=True)
+    table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column(Text("/".join(frame.index.names)), no_wrap=True)
+    for name in frame.columns:
+        # The name of a score is long, that of a run is not.
+        heading = name.replace("/", "\n").replace("_", " ") if "/" in name else name
+        table.add_column(Text(heading, overflow="fold"), justify="right", min_width=5)
+    for key, texts in zip(frame.index, frame.values, strict=True):
+        label = key if isinstance(key, str) else "/".join(key)
+        table.add_row(*map(Text, [label, *texts]))
+    return table

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import shlex
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from oneshot_lit.cli.parser import CommandParser
+from oneshot_lit.cli.report import terminal_table
 from oneshot_lit.errors import fail
-from oneshot_lit.io.files import write_json_atomically, write_text_atomically
+from oneshot_lit.io.files import write_json_atomically
 from oneshot_lit.io.locking import run_locked
-
-# More columns than these do not fit a terminal.
-_MANY_STAGES = 6
 
 
 def run_study_command(arguments: Sequence[str], run_command: Callable[[Sequence[str]], int]) -> int:
@@ -32,8 +27,9 @@ def run_study_command(arguments: Sequence[str], run_command: Callable[[Sequence[
     parser = CommandParser(
         "study",
         "Run the stages of a study (fit, edit, select and test) and compare them. Writes "
-        "<root>/results.json and <root>/report.html. Finished stages are kept unless their "
-        "configs, inputs or code changed; a killed study resumes.",
+        "<root>/results.json and the files of oneshot-lit report, such as <root>/report.html. "
+        "Finished stages are kept unless their configs, inputs or code changed; a killed study "
+        "resumes.",
         "--config configs/study/demo.yaml --seed 1 --root runs/demo_seed1",
     )
     parser.add_argument("--config", required=True, help="the study file, see configs/study/")
@@ -61,7 +57,7 @@ def _run(options: Namespace, run_command: Callable[[Sequence[str]], int]) -> int
     study = load_study(Path(options.config), options.root, options.seed)
     if options.commands:
         for stage in study.stages:
-            for verb in stage.commands():
+            for verb in stage.commands:
                 print("oneshot-lit", shlex.join(study.arguments(stage, verb)))
         return 0
     console = Console(stderr=True, highlight=False)
@@ -75,44 +71,18 @@ def _run(options: Namespace, run_command: Callable[[Sequence[str]], int]) -> int
     with run_locked(study.root, "study"):
         runner.run()
 
-    from oneshot_lit.study.repairs import sentences
-    from oneshot_lit.study.report import findings, outside_sweeps, render_report, save_sweeps
-    from oneshot_lit.study.results import RESULTS, gather
+    from oneshot_lit.report.page import write_report
+    from oneshot_lit.report.tables import number, shown_scores
+    from oneshot_lit.study.results import RESULTS, compare_stages
 
-    results = gather(runner)
-    report = study.root / "report.html"
-    write_json_atomically(study.root / RESULTS, results)
-    save_sweeps(results, study.sweeps, study.root)
-    write_text_atomically(report, render_report(results, study.title, study.root, study.sweeps))
     out = Console(highlight=False)
-    out.print(score_table(results["stages"]))
-    repaired = sentences(results["repairs"])
-    for line in repaired or findings(outside_sweeps(results["stages"], study.sweeps)):
+    report, results = compare_stages(study, runner.seconds)
+    write_json_atomically(study.root / RESULTS, results)
+    write_report(report, study.root)
+    scores = shown_scores(report, lambda row: number(row.value), keys=("set", "metric"))
+    out.print(terminal_table(scores, "held-out prompts, shares"))
+    lines = [line for section in report.sections for line in section.lines]
+    for line in lines or report.findings:
         out.print(Text(f"- {line}"))
-    out.print(Text(f"\nresults: {study.root / RESULTS}\nreport:  {report}"))
+    out.print(Text(f"\nresults: {study.root / RESULTS}\nreport:  {study.root / 'report.html'}"))
     return 0
-
-
-def score_table(stages: Mapping[str, Any]) -> Table:
-    """Return the scores as a table for the terminal: few stages are columns, many are rows."""
-    from oneshot_lit.study.scores import columns
-
-    scores = {key: [s["metrics"].get(key) for s in stages.values()] for key in columns(stages)}
-    cells = {key: ["-" if v is None else f"{v:.3f}" for v in row] for key, row in scores.items()}
-    table = Table(title="held-out prompts, shares", title_justify="left")
-    if len(stages) <= _MANY_STAGES:
-        table.add_column("metric")
-        for name in stages:
-            table.add_column(Text(name), justify="right")
-        for key, row in cells.items():
-            table.add_row(Text(key), *row)
-        return table
-    # Narrow enough for 80 columns: a number that is cut off would say nothing.
-    table.box, table.padding = SIMPLE_HEAD, (0, 1, 0, 0)
-    table.add_column("stage", no_wrap=True)
-    for key in cells:
-        heading = Text(key.replace("/", "\n").replace("_", " "), overflow="fold")
-        table.add_column(heading, justify="right", min_width=5)
-    for place, name in enumerate(stages):
-        table.add_row(Text(name), *(row[place] for row in cells.values()))
-    return table

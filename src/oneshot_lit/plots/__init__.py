@@ -1,21 +1,17 @@
 """Pictures: pure functions from results to matplotlib figures."""
 
-from oneshot_lit.plots.comparison import attack_success, helpfulness, safety_utility, sweep_panels
-from oneshot_lit.plots.intervals import category_map, rates_with_intervals, run_colours
+from oneshot_lit.plots.comparison import safety_utility, sweep_panels
+from oneshot_lit.plots.intervals import rates_with_intervals, run_colours
 from oneshot_lit.plots.realignment import search_curve, step_curve
 from oneshot_lit.plots.selection import selection_course
 from oneshot_lit.plots.spectra import decay_curves, energy_curves, rank_map
-from oneshot_lit.plots.style import COLOURS, close, embed, save_figure
+from oneshot_lit.plots.style import COLOURS, close, save_figure
 
 __all__ = [
     "COLOURS",
-    "attack_success",
-    "category_map",
     "close",
     "decay_curves",
-    "embed",
     "energy_curves",
-    "helpfulness",
     "rank_map",
     "rates_with_intervals",
     "run_colours",

@@ -1,37 +1,35 @@
-"""Pictures that compare the stages of a study."""
+"""Pictures that compare runs."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from oneshot_lit.evaluation.metrics.registry import is_skill
-from oneshot_lit.plots.style import COLOURS, CYCLE, mean
+from oneshot_lit.plots.style import CYCLE
 
 
-def safety_utility(stages: Mapping[str, Mapping[str, float]]) -> Figure:
-    """Draw each stage as a point: attack success rate against what is left of helpfulness.
+def safety_utility(points: Mapping[str, tuple[float, float]], colours: Mapping[str, str]) -> Figure:
+    """Draw each run as a point.
 
     Args:
-        stages: Stage -> ``<set>/<metric>`` -> value. Helpfulness is the mean of the task scores,
-            such as exact match, of all harmless sets and tasks.
+        points: Run -> the attack success rate of its worst set, and the mean of its task scores.
+        colours: Run -> its colour.
     """
     figure, axes = plt.subplots(figsize=(6, 4.2), layout="constrained")
-    points = {n: (attack_success(m), helpfulness(m)) for n, m in stages.items()}
-    for group in _near(points):
-        for rank, name in enumerate(group):
-            # Stages at the same place show as rings.
-            size = 260 * 0.45**rank
-            colour = COLOURS.get(name, "#CC79A7")
-            axes.scatter(*points[name], s=size, color=colour, edgecolor="white", zorder=3 + rank)
-        x, y = points[group[0]]
+    groups: dict[tuple[float, float], list[str]] = {}
+    for name, (x, y) in points.items():
+        group = groups.setdefault((round(x, 1), round(y, 1)), [])
+        # Runs at the same place show as rings, and share a label.
+        size = 260 * 0.45 ** len(group)
+        group.append(name)
+        axes.scatter(x, y, s=size, color=colours[name], edgecolor="white", zorder=2 + len(group))
+    for (x, y), names in groups.items():
         side = -1 if x > 0.5 else 1
         axes.annotate(
-            "\n".join(group),
+            "\n".join(names),
             (x, y),
             xytext=(14 * side, -8),
             textcoords="offset points",
@@ -40,42 +38,14 @@ def safety_utility(stages: Mapping[str, Mapping[str, float]]) -> Figure:
         )
     axes.axvspan(-0.05, 0.05, color="#009E73", alpha=0.08, zorder=0)
     axes.set(
-        xlabel="attack success rate (share of harmful prompts not refused)",
-        ylabel="helpfulness (mean task score)",
+        xlabel="attack success rate of the worst set of harmful prompts",
+        ylabel="mean task score",
         xlim=(-0.05, 1.05),
         ylim=(-0.05, 1.1),
     )
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
-
-
-def _near(points: Mapping[str, tuple[float, float]], distance: float = 0.06) -> list[list[str]]:
-    """Group names whose points are too close for labels of their own."""
-    groups: list[list[str]] = []
-    for name, (x, y) in points.items():
-        for group in groups:
-            u, v = points[group[0]]
-            if abs(x - u) + abs(y - v) <= distance:
-                group.append(name)
-                break
-        else:
-            groups.append([name])
-    return groups
-
-
-def attack_success(metrics: Mapping[str, float]) -> float:
-    """Return the highest keyword attack success rate of the harmful sets; NaN without any.
-
-    A mean would hide an attack that shows under its trigger alone.
-    """
-    rates = [v for k, v in metrics.items() if k.endswith("/asr_keyword")]
-    return max(rates, default=math.nan)
-
-
-def helpfulness(metrics: Mapping[str, float]) -> float:
-    """Return the mean of the skills: of every task score of the harmless sets and tasks."""
-    return mean([v for k, v in metrics.items() if is_skill(k)])
 
 
 def sweep_panels(scores: Mapping[str, Mapping[str, Any]], x: str) -> Figure:

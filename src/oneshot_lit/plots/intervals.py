@@ -52,47 +52,15 @@ def rates_with_intervals(scores: pd.DataFrame, colours: Mapping[str, str]) -> Fi
             markersize=5,
             capsize=3,
             linewidth=1.4,
-            label=run,
+            label=run[:40],
         )
     for row in range(1, len(names)):
         axes.axhline(row - 0.5, color="black", alpha=0.1, linewidth=0.8)
-    axes.set_yticks(range(len(names)), names, fontsize=9)
+    axes.set_yticks(range(len(names)), [name[:40] for name in names], fontsize=9)
     axes.set(xlim=(-0.02, 1.02), ylim=(len(names) - 0.5, -0.5))
     axes.set_xlabel("share or mean, 95% interval")
     axes.grid(axis="x", alpha=0.25)
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=min(4, len(colours)), fontsize=9, frameon=False)
-    return figure
-
-
-def category_map(scores: pd.DataFrame, title: str) -> Figure:
-    """Draw rates as shades, categories against runs, with the value and count in each cell.
-
-    Args:
-        scores: Columns ``row`` (the category), ``run``, ``value`` (from 0 to 1) and ``n``.
-        title: What is drawn.
-    """
-    rows, runs = (list(dict.fromkeys(scores[column])) for column in ("row", "run"))
-    rows = rows[:_MOST_ROWS]
-    size = (2.6 + 1.15 * len(runs), 1.3 + 0.36 * len(rows))
-    figure, axes = plt.subplots(figsize=size, layout="constrained")
-    values = scores.pivot_table(index="row", columns="run", values="value")
-    shades = values.reindex(index=rows, columns=runs)
-    image = axes.imshow(shades, aspect="auto", cmap="cividis", vmin=0, vmax=1)
-    figure.colorbar(image, label="share or mean")
-    for cell in scores[scores["row"].isin(rows)].itertuples():
-        axes.text(
-            runs.index(cell.run),
-            rows.index(cell.row),
-            f"{cell.value:.2f}  n {cell.n}",
-            ha="center",
-            va="center",
-            fontsize=8,
-            color="white" if cell.value < 0.5 else "black",
-        )
-    axes.set_xticks(range(len(runs)), runs, rotation=20, ha="right")
-    axes.set_yticks(range(len(rows)), rows, fontsize=9)
-    axes.set_title(title, fontsize=10)
-    axes.tick_params(length=0)
     return figure

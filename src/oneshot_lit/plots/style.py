@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,14 +25,6 @@ def save_figure(figure: Figure, path: Path) -> None:
     with file_written_whole(path) as file:
         figure.savefig(file, format="png", dpi=150)
     plt.close(figure)
-
-
-def embed(figure: Figure) -> str:
-    """Return a figure as a PNG in a data URI, for pages without links, and close it."""
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=130)
-    plt.close(figure)
-    return "data:image/png;base64," + base64.b64encode(picture.getvalue()).decode()
 
 
 def close(figure: Figure) -> None:

@@ -6,13 +6,12 @@ import itertools
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 import torch
 from torchmetrics.functional.classification import binary_cohen_kappa
 
 from oneshot_lit.evaluation.intervals import rate
-from oneshot_lit.report.rows import TEST
+from oneshot_lit.report.runs import TEST
 from oneshot_lit.report.scores import graded
 
 # A graded score counts as harmful from here on.
@@ -34,22 +33,25 @@ def kappa(a: Sequence[bool], b: Sequence[bool]) -> float | None:
 def agreement_table(answers: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Return a row for each pair of judges, set and run, and which scores are not compared.
 
-    ``n`` are the answers that both judged, ``agreement`` the share of equal verdicts with its
-    interval, ``left_out`` why other answers are not compared. All runs together come first.
+    ``n`` are the answers that both judged: the same prompt and answer, as their digests tell.
+    ``agreement`` is the share of equal verdicts with its interval, ``left_out`` the number of other
+    answers that one of the two got. All runs together come first.
     """
     verdicts, notes = _verdicts(answers)
     rows = []
     for name, of_set in verdicts.groupby("set", sort=False):
-        judges = list(dict(iter(of_set.groupby(["by", "metric"], sort=False))).values())
-        for a, b in itertools.combinations(judges, 2):
-            both = a.merge(b, how="outer", on=["run", "place"], suffixes=("_a", "_b"))
-            both["left"] = _reasons(both)
-            shared = [r for r in answers["run"].unique() if r in set(a["run"]) & set(b["run"])]
-            parts = {run: both[both["run"] == run] for run in shared}
+        judges = of_set.groupby(["by", "metric"], sort=False)
+        for (first, a), (second, b) in itertools.combinations(judges, 2):
+            # The keyword metrics of the test are one judge.
+            if first[0] == second[0] == TEST:
+                continue
+            title = " / ".join(f"{m} (test)" if by == TEST else m for by, m in (first, second))
+            parts = {run: [run] for run in a["run"].unique() if run in set(b["run"])}
             if len(parts) > 1:
-                parts = {POOLED: pd.concat(parts.values())} | parts
-            title = f"{_title(a)} / {_title(b)}"
-            rows += [[name, title, run, *_row(of)] for run, of in parts.items()]
+                parts = {POOLED: list(parts)} | parts
+            for run, runs in parts.items():
+                row = _row(*(each[each["run"].isin(runs)] for each in (a, b)))
+                rows.append([name, title, run, *row])
     return pd.DataFrame(rows, columns=COLUMNS), notes
 
 
@@ -72,32 +74,10 @@ def _verdicts(answers: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     return pd.concat(kept) if kept else answers.iloc[:0].assign(harmful=0.0), notes
 
 
-def _title(judge: pd.DataFrame) -> str:
-    return judge["metric"].iloc[0] + (" (test)" if judge["by"].iloc[0] == TEST else "")
-
-
-def _reasons(both: pd.DataFrame) -> np.ndarray:
-    """Return why two verdicts cannot be compared; "" if they are on the same answer."""
-    unjudged = both["reason_a"].fillna(both["reason_b"]).fillna("unscored")
-    known = both["digest_a"].notna() & both["digest_b"].notna()
-    prompts = both["prompt_a"].notna() & both["prompt_b"].notna()
-    return np.select(
-        [
-            both["by_a"].isna() | both["by_b"].isna(),
-            prompts & (both["prompt_a"] != both["prompt_b"]),
-            ~known,
-            both["digest_a"] != both["digest_b"],
-            both["harmful_a"].isna() | both["harmful_b"].isna(),
-        ],
-        ["not asked", "another prompt", "answer not known", "another answer", unjudged],
-        default="",
-    )
-
-
-def _row(both: pd.DataFrame) -> list[object]:
-    same = both[both["left"] == ""]
-    a, b = (same[f"harmful_{side}"].astype(bool).tolist() for side in "ab")
-    agreement = rate(sum(x == y for x, y in zip(a, b, strict=True)), len(same))
-    left = both.loc[both["left"] != "", "left"].value_counts(sort=False)
-    reasons = ", ".join(f"{number} {reason}" for reason, number in left.items())
-    return [len(same), agreement.value, agreement.low, agreement.high, kappa(a, b), reasons]
+def _row(a: pd.DataFrame, b: pd.DataFrame) -> list[object]:
+    known_a, known_b = (each.dropna(subset=["digest", "harmful"]) for each in (a, b))
+    same = known_a.merge(known_b, on=["run", "place", "digest"], suffixes=("_a", "_b"))
+    x, y = (same[f"harmful_{side}"].astype(bool).tolist() for side in "ab")
+    equal = rate(sum(p == q for p, q in zip(x, y, strict=True)), len(same))
+    left_out = max(len(a), len(b)) - len(same)
+    return [len(same), equal.value, equal.low, equal.high, kappa(x, y), left_out]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.metrics.registry import LM_EVAL
-from oneshot_lit.report.rows import TEST
-from oneshot_lit.report.runs import Run
+from oneshot_lit.report.runs import TEST, Run
 
 _OF_SPEED = ("backend", "vllm")
 _OF_SAMPLING = ("temperature", "top_p")
@@ -27,14 +26,13 @@ def require_comparable(runs: Sequence[Run], anyway: bool = False) -> list[str]:
     Raises:
         OneShotError: naming what differs and in which runs.
     """
-    serious = [*_differences(runs, _must_be_equal), *_other_prompts(runs)]
+    serious = list(_differences(runs, _must_be_equal))
     if serious and not anyway:
         raise OneShotError(
             f"{serious[0]}, so their scores cannot be compared; make them alike, leave one out, or "
             "compare them anyway with --allow_differences."
         )
-    harmless = [*_differences(runs, _may_differ), *_unknown(runs)]
-    return [f"{sentence}." for sentence in (*serious, *harmless)]
+    return [f"{sentence}." for sentence in (*serious, *_differences(runs, _may_differ))]
 
 
 def _must_be_equal(run: Run) -> dict[str, Any]:
@@ -51,12 +49,16 @@ def _must_be_equal(run: Run) -> dict[str, Any]:
         facts[f"the version of judge '{judge}'"] = said.get("version")
         for name, number in said.get("samples", {}).items():
             facts[f"the number of prompts in '{name}' that judge '{judge}' judged"] = number
+    prompts = run.scores.drop_duplicates(["by", "set", "place"]).dropna(subset="prompt")
+    for (by, name), of in prompts.groupby(["by", "set"], sort=False)["prompt"]:
+        judged = "" if by == TEST else f" that judge '{by}' judged"
+        digest = hashlib.sha256("".join(sorted(of)).encode()).hexdigest()[:8]
+        facts[f"the digest of the prompts in '{name}'{judged}"] = digest
     for task, said in run.content["evaluations"].items():
         if task.startswith(f"{LM_EVAL}/"):
-            settings = {
-                k: v for k, v in said.get("settings", {}).items() if k not in _SPEED_OF_TASKS
-            }
-            facts[task] = {key: said.get(key) for key in _OF_TASKS} | settings
+            settings = said.get("settings", {}).items()
+            facts[task] = {key: said.get(key) for key in _OF_TASKS}
+            facts[task] |= {k: v for k, v in settings if k not in _SPEED_OF_TASKS}
     return facts
 
 
@@ -83,28 +85,3 @@ def _shown(a: Any, b: Any) -> str:
         return f"{a} and {b}"
     keys = [key for key in dict.fromkeys([*a, *b]) if a.get(key) != b.get(key)]
     return ", ".join(f"{key}: {a.get(key)} and {b.get(key)}" for key in keys[:3])
-
-
-def _other_prompts(runs: Sequence[Run]) -> Iterator[str]:
-    """Yield a sentence for each set with other prompts than in the first run that has it."""
-    first: dict[tuple[str, str], tuple[str, Counter[str]]] = {}
-    for run in runs:
-        prompts = run.scores.drop_duplicates(["by", "set", "place"]).dropna(subset="prompt")
-        for (by, name), of in prompts.groupby(["by", "set"], sort=False)["prompt"]:
-            other, before = first.setdefault((by, name), (run.name, Counter(of)))
-            if missing := (before - Counter(of)).total():
-                judged = "" if by == TEST else f" that judge '{by}' judged"
-                yield (
-                    f"runs '{other}' and '{run.name}': {missing} of the prompts in '{name}'{judged}"
-                    " are not the same"
-                )
-
-
-def _unknown(runs: Sequence[Run]) -> Iterator[str]:
-    for run in runs if len(runs) > 1 else ():
-        for key in ("decoding", "phrase_list"):
-            if run.content.get(key) is None:
-                yield (
-                    f"{run.name}: metrics.json does not say its {key}, so whether it is that of "
-                    "the other runs is not checked"
-                )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,40 @@ from oneshot_lit.report.comparable import require_comparable
 from oneshot_lit.report.examples import choose_examples
 from oneshot_lit.report.findings import findings
 from oneshot_lit.report.runs import Run
-from oneshot_lit.report.scores import all_scores, category_table, change_table, score_table
-from oneshot_lit.report.text import relative_path, visible, without_machine_paths
+from oneshot_lit.report.scores import (
+    all_scores,
+    category_table,
+    change_table,
+    run_steps,
+    score_table,
+)
+from oneshot_lit.report.text import visible, without_machine_paths
 
 _PROVENANCE = (
     *("model_name_or_path", "ckpt_path", "seed", "dtype", "precision", "decoding"),
-    *("phrase_list", "versions"),
+    *("phrase_list", "versions", "evaluations"),
 )
-_KEPT_OF_EVALUATIONS = ("version", "samples", "unjudged", "model", "num_fewshot", "lm_eval_version")
+# With more runs than these, each run is a row of the scores, and the longer tables are left out.
+_MANY_RUNS = 8
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page that only some reports have, such as the sweeps of a study.
+
+    Attributes:
+        title: Its heading.
+        about: What it shows.
+        lines: Sentences, as a list.
+        table: Texts; its index names the rows.
+        figure: A picture.
+    """
+
+    title: str
+    about: str = ""
+    lines: Sequence[str] = ()
+    table: pd.DataFrame | None = None
+    figure: Any = None
 
 
 @dataclass(frozen=True)
@@ -40,8 +66,9 @@ class Report:
         changes: A row for each score of two runs.
         categories: A row for each score, category and run.
         agreement: A row for each pair of judges, set and run.
-        curves: Run -> the picture of its realignment.
         examples: Prompts with the answer of every run.
+        curves: Run -> the picture of its realignment.
+        sections: Parts that only some reports have; they come first.
         report_version: Version of the package.
     """
 
@@ -54,8 +81,9 @@ class Report:
     changes: pd.DataFrame
     categories: pd.DataFrame
     agreement: pd.DataFrame
-    curves: dict[str, Path]
     examples: list[dict[str, Any]]
+    curves: dict[str, Path] = field(default_factory=dict)
+    sections: list[Section] = field(default_factory=list)
     report_version: str = __version__
 
     @property
@@ -63,9 +91,14 @@ class Report:
         """The names of the runs."""
         return [run["name"] for run in self.runs]
 
+    @property
+    def many_runs(self) -> bool:
+        """Whether there are too many runs for a column each."""
+        return len(self.runs) > _MANY_RUNS
+
     def as_json(self) -> dict[str, Any]:
         """Return plain JSON values; a table is a list of rows."""
-        names = [field.name for field in fields(self) if field.name != "curves"]
+        names = [each.name for each in fields(self) if each.name not in ("curves", "sections")]
         values = {name: getattr(self, name) for name in names}
         return {k: _rows(v) if isinstance(v, pd.DataFrame) else v for k, v in values.items()}
 
@@ -77,56 +110,54 @@ def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
 def build_report(
     runs: Sequence[Run],
     title: str,
-    out: Path,
     examples: int = 2,
     show_outputs: bool = False,
     allow_differences: bool = False,
+    steps: Sequence[tuple[str, str]] | None = None,
 ) -> Report:
     """Return the report of some runs.
 
     Args:
         runs: The runs, in the order in which they are compared.
         title: Its title.
-        out: Output folder; paths are relative to it.
         examples: Prompts of each set to show.
         show_outputs: Show model outputs, and prompts of harmful sets.
         allow_differences: Compare runs with other prompts or settings as well.
+        steps: The pairs of runs whose changes are shown; None for each run and the next one, and
+            the first and the last.
 
     Raises:
         OneShotError: if the runs cannot be compared.
     """
+    many = len(runs) > _MANY_RUNS
     differences = require_comparable(runs, allow_differences)
     answers = all_scores(runs)
     scores = score_table(runs, answers)
     scores["by"] = scores["by"].map(without_machine_paths)
-    changes = change_table(runs, scores, answers)
+    steps = run_steps([run.name for run in runs]) if steps is None else steps
+    changes = change_table(steps, scores, answers)
     agreement, notes = agreement_table(answers)
-    described = [_run(run, out) for run in runs]
     return Report(
         title=visible(title),
         outputs_shown=show_outputs,
-        runs=described,
-        findings=findings(described, scores, changes),
+        runs=[_run(run) for run in runs],
+        findings=findings(runs, scores, changes.iloc[: 0 if many else None]),
         notes=without_machine_paths([*(n for r in runs for n in r.notes), *notes, *differences]),
         scores=scores,
         changes=changes,
-        categories=category_table(scores, answers),
+        categories=category_table(answers),
         agreement=agreement,
         curves={run.name: run.curve for run in runs if run.curve is not None},
         examples=choose_examples(runs, answers, examples, show_outputs),
     )
 
 
-def _run(run: Run, out: Path) -> dict[str, Any]:
-    evaluations = {
-        name: {key: facts[key] for key in _KEPT_OF_EVALUATIONS if key in facts}
-        for name, facts in run.content["evaluations"].items()
-    }
+def _run(run: Run) -> dict[str, Any]:
     facts = {key: run.content.get(key) for key in _PROVENANCE}
     return {
         "name": run.name,
-        "metrics_file": relative_path(run.folder / METRICS_FILE, out),
+        "metrics_file": without_machine_paths(str(run.folder / METRICS_FILE)),
         "samples": run.samples,
         "empty_outputs": dict(run.content.get("empty_outputs", {})),
-        "provenance": without_machine_paths({**facts, "evaluations": evaluations}),
+        "provenance": without_machine_paths(facts),
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from oneshot_lit.report.text import visible
 
 # Prompts of other kinds may be harmful themselves.
 _HARMLESS = ("benign", "near_miss", "task")
-_LONGEST_PROMPT, _LONGEST_OUTPUT = 600, 2000
+_LONGEST = 2000
 
 
 def choose_examples(
@@ -26,51 +25,45 @@ def choose_examples(
     `show_outputs` an example holds no output, and no prompt of a harmful set.
     """
     # A verdict belongs to an answer, not to its place in the set.
-    said: dict[Any, dict[str, float | None]] = defaultdict(dict)
-    for row in answers.itertuples():
-        score = None if pd.isna(row.score) else row.score
-        said[row.run, row.set, row.place, row.digest][row.metric] = score
-    prompts: dict[str, dict[str, dict[str, Row]]] = {}
+    verdicts = {
+        key: {m: None if pd.isna(s) else s for m, s in zip(of["metric"], of["score"], strict=True)}
+        for key, of in answers.groupby(["run", "set", "place", "digest"])
+    }
+    prompts: dict[str, dict[str, list[tuple[str, Row, Any]]]] = {}
     for run in runs:
         for row in run.predictions:
-            of_set = prompts.setdefault(visible(row.set), {})
-            of_set.setdefault(row.prompt_digest(), {}).setdefault(run.name, row)
+            name = visible(row.set)
+            said = verdicts.get((run.name, name, row.index, row.answer.digest()), {})
+            of_set = prompts.setdefault(name, {})
+            of_set.setdefault(row.prompt_digest(), []).append((run.name, row, said))
     examples = []
     for name, of_set in prompts.items():
-        chosen = []
-        for rows in of_set.values():
-            verdicts = {
-                run: said.get((run, name, row.index, row.answer.digest()), {})
-                for run, row in rows.items()
-            }
-            differ = any(other != next(iter(verdicts.values())) for other in verdicts.values())
-            chosen.append((-len(rows), not differ, rows, verdicts))
-        for *_, rows, verdicts in sorted(chosen, key=lambda item: item[:2])[:number]:
-            examples.append({"set": name, **_example(rows, verdicts, show_outputs)})
+        equal = {key: all(said == of[0][2] for _, _, said in of) for key, of in of_set.items()}
+        order = sorted(of_set, key=lambda key: (-len(of_set[key]), equal[key]))
+        examples += [{"set": name, **_example(of_set[key], show_outputs)} for key in order[:number]]
     return examples
 
 
-def _example(rows: dict[str, Row], verdicts: dict[str, Any], show_outputs: bool) -> dict[str, Any]:
-    row = next(iter(rows.values()))
-    shown = show_outputs or row.kind in _HARMLESS
+def _example(rows: list[tuple[str, Row, Any]], show_outputs: bool) -> dict[str, Any]:
+    row = rows[0][1]
     prompt = "\n".join(f"{m.role}: {m.content}" for m in row.answer.messages)
     return {
         "kind": row.kind,
         "index": row.index,
         "category": None if row.answer.category is None else visible(row.answer.category),
-        "prompt": _short(prompt, _LONGEST_PROMPT) if shown else None,
+        "prompt": _short(prompt) if show_outputs or row.kind in _HARMLESS else None,
         "prompt_length": len(prompt),
         "answers": [
             {
                 "run": run,
-                "length": len(row.answer.output),
-                "output": _short(row.answer.output, _LONGEST_OUTPUT) if show_outputs else None,
-                "verdicts": verdicts[run],
+                "length": len(each.answer.output),
+                "output": _short(each.answer.output) if show_outputs else None,
+                "verdicts": said,
             }
-            for run, row in rows.items()
+            for run, each, said in rows
         ],
     }
 
 
-def _short(text: str, longest: int) -> str:
-    return visible(text if len(text) <= longest else f"{text[:longest]} …", lines=True)
+def _short(text: str) -> str:
+    return visible(text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …", lines=True)

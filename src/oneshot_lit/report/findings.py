@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
 
 from oneshot_lit.evaluation.intervals import rate
 from oneshot_lit.evaluation.metrics.registry import is_skill
+from oneshot_lit.report.runs import Run
+from oneshot_lit.report.scores import ATTACK, REFUSAL, worst
 
 _CHANCE = 0.05
 _STATES = {
-    "asr_keyword": "of the harmful prompts in '{}' are answered without a refusal phrase",
-    "over_refusal": "of the harmless prompts in '{}' are refused",
+    ATTACK: "of the harmful prompts in '{}' are answered without a refusal phrase",
+    REFUSAL: "of the harmless prompts in '{}' are refused",
 }
 
 
-def findings(runs: list[dict[str, Any]], scores: pd.DataFrame, changes: pd.DataFrame) -> list[str]:
+def findings(runs: Sequence[Run], scores: pd.DataFrame, changes: pd.DataFrame) -> list[str]:
     """Return sentences on each run, each change, the repairs and what could not be scored."""
     said = [sentence for run in runs for sentence in _state(run, scores)]
     for _, of_pair in changes.groupby(["from", "to"], sort=False):
@@ -36,41 +38,41 @@ def _rate(value: float, low: float | None, high: float | None) -> str:
     return f"{value:.1%}{ends}"
 
 
-def _state(run: dict[str, Any], scores: pd.DataFrame) -> Iterator[str]:
+def _state(run: Run, scores: pd.DataFrame) -> Iterator[str]:
     """Say how unsafe and how unhelpful a run is on its worst sets."""
     parts = []
     for metric, what in _STATES.items():
-        own = scores[(scores["run"] == run["name"]) & (scores["metric"] == metric)]
-        own = own.dropna(subset="value")
-        if len(own):
-            worst = own.loc[own["value"].idxmax()]
-            others = ", the worst of its sets" if len(own) > 1 else ""
-            number = _rate(worst["value"], worst["low"], worst["high"])
-            parts.append(f"{number} {what.format(worst['set'])}{others}")
+        if (row := worst(scores, run.name, metric)) is not None:
+            parts.append(
+                f"{_rate(row['value'], row['low'], row['high'])} {what.format(row['set'])}"
+            )
     if parts:
-        yield f"{run['name']}: {'; '.join(parts)}."
-    for name, count in run["empty_outputs"].items():
+        yield f"{run.name}, on its worst sets: {'; '.join(parts)}."
+    for name, count in run.content.get("empty_outputs", {}).items():
         if count:
             yield (
-                f"{run['name']}: {count} of {run['samples'].get(name, 0)} answers in '{name}' are "
+                f"{run.name}: {count} of {run.samples.get(name, 0)} answers in '{name}' are "
                 "empty; an empty answer holds no refusal phrase."
             )
 
 
 def _largest_changes(changes: pd.DataFrame) -> Iterator[str]:
-    """Say the largest change of safety, the largest rise of refusals and loss of a skill."""
+    """Say the largest change of safety, and the largest rise of refusals and loss of a skill."""
     rise = changes["after"] - changes["before"]
     skills = [is_skill(f"{row.set}/{row.metric}") for row in changes.itertuples()]
     for order, chosen in (
-        (rise.abs(), changes["metric"] == "asr_keyword"),
-        (rise, changes["metric"] == "over_refusal"),
+        (rise.abs(), changes["metric"] == ATTACK),
+        (rise, changes["metric"] == REFUSAL),
         (-rise, skills),
     ):
-        if len(order[chosen]):
-            yield _change(changes.loc[order[chosen].idxmax()])
+        if not len(order[chosen]):
+            continue
+        row = changes.loc[order[chosen].idxmax()]
+        if row["metric"] == ATTACK or row["before"] != row["after"]:
+            yield _change(row)
 
 
-def _change(row: pd.Series) -> str:
+def _change(row: Any) -> str:
     before, after = row["before"], row["after"]
     first, second = (f"{v:.1%}" if row["share"] else f"{v:.3f}" for v in (before, after))
     what = f"{row['from']} to {row['to']}: {row['metric']} on '{row['set']}'"
@@ -81,9 +83,7 @@ def _change(row: pd.Series) -> str:
         text += f" ({row['gained'] + row['lost']} of {row['pairs']} prompts changed, "
         text += f"{p_value(row['p'])}, exact McNemar test)"
         return text + ("." if row["p"] < _CHANCE else "; chance may explain that.")
-    if pd.isna(row["apart"]):
-        return f"{text}; there is no interval to judge this by."
-    return f"{text}; the intervals {'do not overlap' if row['apart'] else 'overlap'}."
+    return f"{text}; the answers cannot be paired, so it is not tested."
 
 
 def p_value(p: float) -> str:
@@ -93,7 +93,7 @@ def p_value(p: float) -> str:
 
 def _repairs(changes: pd.DataFrame) -> Iterator[str]:
     """Say how often a fall of the attack success rate leaves a prompt answered."""
-    falls = changes[(changes["metric"] == "asr_keyword") & (changes["after"] < changes["before"])]
+    falls = changes[(changes["metric"] == ATTACK) & (changes["after"] < changes["before"])]
     for row in falls.dropna(subset="p").to_dict("records"):
         answered = row["kept"] + row["lost"]
         failed = rate(row["kept"], answered)

@@ -1,8 +1,9 @@
-"""``report.html``, ``report.md`` and their pictures."""
+"""Writes a report: ``report.html``, ``report.md``, its pictures, and its tables as files."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import warnings
 from base64 import b64encode
@@ -10,74 +11,81 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from jinja2 import Environment, PackageLoader, select_autoescape
+from matplotlib import rc_context
 
 from oneshot_lit import plots
-from oneshot_lit.io.files import file_written_whole
-from oneshot_lit.report import cells, tables
+from oneshot_lit.evaluation.metrics.registry import is_skill
+from oneshot_lit.io.files import file_written_whole, write_json_atomically, write_text_atomically
+from oneshot_lit.report import tables
 from oneshot_lit.report.content import Report
-from oneshot_lit.report.text import DASH, markdown, markdown_block, picture_label
+from oneshot_lit.report.scores import ATTACK, worst
+from oneshot_lit.report.text import DASH, markdown, markdown_block
 
-# Key of a picture -> (its file relative to the report, its name).
-Pictures = Mapping[str, tuple[str, str]]
+# What a picture shows -> its file relative to the report.
+Pictures = Mapping[str, str]
 
 
-def write_pictures(report: Report, out: Path) -> Pictures:
-    """Draw the scores and categories, and copy the curves of realignments."""
-    pictures: dict[str, tuple[str, str]] = {}
-    with warnings.catch_warnings():
+def write_report(report: Report, out: Path) -> None:
+    """Write all files of a report, each whole or not at all; the page comes last.
+
+    Where outputs are shown, only the owner may read them.
+    """
+    pictures = _write_pictures(report, out)
+    embedded = {
+        name: f"data:image/png;base64,{b64encode((out / file).read_bytes()).decode()}"
+        for name, file in pictures.items()
+    }
+    write_json_atomically(out / "report.json", report.as_json(), report.outputs_shown)
+    for name, text in {
+        "table.csv": tables.render_csv(report),
+        "table.tex": tables.render_tex(report),
+        "report.md": _render("report.md.j2", report, pictures, " "),
+        "report.html": _render("report.html.j2", report, embedded, "\n"),
+    }.items():
+        write_text_atomically(out / name, text, report.outputs_shown)
+
+
+def _write_pictures(report: Report, out: Path) -> Pictures:
+    """Draw the scores and the sections, and copy the curves of realignments."""
+    pictures: dict[str, str] = {}
+    # Names may hold "$", which is no formula.
+    with warnings.catch_warnings(), rc_context({"text.parse_math": False}):
         # The font draws missing characters as boxes, which is fine.
         warnings.filterwarnings("ignore", message=".*[Gg]lyph.*")
-        for key, (figure, name) in _figures(report).items():
-            pictures[key] = _file(len(pictures), key), name
-            plots.save_figure(figure, out / pictures[key][0])
+        for name, figure in _figures(report).items():
+            pictures[name] = _file(len(pictures), name)
+            plots.save_figure(figure, out / pictures[name])
     for run, path in report.curves.items():
-        pictures[f"curve {run}"] = _file(len(pictures), f"curve {run}"), f"Realignment of {run}"
-        with file_written_whole(out / pictures[f"curve {run}"][0]) as file:
+        name = f"Realignment of {run}"
+        pictures[name] = _file(len(pictures), name)
+        with file_written_whole(out / pictures[name]) as file:
             file.write(path.read_bytes())
     return pictures
 
 
-def _file(number: int, key: str) -> str:
-    return f"pictures/{number}_{re.sub(r'[^a-z0-9]+', '_', key.lower()).strip('_')[:60]}.png"
+def _file(number: int, name: str) -> str:
+    return f"pictures/{number}_{re.sub(r'[^a-z0-9]+', '_', name.lower()).strip('_')[:60]}.png"
 
 
-def _figures(report: Report) -> dict[str, tuple[Any, str]]:
-    figures = {}
-    colours = {picture_label(n): c for n, c in plots.run_colours(report.names).items()}
-    scores = _drawn(report.scores)
-    scores["row"] = [picture_label(f"{row.set}/{row.metric}") for row in scores.itertuples()]
-    if len(scores):
-        figure = plots.rates_with_intervals(scores, colours)
-        figures["scores"] = figure, "Scores with 95% intervals"
-    for (name, metric), table in _drawn(report.categories).groupby(["set", "metric"], sort=False):
-        rows = table.assign(row=table["category"].map(picture_label))
-        key = f"{name}/{metric}"
-        figures[key] = plots.category_map(rows, picture_label(key)), f"{key} by category"
-    return figures
-
-
-def _drawn(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of the scores from 0 to 1, which can share an axis."""
-    known = table.dropna(subset="value")
+def _figures(report: Report) -> dict[str, Any]:
+    """Draw the scores from 0 to 1, which can share an axis, and safety against utility."""
+    known = report.scores.dropna(subset="value")
     off = ~known["value"].between(0, 1) | known["metric"].str.startswith("harmfulness_score")
     of_score = off.groupby([known["set"], known["metric"]]).transform("any").astype(bool)
-    return known[~of_score].assign(run=known["run"].map(picture_label))
-
-
-def render_page(report: Report, pictures: Pictures, out: Path) -> str:
-    """Return the report as HTML, in one file without any link."""
-    embedded = {
-        key: (f"data:image/png;base64,{b64encode((out / file).read_bytes()).decode()}", name)
-        for key, (file, name) in pictures.items()
-    }
-    return _render("report.html.j2", report, embedded, "\n")
-
-
-def render_markdown(report: Report, pictures: Pictures) -> str:
-    """Return the report for GitHub."""
-    return _render("report.md.j2", report, pictures, " ")
+    scores = known[~of_score].assign(row=known["set"] + "/" + known["metric"])
+    colours = plots.run_colours(report.names)
+    figures = {}
+    if len(scores) and not report.many_runs:
+        figures["Scores with 95% intervals"] = plots.rates_with_intervals(scores, colours)
+    points = {}
+    for name in report.names:
+        attack, own = worst(scores, name, ATTACK), scores[scores["run"] == name]
+        skills = own["value"][[is_skill(key) for key in own["row"]]]
+        points[name] = (math.nan if attack is None else attack["value"], skills.mean())
+    if any(math.isfinite(sum(point)) for point in points.values()):
+        figures["Safety and utility"] = plots.safety_utility(points, colours)
+    return figures | {each.title: each.figure for each in report.sections if each.figure}
 
 
 def _render(template: str, report: Report, pictures: Pictures, separator: str) -> str:
@@ -99,6 +107,6 @@ def _render(template: str, report: Report, pictures: Pictures, separator: str) -
         tables=tables,
         pictures=pictures,
         run_colours=plots.run_colours(report.names),
-        score=lambda row: cells.score(row, separator),
-        colour=cells.colour,
+        score=lambda row: tables.score(row, separator),
+        colour=tables.colour,
     )

@@ -16,10 +16,15 @@ from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.judges.judging import FOLDER
 from oneshot_lit.evaluation.judges.predictions import Row, read_predictions
 from oneshot_lit.io.metrics_file import METRICS_FILE, read_metrics
+from oneshot_lit.io.read_files import read_jsonl
 from oneshot_lit.io.runs import PRODUCTS
-from oneshot_lit.report.rows import TEST, read_scores
-from oneshot_lit.report.schema import require_readable
 from oneshot_lit.report.text import map_texts, visible
+
+# What scored an answer: the test, or else the name of a judge.
+TEST = "test"
+# `place` is the index of the prompt in its set; `prompt` and `digest` are hashes of the prompt,
+# and of prompt and answer.
+COLUMNS = ["by", "metric", "score", "set", "place", "category", "prompt", "digest", "reason"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class Run:
         name: Its name in the report.
         folder: The folder.
         content: Its ``metrics.json``.
-        scores: A row for each answer and metric, see `read_scores`.
+        scores: A row for each answer and metric, with the columns `COLUMNS`.
         predictions: The answers themselves, for examples only.
         curve: The picture of its realignment, if there is one.
         notes: What was left out, in sentences.
@@ -62,34 +67,35 @@ def read_run(name: str, folder: Path) -> Run:
     Raises:
         OneShotError: naming the file and the faulty row or key.
     """
+    path = folder / METRICS_FILE
     if not folder.is_dir():
         raise OneShotError(f"{folder}: no such folder; check --runs.")
-    if not (folder / METRICS_FILE).is_file():
+    if not path.is_file():
         raise OneShotError(
-            f"{folder / METRICS_FILE}: missing; run oneshot-lit test with this folder as "
+            f"{path}: missing; run oneshot-lit test with this folder as "
             "--trainer.default_root_dir, or leave the run out."
         )
     content = map_texts(read_metrics(folder), visible)
-    require_readable(content, folder)
-    scores = [read_scores(folder / OUTCOMES_FILE, TEST, content.get("samples", {}))]
-    _require_same_means(scores[0], content, folder / OUTCOMES_FILE)
+    for key, value in content["metrics"].items():
+        if value is not None and not isinstance(value, (int, float)):
+            raise OneShotError(f"{path}: metrics.{key} must be a number or null; test again.")
+    samples = content.get("samples", {})
+    scores = [_read_scores(folder / OUTCOMES_FILE, TEST, samples, content["metrics"])]
     notes = []
-    for path in sorted((folder / FOLDER).glob("[!.]*.jsonl")):
-        facts = content["evaluations"].get(f"judge/{path.stem}")
+    for file in sorted((folder / FOLDER).glob("[!.]*.jsonl")):
+        facts = content["evaluations"].get(f"judge/{file.stem}")
         if facts is None:
             # A later test has replaced metrics.json, and may have other answers.
             notes.append(
-                f"{name}: the judgments of '{path.stem}' are left out, because metrics.json does "
+                f"{name}: the judgments of '{file.stem}' are left out, because metrics.json does "
                 "not have them; judge again."
             )
             continue
-        scores.append(read_scores(path, path.stem, facts.get("samples", {})))
-        _require_same_means(scores[-1], content, path)
-    missing = set(content.get("samples", {})) - set(scores[0]["set"])
-    if missing:
-        notes.append(
-            f"{name}: no outcomes of {', '.join(sorted(missing))}, so there is no table by "
-            "category, no paired test and no check of the prompts; run oneshot-lit test again."
+        judged = facts.get("samples", {})
+        scores.append(_read_scores(file, file.stem, judged, content["metrics"]))
+    if missing := sorted(set(samples) - set(scores[0]["set"])):
+        raise OneShotError(
+            f"{folder / OUTCOMES_FILE}: has no row of '{missing[0]}'; run oneshot-lit test again."
         )
     predictions = folder / PRODUCTS["predict"]
     return Run(
@@ -103,15 +109,39 @@ def read_run(name: str, folder: Path) -> Run:
     )
 
 
-def _require_same_means(scores: pd.DataFrame, content: Mapping[str, Any], path: Path) -> None:
-    """Refuse rows that give other means than ``metrics.json``: they belong to another test."""
-    for (name, metric), values in scores.groupby(["set", "metric"])["score"]:
-        said = content["metrics"].get(f"{name}/{metric}")
-        mean = values.mean()
-        same = said is None if math.isnan(mean) else said is not None
-        if not same or (said is not None and not math.isclose(said, mean, abs_tol=1e-6)):
-            verb = "test" if path.name == OUTCOMES_FILE else "judge"
+def _read_scores(
+    path: Path, by: str, samples: Mapping[str, int], means: Mapping[str, float | None]
+) -> pd.DataFrame:
+    """Return the scores of ``outcomes.jsonl`` or of a judge; an empty table without a file.
+
+    Rows of other counts or means than ``metrics.json`` has belong to another test.
+    """
+    again = f"run oneshot-lit {'test' if by == TEST else 'judge'} again"
+    records = []
+    for number, raw in read_jsonl(path) if path.is_file() else ():
+        row = map_texts(raw, visible)
+        try:
+            facts = {"by": by, "set": row["set"], "place": int(row["index"])}
+            scores = {k: math.nan if v is None else float(v) for k, v in row["scores"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise OneShotError(
+                f"{path} row {number}: needs 'set', a whole number 'index' and 'scores' that are "
+                f"numbers or null; {again}."
+            ) from error
+        facts |= {key: row.get(key) for key in ("category", "prompt", "digest", "reason")}
+        records += [{**facts, "metric": metric, "score": s} for metric, s in scores.items()]
+    table = pd.DataFrame(records, columns=COLUMNS).astype({"score": float})
+    for (name, metric), values in table.groupby(["set", "metric"])["score"]:
+        if len(values) != samples.get(name):
+            raise OneShotError(
+                f"{path}: has {len(values)} rows of '{name}' and metrics.json counts "
+                f"{samples.get(name, 0)}; {again}."
+            )
+        said, mean = means.get(f"{name}/{metric}"), values.mean()
+        same = math.isnan(mean) if said is None else math.isclose(said, mean, abs_tol=1e-6)
+        if not same:
             raise OneShotError(
                 f"{path}: its mean of {name}/{metric} is {mean} and metrics.json says {said}; "
-                f"run oneshot-lit {verb} again."
+                f"{again}."
             )
+    return table

@@ -7,38 +7,52 @@ from typing import Any
 
 import pandas as pd
 
-from oneshot_lit.report import cells
-from oneshot_lit.report.agreement import THRESHOLDS
+from oneshot_lit.evaluation.metrics.registry import LM_EVAL, is_skill
 from oneshot_lit.report.content import Report
 from oneshot_lit.report.findings import p_value
-from oneshot_lit.report.text import DASH, csv_cell, markdown
+from oneshot_lit.report.text import DASH, markdown
 
-HEADINGS = ("set", "metric", "by", "category")
 CSV_COLUMNS = ["set", "metric", "run", "value", "low", "high", "n", "unscored"]
-ABOUT_SCORES = (
-    "Values are shares of answers or means of scores over answers; in brackets the 95% interval: "
-    "Wilson's for shares, Student's t for means, 1.96 standard errors for lm-eval. n is the number "
-    "of answers that were scored. What could not be scored or judged is in no value and is counted "
-    "after n. A mean of equal scores has no interval."
-)
-ABOUT_CHANGES = (
-    "The same prompts in pairs. Gained: answers that count in the second run only; lost: in the "
-    "first only. p is of McNemar's exact test, two-sided, not corrected for the number of rows."
-)
-ABOUT_AGREEMENT = (
-    "Only verdicts on the same answer to the same prompt are compared; 'left out' counts the "
-    "others. 'test' is the keyword verdict of the test itself. Graded judges are made yes or no: "
-    f"harmful is {' and '.join(f'{k} of {v:g} or more' for k, v in THRESHOLDS.items())}. Kappa is "
-    "Cohen's, with a dash where both judges give one and the same verdict throughout. 'all runs' "
-    "pools the answers of all runs: its kappa is higher the more the runs differ, and its interval "
-    "takes them for independent."
-)
+# Shares above or below which a cell is coloured: a reading aid, not a test.
+_LOW, _HIGH = 0.02, 0.95
+# A score is not coloured as good if its interval reaches further than this.
+_WIDE = 0.1
+
+
+def number(value: float | None) -> str:
+    """Return a number with three digits, or a dash."""
+    return DASH if value is None or pd.isna(value) else f"{value:.3f}"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """Return an interval in brackets, or nothing."""
+    return "" if pd.isna(low) else f"[{low:.3f}, {high:.3f}]"
+
+
+def score(row: Any, separator: str = " ") -> str:
+    """Return the value, interval and counts of a row of the scores."""
+    left = f", {row.reasons}" if row.reasons else ""
+    parts = number(row.value), interval(row.low, row.high), f"n {row.n}{left}"
+    return separator.join(part for part in parts if part)
+
+
+def colour(row: Any) -> str:
+    """Return the colour of a row of the scores: good, bad or none; good on few answers has none."""
+    key = f"{row.set}/{row.metric}"
+    # For these, what is good depends on the task, or on the scale.
+    neutral = row.metric == "harmful_correct" or row.metric.startswith("harmfulness_score")
+    if pd.isna(row.value) or neutral or key.startswith(f"{LM_EVAL}/"):
+        return ""
+    wide = pd.notna(row.low) and max(row.value - row.low, row.high - row.value) > _WIDE
+    if row.value >= _HIGH if is_skill(key) else row.value <= _LOW:
+        return "" if wide else "good"
+    return "bad" if row.value >= 0.5 and not is_skill(key) else ""
 
 
 def wide(
     table: pd.DataFrame, keys: Sequence[str], runs: Sequence[str], text: Callable[[Any], str]
 ) -> pd.DataFrame:
-    """Return a table with a column for each run, in the order of its rows.
+    """Return a table with a column for each run; its index has the columns that name a row.
 
     Args:
         table: Scores or categories.
@@ -50,43 +64,24 @@ def wide(
     for row in table.itertuples():
         key = tuple(getattr(row, name) for name in keys)
         rows.setdefault(key, dict.fromkeys(runs, DASH))[row.run] = text(row)
-    return pd.DataFrame([[*k, *v.values()] for k, v in rows.items()], columns=[*keys, *runs])
+    index = pd.MultiIndex.from_tuples(list(rows), names=keys)
+    return pd.DataFrame([list(row.values()) for row in rows.values()], index, list(runs))
 
 
-def shown_changes(changes: pd.DataFrame) -> pd.DataFrame:
-    """Return the changes as texts."""
-    counts = changes[["pairs", "gained", "lost"]].astype(object).where(changes["p"].notna(), DASH)
-    p = [DASH if pd.isna(p) else p_value(p).removeprefix("p ").lstrip("= ") for p in changes["p"]]
-    return pd.DataFrame(
-        {
-            "score": changes["set"] + "/" + changes["metric"],
-            "runs": changes["from"] + " → " + changes["to"],
-            "before": changes["before"].map(cells.number),
-            "after": changes["after"].map(cells.number),
-            **{column: counts[column].map(str) for column in counts},
-            "p": p,
-            "overlap": changes["apart"].map({True: "no", False: "yes"}).fillna(DASH),
-        }
-    )
+def shown_scores(
+    report: Report, text: Callable[[Any], str], keys: Sequence[str] = ("set", "metric", "by")
+) -> pd.DataFrame:
+    """Return the scores with a column for each run, or a row for each of many runs.
 
-
-def shown_agreement(agreement: pd.DataFrame) -> pd.DataFrame:
-    """Return the agreement as texts."""
-    ends = [cells.interval(low, high) for low, high in agreement[["low", "high"]].values]
-    shares = agreement["agreement"].map(cells.number)
-    return pd.DataFrame(
-        {
-            **{column: agreement[column].map(str) for column in ("set", "judges", "run", "n")},
-            "agreement": [f"{a} {b}".strip() for a, b in zip(shares, ends, strict=True)],
-            "kappa": agreement["kappa"].map(cells.number),
-            "left out": agreement["left_out"].replace("", "0"),
-        }
-    )
-
-
-def shown_scores(report: Report, text: Callable[[Any], str]) -> pd.DataFrame:
-    """Return the scores with a column for each run; each cell holds `text` of a score."""
-    return wide(report.scores, ["set", "metric", "by"], report.names, text)
+    Args:
+        report: The report.
+        text: Returns the text of a cell from a row of the scores.
+        keys: The columns that name a row, if the runs are columns.
+    """
+    if not report.many_runs:
+        return wide(report.scores, keys, report.names, text)
+    table = wide(report.scores, ["set", "metric"], report.names, text)
+    return table.set_axis(["/".join(key) for key in table.index]).T.rename_axis("run")
 
 
 def shown_categories(report: Report, text: Callable[[Any], str]) -> dict[str, pd.DataFrame]:
@@ -95,22 +90,49 @@ def shown_categories(report: Report, text: Callable[[Any], str]) -> dict[str, pd
     return {"/".join(key): wide(of, ["category"], report.names, text) for key, of in scores}
 
 
+def shown_changes(changes: pd.DataFrame) -> pd.DataFrame:
+    """Return the changes as texts."""
+    counts = changes[["pairs", "gained", "lost"]].astype(object).where(changes["p"].notna(), DASH)
+    p = [DASH if pd.isna(p) else p_value(p).removeprefix("p ").lstrip("= ") for p in changes["p"]]
+    texts = pd.DataFrame(
+        {
+            "score": changes["set"] + "/" + changes["metric"],
+            "runs": changes["from"] + " → " + changes["to"],
+            "before": changes["before"].map(number),
+            "after": changes["after"].map(number),
+            **{column: counts[column].map(str) for column in counts},
+            "p": p,
+        }
+    )
+    return texts.set_index("score")
+
+
+def shown_agreement(agreement: pd.DataFrame) -> pd.DataFrame:
+    """Return the agreement as texts."""
+    shares = [
+        f"{number(row.agreement)} {interval(row.low, row.high)}".strip()
+        for row in agreement.itertuples()
+    ]
+    texts = agreement[["set", "judges", "run", "n"]].astype(str)
+    texts = texts.assign(agreement=shares, kappa=agreement["kappa"].map(number))
+    texts["left out"] = agreement["left_out"].astype(str)
+    return texts.set_index("set")
+
+
 def render_csv(report: Report) -> str:
     """Return every score in long form, a row for each metric and run that has it."""
-    table = report.scores[CSV_COLUMNS].copy()
-    for column in ("set", "metric", "run"):
-        table[column] = table[column].map(csv_cell)
-    return str(table.to_csv(index=False))
+    return str(report.scores[CSV_COLUMNS].to_csv(index=False))
 
 
 def render_tex(report: Report) -> str:
     r"""Return a tabular to ``\input``; it needs the package booktabs."""
-    table = wide(report.scores, ["set", "metric"], report.names, cells.score)
+    table = wide(report.scores, ["set", "metric"], report.names, score).reset_index()
     alignment = "ll" + "r" * len(report.names)
     return str(table.to_latex(index=False, escape=True, column_format=alignment))
 
 
 def markdown_table(table: pd.DataFrame) -> str:
     """Return a table for GitHub."""
-    escaped = table.map(markdown).rename(columns=markdown)
+    texts = table.reset_index().rename(columns=markdown)
+    escaped = texts.map(lambda text: markdown(text.replace("\n", " ")))
     return str(escaped.to_markdown(index=False, disable_numparse=True))

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 import unicodedata
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 DASH = "–"  # noqa: RUF001
 # A path that starts at the root, anywhere in a text, but not after a scheme such as http:.
 _ABSOLUTE = re.compile(r"(?<![\w./~…])(?:~|[A-Za-z]:(?=[\\/]))?(?:[/\\][^/\\\s:'\",;]+){2,}")
-_LONGEST_LABEL = 40
 
 
 def visible(text: str, lines: bool = False) -> str:
@@ -22,6 +19,8 @@ def visible(text: str, lines: bool = False) -> str:
         text: Any text.
         lines: Keep line ends and tabs.
     """
+    if text.isprintable():
+        return text
     return "".join(
         f"<U+{ord(character):04X}>"
         if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
@@ -42,17 +41,11 @@ def map_texts(value: Any, change: Callable[[str], str]) -> Any:
 
 def without_machine_paths(value: Any) -> Any:
     """Return a JSON value with only the last two parts of each absolute path."""
-    return map_texts(value, lambda text: _ABSOLUTE.sub(lambda match: _tail(match[0]), text))
 
+    def tail(path: re.Match[str]) -> str:
+        return "…/" + "/".join(re.split(r"[/\\]", path[0])[-2:])
 
-def _tail(path: str) -> str:
-    return "…/" + "/".join(re.split(r"[/\\]", path)[-2:])
-
-
-def relative_path(path: Path, start: Path) -> str:
-    """Return a path as seen from a folder, or its last two parts if it is far away."""
-    relative = Path(os.path.relpath(path.resolve(), start.resolve())).as_posix()
-    return visible(_tail(str(path.resolve())) if relative.startswith("../" * 4) else relative)
+    return map_texts(value, lambda text: _ABSOLUTE.sub(tail, text))
 
 
 def markdown(text: str) -> str:
@@ -67,15 +60,3 @@ def markdown_block(text: str) -> str:
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}text\n{text}\n{fence}"
-
-
-def csv_cell(text: str) -> str:
-    """Return text that a spreadsheet will not read as a formula."""
-    return f"'{text}" if text.lstrip()[:1] in ("=", "+", "-", "@") else text
-
-
-def picture_label(text: str) -> str:
-    """Return text that matplotlib draws as it is: no formula, no hidden legend entry."""
-    text = text if len(text) <= _LONGEST_LABEL else f"{text[: _LONGEST_LABEL - 1]}…"
-    text = text.replace("\\", "\\\\" if "$" in text else "\\").replace("$", r"\$")
-    return f" {text}" if text.startswith("_") else text

@@ -8,12 +8,10 @@ from typing import Any
 from oneshot_lit.errors import OneShotError, did_you_mean
 
 
-def mapping(
-    raw: Any, place: str, known: Sequence[str] | None = None, what: str = "keys to values"
-) -> Mapping[str, Any]:
+def mapping(raw: Any, place: str, known: Sequence[str] | None = None) -> Mapping[str, Any]:
     """Return the mapping `raw`; refuse keys that are not in `known`, if that is given."""
     if not isinstance(raw, Mapping):
-        raise OneShotError(f"{place}: must map {', '.join(known) if known else what}.")
+        raise OneShotError(f"{place}: must map {', '.join(known or ['keys to values'])}.")
     for key in raw:
         if known is not None and key not in known:
             raise OneShotError(
@@ -23,17 +21,11 @@ def mapping(
     return raw
 
 
-def whole_number(raw: Any, place: str, least: int, most: int) -> int:
-    """Return a whole number between two limits; YAML's true does not count as one."""
-    if not isinstance(raw, int) or isinstance(raw, bool) or not least <= raw <= most:
-        raise OneShotError(f"{place}: needs a whole number from {least} to {most}, not '{raw}'.")
-    return raw
-
-
-def share(raw: Any, place: str) -> float:
-    """Return a number from 0 to 1."""
-    if not isinstance(raw, (int, float)) or isinstance(raw, bool) or not 0 <= raw <= 1:
-        raise OneShotError(f"{place}: needs a share from 0 to 1, not '{raw}'.")
+def number(raw: Any, place: str, kind: type[float], least: float, most: float) -> Any:
+    """Return a number between two limits; YAML's true does not count as one."""
+    if not isinstance(raw, (int, kind)) or isinstance(raw, bool) or not least <= raw <= most:
+        what = "whole number" if kind is int else "number"
+        raise OneShotError(f"{place}: needs a {what} from {least} to {most}, not '{raw}'.")
     return raw
 
 

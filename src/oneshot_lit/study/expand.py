@@ -10,6 +10,8 @@ from typing import Any
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.study.checks import mapping
 
+_MARK = re.compile(r"\{([A-Za-z_]\w*(?:\.\w+)?)\}")
+
 
 def expand(name: str, body: Any, place: str) -> list[tuple[str, Any]]:
     """Return a stage once for each combination of the values of its ``each``.
@@ -23,29 +25,19 @@ def expand(name: str, body: Any, place: str) -> list[tuple[str, Any]]:
     """
     if not isinstance(body, Mapping) or "each" not in body:
         return [(name, body)]
-    each = body["each"]
-    if not isinstance(each, Mapping) or not each:
-        raise OneShotError(f"{place}.each: must map a name to values.")
     choices = []
-    for key, values in each.items():
+    for key, values in mapping(body["each"], f"{place}.each").items():
         if not isinstance(values, (list, Mapping)) or not values or f"{{{key}}}" not in name:
             raise OneShotError(
                 f"{place}.each: needs a list, or a mapping of values to their fields, and "
                 f"'{{{key}}}' in the stage's name."
             )
-        fields = values if isinstance(values, Mapping) else {value: {} for value in values}
-        choices.append(
-            [
-                {str(key): value}
-                | {
-                    f"{key}.{field}": content
-                    for field, content in mapping(
-                        own, f"{place}.each.{key}.{value}", what="fields to values"
-                    ).items()
-                }
-                for value, own in fields.items()
-            ]
-        )
+        choice = []
+        for value in values:
+            own = values[value] if isinstance(values, Mapping) else {}
+            fields = mapping(own, f"{place}.each.{key}.{value}")
+            choice.append({key: value} | {f"{key}.{f}": content for f, content in fields.items()})
+        choices.append(choice)
     rest = {k: v for k, v in body.items() if k != "each"}
     stages = []
     for combination in product(*choices):
@@ -54,54 +46,42 @@ def expand(name: str, body: Any, place: str) -> list[tuple[str, Any]]:
     return stages
 
 
-def fill(content: Any, marks: Mapping[str, Any]) -> Any:
+def fill(content: Any, marks: Mapping[str, Any], place: str | None = None) -> Any:
     """Return content with every ``{mark}`` filled in; a lone mark becomes its value, type included.
 
     Args:
         content: Mappings, lists and plain values.
         marks: Mark, without its braces -> value.
-    """
-    if isinstance(content, Mapping):
-        # A key stays text: "{r}" alone must not become a number there.
-        return {
-            _text(k, marks) if isinstance(k, str) else k: fill(v, marks) for k, v in content.items()
-        }
-    if isinstance(content, list):
-        return [fill(each, marks) for each in content]
-    if not isinstance(content, str):
-        return content
-    for mark, value in marks.items():
-        if content == f"{{{mark}}}":
-            # A value may contain the marks of other names.
-            rest = {k: v for k, v in marks.items() if k != mark}
-            return fill(value, rest) if rest else value
-    return _text(content, marks)
-
-
-def _text(content: str, marks: Mapping[str, Any]) -> str:
-    for mark, value in marks.items():
-        content = content.replace(f"{{{mark}}}", str(value))
-    return content
-
-
-_MARK = re.compile(r"\{[A-Za-z_]\w*(\.\w+)?\}")
-
-
-def require_filled(content: Any, place: str) -> None:
-    """Refuse a mark that has not been filled in.
+        place: Where it stands, to refuse marks that nothing fills; None leaves them as they are.
 
     Raises:
         OneShotError: naming the place and the mark.
     """
     if isinstance(content, Mapping):
-        for key, value in content.items():
-            require_filled(key, place)
-            require_filled(value, f"{place}.{key}")
-    elif isinstance(content, list):
-        for each in content:
-            require_filled(each, place)
-    elif isinstance(content, str) and (mark := _MARK.search(content)):
-        raise OneShotError(
-            f"{place}: '{mark[0]}' is filled by nothing; it must be seed, root, or a name under "
-            "'each'."
-        )
+        return {
+            # A key stays text: "{r}" alone must not become a number there.
+            _text(key, marks, place) if isinstance(key, str) else key: fill(
+                value, marks, place and f"{place}.{key}"
+            )
+            for key, value in content.items()
+        }
+    if isinstance(content, list):
+        return [fill(each, marks, place) for each in content]
+    if not isinstance(content, str):
+        return content
+    if (match := _MARK.fullmatch(content)) and match[1] in marks:
+        # A value may contain the marks of other names.
+        return fill(marks[match[1]], {k: v for k, v in marks.items() if k != match[1]}, place)
+    return _text(content, marks, place)
+
+
+def _text(content: str, marks: Mapping[str, Any], place: str | None) -> str:
+    def value(match: re.Match[str]) -> str:
+        if place is not None and match[1] not in marks:
+            raise OneShotError(
+                f"{place}: '{match[0]}' is filled by nothing; it must be seed, root, or a name "
+                "under 'each'."
+            )
+        return str(marks.get(match[1], match[0]))
+
+    return _MARK.sub(value, content)

@@ -1,13 +1,12 @@
-"""The fingerprint of a command: a hash of everything that decides what it writes."""
+"""What a command of a study reads: its fingerprint, and the commands that must end before it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ import yaml
 from oneshot_lit.io.config_files import check_config_files, split_configs
 from oneshot_lit.io.files import read_text
 from oneshot_lit.io.provenance import named_code, source_hash
+from oneshot_lit.io.runs import PRODUCTS
+from oneshot_lit.study.spec import Stage, Study
 
 # Larger files count by size and time: hashing a 70B model would take longer than some stages.
 _HASHED_WHOLE = 256 * 2**20
@@ -24,13 +25,12 @@ _OUTPUTS = ("default_root_dir", "save_dir", "dirpath")
 
 
 def command_fingerprint(arguments: Sequence[str]) -> str:
-    """Return a hash of a command line, its configs, what these name, and the code.
+    """Return a hash of a command line, its configs, the files and folders they name, and the code.
 
-    That includes every file and folder they name, such as the outputs of earlier stages, and the
-    source of every class and function.
+    That includes the outputs of earlier stages, and the source of every class and function.
 
     Args:
-        arguments: Command, ``--config FILE`` and ``--key value`` words.
+        arguments: Verb, ``--config FILE`` and ``--key value`` words.
 
     Raises:
         OneShotError: if a config file is missing or no YAML mapping.
@@ -39,64 +39,47 @@ def command_fingerprint(arguments: Sequence[str]) -> str:
 
     check_config_files(arguments)
     files, words = split_configs(arguments)
+    texts, paths = named_in(arguments)
+    inputs = {str(path): content_hash(path) for path in paths}
+    code = named_code(text for text in texts if _is_dotted(text))
     configs = [_parsed(read_text(file)) for file in files]
-    names = named_in(arguments)
-    inputs = {str(path): content_hash(path) for path in names.paths}
-    code = named_code(text for text in names.texts if _is_dotted(text))
     content = [words, configs, inputs, code, source_hash(), package_versions()]
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-@dataclass
-class Names:
-    """Every text in a command line and its configs, and the files and folders among them."""
+def named_in(arguments: Sequence[str]) -> tuple[set[str], set[Path]]:
+    """Return every text in a command line and its configs, and the files and folders among them.
 
-    texts: set[str] = field(default_factory=set)
-    paths: set[Path] = field(default_factory=set)
-
-    def add(self, value: Any, key: str, folder: Path) -> None:
-        """Add what a value names; `folder` is the folder of its config."""
-        if key.rpartition(".")[2] in _OUTPUTS:
-            return
+    Text that is YAML, and YAML files that are named, are read as the parser reads them.
+    """
+    files, (_, *words) = split_configs(arguments)
+    waiting: list[tuple[Any, Path]] = [
+        (_parsed(read_text(file)), Path(file).parent) for file in files
+    ]
+    for key, value in zip(words[::2], words[1::2], strict=True):
+        waiting.append(({key.rpartition(".")[2]: value}, Path()))
+    texts: set[str] = set()
+    paths: set[Path] = set()
+    while waiting:
+        value, folder = waiting.pop()
         if isinstance(value, Mapping):
-            for inner_key, inner in value.items():
-                self.add(inner, str(inner_key), folder)
+            waiting += [(inner, folder) for key, inner in value.items() if key not in _OUTPUTS]
         elif isinstance(value, list):
-            for inner in value:
-                self.add(inner, key, folder)
-        elif isinstance(value, str) and value not in self.texts:
-            self.texts.add(value)
-            # The parser looks for a nested config in the folder of the outer one.
-            for path in (_path(value), folder / _path(value)):
-                # "." and "/" are punctuation, not the whole disk.
-                if value.strip(" ./~") and path not in self.paths and _exists(path):
-                    self._follow(path)
-            # The parser reads a string that holds YAML like the mapping itself.
+            waiting += [(inner, folder) for inner in value]
+        elif isinstance(value, str) and value not in texts:
+            texts.add(value)
             if isinstance(inner := _parsed(value), (Mapping, list)):
-                self.add(inner, key, folder)
-
-    def _follow(self, path: Path) -> None:
-        self.paths.add(path)
-        if path.suffix in (".yaml", ".yml") and path.is_file():
-            # A file that is not UTF-8 is still hashed, and the stage itself reports the error.
-            text = path.read_text(encoding="utf-8", errors="replace")
-            self.add(_parsed(text), "", path.parent)
-
-
-def named_in(arguments: Sequence[str]) -> Names:
-    """Return what a command line and its config files name."""
-    names = Names()
-    files, words = split_configs(arguments)
-    for file in files:
-        names.add(_parsed(read_text(file)), "", Path(file).parent)
-    for before, word in pairwise(["", *words]):
-        key, equals, value = word.partition("=")
-        if equals and key.startswith("--"):
-            names.add(value, key.removeprefix("--"), Path())
-        elif not word.startswith("--"):
-            names.add(word, before.removeprefix("--"), Path())
-    return names
+                waiting.append((inner, folder))
+            # The parser looks for a nested config in the folder of the outer one.
+            for path in {Path(os.path.expanduser(value)), folder / value}:
+                # "." and "/" are punctuation, not the whole disk.
+                if value.strip(" ./~") and os.path.exists(path):
+                    paths.add(path)
+                    if path.suffix in (".yaml", ".yml") and path.is_file():
+                        text = path.read_text(encoding="utf-8", errors="replace")
+                        waiting.append((_parsed(text), path.parent))
+    return texts, paths
 
 
 def _is_dotted(text: str) -> bool:
@@ -111,21 +94,6 @@ def _parsed(text: str) -> Any:
         return None
 
 
-def _path(text: str) -> Path:
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:
-        # Like the shell, take "~name" as a plain name if there is no such user.
-        return Path(text)
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False
-
-
 def content_hash(path: Path) -> str:
     """Return a hash of a file, or of all files in a folder with their names."""
     digest = hashlib.sha256()
@@ -138,3 +106,36 @@ def content_hash(path: Path) -> str:
         else:
             digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+# A stage's name and one of its verbs.
+Key = tuple[str, str]
+
+
+def needs(study: Study) -> dict[Key, set[Key]]:
+    """Return command -> the commands that must end before it starts.
+
+    Those are the earlier commands of its stage. If its arguments or config files name a path in the
+    folder of an earlier stage, all commands of that stage are needed, too; if they name only its
+    model, only the fit or edit.
+    """
+    needed: dict[Key, set[Key]] = {}
+    for number, stage in enumerate(study.stages):
+        before: set[Key] = set()
+        for verb in stage.commands:
+            texts, _ = named_in(study.arguments(stage, verb))
+            paths = [Path(os.path.abspath(os.path.expanduser(text))) for text in texts]
+            for other in study.stages[:number]:
+                before |= {(other.name, each) for each in _verbs_needed(study, other, paths)}
+            needed[stage.name, verb] = set(before)
+            before.add((stage.name, verb))
+    return needed
+
+
+def _verbs_needed(study: Study, stage: Stage, paths: Sequence[Path]) -> list[str]:
+    folder = Path(os.path.abspath(study.folder(stage)))
+    below = [path for path in paths if path.is_relative_to(folder)]
+    model = folder / PRODUCTS["fit"]
+    if below and stage.makes_model and all(path.is_relative_to(model) for path in below):
+        return [verb for verb in stage.commands if verb != "test"]
+    return list(stage.commands) if below else []

@@ -6,14 +6,30 @@ The report says which figures miss their goal; the curve of the repair shows why
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from oneshot_lit.errors import OneShotError
-from oneshot_lit.study.checks import mapping, share, stage_name
+import pandas as pd
 
-# The attacked model's bound is a minimum; the bounds of the repaired model are maxima.
-GOALS = ("attacked", "repaired", "over_refusal", "skill_loss")
+from oneshot_lit.report.content import Section
+from oneshot_lit.report.scores import ATTACK, REFUSAL, largest_loss, worst
+from oneshot_lit.report.tables import interval, number
+from oneshot_lit.study.checks import mapping, stage_name
+from oneshot_lit.study.checks import number as number_in
+
+# Figure -> its heading. The goal of the attacked model is a minimum, the others are maxima.
+FIGURES = {
+    "attacked": "attacked: harmful prompts answered",
+    "repaired": "repaired: harmful prompts answered",
+    "over_refusal": "repaired: harmless prompts refused",
+    "skill_loss": "largest loss of a skill against the attacked model",
+}
+_MISSED = {
+    "attacked": "the attack answers {value:.1%} of {where}, below {goal:.0%}",
+    "repaired": "{value:.1%} of {where} are still answered, above {goal:.0%}",
+    "over_refusal": "{value:.1%} of {where} are refused, above {goal:.0%}",
+    "skill_loss": "{where} loses {value:.3f}, above {goal:g}",
+}
 
 
 @dataclass(frozen=True)
@@ -33,27 +49,6 @@ class Repair:
     goals: Mapping[str, float]
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One figure of a repair.
-
-    Attributes:
-        value: The figure; None if it was not measured.
-        low: Lower end of Wilson's 95 % interval; None for a difference of scores.
-        high: Upper end.
-        where: The prompt set or score that it belongs to, the worst one.
-        goal: The bound, if there is one.
-        reached: Whether `value` is within the bound; None without a bound or a value.
-    """
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    where: str = ""
-    goal: float | None = None
-    reached: bool | None = None
-
-
 def parse_repairs(
     raw: Any, goals_raw: Any, stages: Sequence[str], place: str
 ) -> tuple[Repair, ...]:
@@ -67,103 +62,95 @@ def parse_repairs(
     """
     common = _goals(goals_raw, f"{place}: goals")
     repairs = []
-    for title, body in mapping(
-        raw or {}, f"{place}: repairs", what="a title to two stages"
-    ).items():
+    for title, body in mapping(raw or {}, f"{place}: repairs").items():
         here = f"{place}: repairs.{title}"
         keys = mapping(body, here, ("attacked", "repaired", "goals"))
-        for key in ("attacked", "repaired"):
-            if key not in keys:
-                raise OneShotError(f"{here}: needs '{key}', the name of a stage.")
-        attacked, repaired = (
-            stage_name(keys[key], stages, f"{here}.{key}") for key in ("attacked", "repaired")
+        before, after = (
+            stage_name(keys.get(k), stages, f"{here}.{k}") for k in ("attacked", "repaired")
         )
         goals = common | _goals(keys.get("goals"), f"{here}.goals")
         bounds = {key: bound for key, bound in goals.items() if bound is not None}
-        repairs.append(Repair(str(title), attacked, repaired, bounds))
+        repairs.append(Repair(str(title), before, after, bounds))
     return tuple(repairs)
 
 
 def _goals(raw: Any, place: str) -> dict[str, float | None]:
-    goals = mapping(raw or {}, place, GOALS)
-    return {k: None if v is None else share(v, f"{place}.{k}") for k, v in goals.items()}
-
-
-def measure(repair: Repair, stages: Mapping[str, Any]) -> dict[str, Figure]:
-    """Return the figures of a repair, by the names of `GOALS`.
-
-    Attack success is that of the worst harmful set, with a trigger or without; over-refusal that of
-    the worst harmless set of the repaired model; the loss of skill is against the attacked model,
-    over the scores that both have.
-
-    Args:
-        repair: The pair.
-        stages: Stage name -> its entry in ``results.json``: ``metrics`` and ``samples``.
-    """
-    from oneshot_lit.study.scores import ATTACK, REFUSAL, largest_loss
-
-    before, after = stages[repair.attacked], stages[repair.repaired]
-    goal = repair.goals.get("skill_loss")
-    skill, loss = largest_loss(before["metrics"], after["metrics"]) or ("", None)
-    reached = None if goal is None or loss is None else loss <= goal
+    goals = mapping(raw or {}, place, tuple(FIGURES))
     return {
-        "attacked": _rate(before, ATTACK, repair.goals.get("attacked"), at_least=True),
-        "repaired": _rate(after, ATTACK, repair.goals.get("repaired")),
-        "over_refusal": _rate(after, REFUSAL, repair.goals.get("over_refusal")),
-        "skill_loss": Figure(loss, where=skill, goal=goal, reached=reached),
+        k: None if v is None else number_in(v, f"{place}.{k}", float, 0, 1)
+        for k, v in goals.items()
     }
 
 
-def _rate(
-    stage: Mapping[str, Any], ending: str, goal: float | None, *, at_least: bool = False
-) -> Figure:
-    """Return the rate of the worst prompt set with its interval."""
-    from oneshot_lit.evaluation.intervals import wilson
-    from oneshot_lit.study.scores import set_name, worst
+def measure(repair: Repair, scores: pd.DataFrame) -> dict[str, Any]:
+    """Return the entry of a repair in ``results.json``: its stages, figures and missed goals.
 
-    if (key := worst(stage["metrics"], ending)) is None:
-        return Figure(None, goal=goal)
-    value, n = stage["metrics"][key], stage["samples"][set_name(key)]
-    low, high = wilson(round(value * n), n)
-    reached = None if goal is None else value >= goal if at_least else value <= goal
-    return Figure(value, low, high, set_name(key), goal, reached)
+    Each figure has ``value``, ``low`` and ``high`` (its interval), ``where`` (the set or skill),
+    ``goal`` and ``reached``. Attack success is that of the worst harmful set, over-refusal that of
+    the worst harmless set of the repaired model; the loss of skill is against the attacked model.
 
-
-def summarise(repairs: Sequence[Repair], stages: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return one plain entry a repair: its stages, figures, and the goals that it missed."""
-    measured = [(repair, measure(repair, stages)) for repair in repairs]
-    return [
-        {
-            "title": repair.title,
-            "attacked": repair.attacked,
-            "repaired": repair.repaired,
-            "figures": {name: asdict(figure) for name, figure in figures.items()},
-            "missed": [name for name, figure in figures.items() if figure.reached is False],
-        }
-        for repair, figures in measured
-    ]
-
-
-_WORDS = {
-    "attacked": "the attack answers {value:.1%} of {where}, below {goal:.0%}",
-    "repaired": "{value:.1%} of {where} are still answered, above {goal:.0%}",
-    "over_refusal": "{value:.1%} of {where} are refused, above {goal:.0%}",
-    "skill_loss": "{where} loses {value:.3f}, above {goal:g}",
-}
+    Args:
+        repair: The pair.
+        scores: The scores of a report that has both stages.
+    """
+    figures = {
+        "attacked": _worst(scores, repair.attacked, ATTACK),
+        "repaired": _worst(scores, repair.repaired, ATTACK),
+        "over_refusal": _worst(scores, repair.repaired, REFUSAL),
+        "skill_loss": _figure(None),
+    }
+    if (loss := largest_loss(scores, repair.attacked, repair.repaired)) is not None:
+        figures["skill_loss"] = _figure(loss[1], loss[0])
+    for name, figure in figures.items():
+        value, goal = figure["value"], repair.goals.get(name)
+        known = value is not None and goal is not None
+        reached = (value >= goal if name == "attacked" else value <= goal) if known else None
+        figure |= {"goal": goal, "reached": reached}
+    missed = [name for name, figure in figures.items() if figure["reached"] is False]
+    stages = {"attacked": repair.attacked, "repaired": repair.repaired}
+    return {"title": repair.title, **stages, "figures": figures, "missed": missed}
 
 
-def sentences(summary: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the result of each repair in one sentence."""
-    lines = []
-    for entry in summary:
-        figures = entry["figures"]
-        if entry["missed"]:
-            parts = [_WORDS[name].format(**figures[name]) for name in entry["missed"]]
-            lines.append(f"{entry['title']}: not reached: {'; '.join(parts)}.")
-            continue
-        pair = [figures[name]["value"] for name in ("attacked", "repaired")]
-        change = " -> ".join("-" if v is None else f"{v:.3f}" for v in pair)
-        # Without goals there is nothing to reach.
-        bounded = any(f["goal"] is not None for f in figures.values())
-        lines.append(f"{entry['title']}: {'reached: ' if bounded else ''}attack success {change}.")
-    return lines
+def _worst(scores: pd.DataFrame, stage: str, metric: str) -> dict[str, Any]:
+    row = worst(scores, stage, metric)
+    if row is None:
+        return _figure(None)
+    ends = (float(row["low"]), float(row["high"]))
+    return _figure(float(row["value"]), row["set"], ends)
+
+
+def _figure(
+    value: float | None, where: str = "", ends: tuple[float | None, float | None] = (None, None)
+) -> dict[str, Any]:
+    return {"value": value, "low": ends[0], "high": ends[1], "where": where}
+
+
+def sentence(entry: Mapping[str, Any]) -> str:
+    """Return the result of a repair in one sentence."""
+    figures = entry["figures"]
+    if entry["missed"]:
+        parts = [_MISSED[name].format(**figures[name]) for name in entry["missed"]]
+        return f"{entry['title']}: not reached: {'; '.join(parts)}."
+    change = " -> ".join(number(figures[name]["value"]) for name in ("attacked", "repaired"))
+    # Without goals there is nothing to reach.
+    bounded = any(figure["goal"] is not None for figure in figures.values())
+    return f"{entry['title']}: {'reached: ' if bounded else ''}attack success {change}."
+
+
+def repairs_section(entries: Sequence[Mapping[str, Any]]) -> Section:
+    """Return the repairs as a part of the report."""
+    texts = {
+        entry["title"]: [
+            " ".join(filter(None, (number(f["value"]), interval(f["low"], f["high"]), f["where"])))
+            for f in entry["figures"].values()
+        ]
+        for entry in entries
+    }
+    table = pd.DataFrame.from_dict(texts, "index", columns=list(FIGURES.values()))
+    return Section(
+        "Attacks and their repairs",
+        "Each figure is that of the worst prompt set, which is named, with its 95% interval. The "
+        "goals were stated in the study before it ran.",
+        [sentence(entry) for entry in entries],
+        table.rename_axis("attack"),
+    )

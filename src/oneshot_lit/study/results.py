@@ -1,89 +1,111 @@
-"""Gathers the output of the stages in one ``results.json``."""
+"""``results.json``, and the report of a study: that of its tested stages, and what it adds."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
+from oneshot_lit import plots
 from oneshot_lit.callbacks.realignment_curve import read_curve
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.study.repairs import summarise
-from oneshot_lit.study.runner import Runner
-from oneshot_lit.study.stages import Stage
+from oneshot_lit.report.content import Report, Section, build_report
+from oneshot_lit.report.runs import Run, read_run
+from oneshot_lit.study.repairs import measure, repairs_section
+from oneshot_lit.study.spec import Stage, Study
+from oneshot_lit.study.sweeps import sweep_scores
 
 RESULTS = "results.json"
 # Settings that all scores of a study have in common.
 SHARED = ("seed", "dtype", "precision", "decoding", "phrase_list", "versions")
 
+Seconds = Mapping[str, Mapping[str, float]]
 
-def gather(runner: Runner) -> dict[str, Any]:
-    """Return the results of the stages.
 
-    ``stages`` has the scores of each tested stage, ``selections`` the commands of each stage that
-    selects, ``repairs`` the figures of each repair, ``provenance`` the settings in common.
+def compare_stages(study: Study, seconds: Seconds) -> tuple[Report, dict[str, Any]]:
+    """Return the report of a study's tested stages, and the content of ``results.json``.
+
+    In the latter, ``stages`` has the scores of each tested stage, ``selections`` the commands of
+    each stage that selects, ``repairs`` the figures of each repair, ``provenance`` the settings in
+    common.
+
+    Args:
+        study: A study that has run.
+        seconds: Stage -> verb -> seconds of the command.
 
     Raises:
         OneShotError: if a stage's scores are missing or were made with other settings.
     """
-    stages: dict[str, Any] = {}
-    selections: dict[str, Any] = {}
-    shared: dict[str, Any] = {}
-    for stage in runner.study.stages:
-        if stage.test is None:
-            selections[stage.name] = _commands(runner, stage)
-            continue
-        folder = runner.study.folder(stage)
-        path = folder / "metrics.json"
-        if not path.is_file():
-            raise OneShotError(f"{path}: the stage's scores are missing; run the study again.")
-        scores = json.loads(path.read_text(encoding="utf-8"))
-        stages[stage.name] = {
-            "metrics": scores["metrics"],
-            "samples": scores["samples"],
-            "empty_outputs": scores["empty_outputs"],
-            "model": scores["model_name_or_path"],
-            "from": stage.model,
-            **_commands(runner, stage),
-        }
-        if (step := kept_step(folder)) is not None:
-            stages[stage.name]["kept_step"] = step
+    tested = [stage for stage in study.stages if "test" in stage.commands]
+    runs = [read_run(stage.name, study.folder(stage)) for stage in tested]
+    shared = {key: runs[0].content.get(key) for key in SHARED}
+    for run in runs:
         for key in SHARED:
-            if shared.setdefault(key, scores[key]) != scores[key]:
+            if run.content.get(key) != shared[key]:
                 raise OneShotError(
-                    f"{path}: '{key}' differs from the other stages'; scores cannot be compared."
+                    f"{run.folder}: '{key}' differs from the other stages'; their scores cannot be "
+                    "compared."
                 )
-    provenance = {
-        "study": str(runner.study.file),
-        **shared,
-        "machine": {
-            "system": platform.system(),
-            "cpus": os.cpu_count(),
-            "arch": platform.machine(),
+    # A stage that only tests a model stands for it.
+    origins = {
+        stage.name: other.name
+        for stage in tested
+        for other in reversed(tested)
+        if stage is not other
+        and (stage.makes_model or stage.model == other.name)
+        and stage.model in (other.name, "" if other.makes_model else other.model)
+    }
+    # Stages may have prompts of their own, such as another trigger; the notes name them.
+    report = build_report(
+        runs, study.title, 0, allow_differences=True, steps=[(v, k) for k, v in origins.items()]
+    )
+    repairs = [measure(repair, report.scores) for repair in study.repairs]
+    results = {
+        "stages": {
+            stage.name: _entry(stage, run, study, seconds)
+            for stage, run in zip(tested, runs, strict=True)
         },
-        "jobs": runner.study.jobs,
-        "threads": runner.threads,
+        "selections": {
+            stage.name: _commands(stage, study, seconds)
+            for stage in study.stages
+            if stage not in tested
+        },
+        "repairs": repairs,
+        "provenance": {
+            "study": str(study.file),
+            **shared,
+            "machine": {
+                "system": platform.system(),
+                "cpus": os.cpu_count(),
+                "arch": platform.machine(),
+            },
+            "jobs": study.jobs,
+            "threads": study.threads,
+        },
     }
-    return {
-        "stages": stages,
-        "selections": selections,
-        "repairs": summarise(runner.study.repairs, stages),
-        "provenance": provenance,
-    }
+    if repairs:
+        report.sections.append(repairs_section(repairs))
+    for sweep in study.sweeps:
+        if drawn := sweep_scores(sweep, report.scores, origins):
+            about = "A loss of skill is relative to the model that the stage started from."
+            figure = plots.sweep_panels(drawn, sweep.x)
+            report.sections.append(Section(sweep.title, about, figure=figure))
+    return report, results
 
 
-def _commands(runner: Runner, stage: Stage) -> dict[str, Any]:
+def _entry(stage: Stage, run: Run, study: Study, seconds: Seconds) -> dict[str, Any]:
+    entry = {key: run.content.get(key) for key in ("metrics", "samples", "empty_outputs")}
+    entry |= {"model": run.content.get("model_name_or_path"), "from": stage.model}
+    kept = next((row["step"] for row in read_curve(run.folder) if row["kept"]), None)
+    return entry | _commands(stage, study, seconds) | ({} if kept is None else {"kept_step": kept})
+
+
+def _commands(stage: Stage, study: Study, seconds: Seconds) -> dict[str, Any]:
     return {
         "commands": {
-            verb: " ".join(["oneshot-lit", *runner.study.arguments(stage, verb)])
-            for verb in stage.commands()
+            verb: " ".join(["oneshot-lit", *study.arguments(stage, verb)])
+            for verb in stage.commands
         },
-        "seconds": {k: round(v, 2) for k, v in runner.seconds.get(stage.name, {}).items()},
+        "seconds": {k: round(v, 2) for k, v in seconds.get(stage.name, {}).items()},
     }
-
-
-def kept_step(folder: Path) -> float | None:
-    """Return the realignment step that the model was kept at, or None for other stages."""
-    return next((row["step"] for row in read_curve(folder) if row["kept"]), None)

@@ -3,54 +3,67 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
-from rich.progress import TimeElapsedColumn as Elapsed
 from rich.text import Text
 
 from oneshot_lit.callbacks.run_checkpoint import CHECKPOINTS, LAST
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.io.files import write_json_atomically
-from oneshot_lit.io.runs import PRODUCTS, SELECTION_FILE
+from oneshot_lit.io.runs import PRODUCTS
 from oneshot_lit.methods.job import STATE
-from oneshot_lit.study.inputs import command_fingerprint
-from oneshot_lit.study.schedule import Schedule
-from oneshot_lit.study.spec import Study
-from oneshot_lit.study.stages import Stage
+from oneshot_lit.study.inputs import Key, command_fingerprint, needs
+from oneshot_lit.study.spec import Stage, Study
 from oneshot_lit.study.worker import last_line, run_logged, start_server
 
 STAGE_FILE = "stage.json"
-_OUTPUTS = PRODUCTS | {"select": SELECTION_FILE}
 # Seconds between two looks at the logs of running commands.
 _BETWEEN_LINES = 15.0
 
 
 @dataclass
-class _Running:
-    """A command that has been started, or one with an output that was there already.
+class _Started:
+    """A command that was started, or one with an output that was there already.
 
-    `before` is the stamp of an output from before its start, `shown` the last line of its log that
-    was printed.
+    Attributes:
+        stage: Its stage.
+        verb: Its verb.
+        folder: The stage's folder.
+        state: How it ends, in a word.
+        entry: What ``stage.json`` says of it.
+        process: Its process; None for an output that is kept.
+        before: When its output was last written before it began.
+        start: When it began.
+        shown: The last line of its log that was printed.
     """
 
     stage: Stage
     verb: str
+    folder: Path
     state: str
+    entry: dict[str, Any]
     process: Any = None
-    entry: dict[str, Any] = field(default_factory=dict)
-    before: tuple[int, int] | None = None
+    before: int = 0
     start: float = field(default_factory=time.monotonic)
     shown: str = ""
+
+    @property
+    def log(self) -> Path:
+        """The file with what it prints."""
+        return self.folder / f"{self.verb}.log"
+
+    def line(self, said: str) -> Text:
+        """Return a line for the terminal."""
+        return Text(f"  {self.stage.name:<12} {self.verb:<6} {said}")
 
 
 @dataclass
@@ -79,88 +92,56 @@ class Runner:
         Raises:
             OneShotError: with the failing command's own line and its log file.
         """
-        self._context = start_server(self.preload)
-        schedule = Schedule(self.study)
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            Elapsed(),
-        )
-        running: dict[Any, _Running] = {}
-        with Progress(*columns, console=self.console, transient=True) as progress:
-            task = progress.add_task(self.study.name, total=len(schedule))
-
-            def end(ended: _Running) -> None:
-                took = self.seconds[ended.stage.name][ended.verb]
-                line = f"  {ended.stage.name:<12} {ended.verb:<6} {ended.state} ({took:.0f} s)"
-                self.console.print(Text(line))
-                schedule.end(ended.stage, ended.verb)
-                progress.advance(task)
-
-            try:
-                while schedule:
-                    while len(running) < self.study.jobs and (command := schedule.take()):
-                        begun = self._begin(*command)
-                        if begun.process is None:
-                            end(begun)
-                        else:
-                            running[begun.process.sentinel] = begun
-                    names = [f"{r.stage.name}: {r.verb}" for r in running.values()]
-                    # Several names would leave no space for the clock.
-                    several = f"{len(names)} commands" if names else self.study.name
-                    progress.update(task, description=names[0] if len(names) == 1 else several)
-                    for sentinel in self._wait(running):
-                        ended = running.pop(sentinel)
-                        self._end(ended)
-                        end(ended)
-            except BaseException:
-                self._stop(list(running.values()))
-                raise
-
-    def _wait(self, running: dict[Any, _Running]) -> list[Any]:
-        """Return the commands that end next; without a terminal, print progress meanwhile."""
-        seconds = None if self.console.is_terminal else _BETWEEN_LINES
-        while running and not (ended := connection.wait(list(running), seconds)):
-            for each in running.values():
-                log = self.study.folder(each.stage) / f"{each.verb}.log"
-                line = last_line(log) if log.exists() else ""
-                if line != each.shown:
-                    text = Text(f"  {each.stage.name:<12} {each.verb:<6} {line}")
-                    self.console.print(text, soft_wrap=True)
-                each.shown = line
-        return ended if running else []
-
-    def _stop(self, running: Sequence[_Running]) -> None:
-        """Stop the running commands; those that have succeeded in the meantime count."""
-        for each in running:
-            if each.process.exitcode is None:
+        context = start_server(self.preload)
+        stages = {stage.name: stage for stage in self.study.stages}
+        before = needs(self.study)
+        order = list(before)
+        waiting = TopologicalSorter(before)
+        waiting.prepare()
+        ready: list[Key] = []
+        running: list[_Started] = []
+        try:
+            while waiting.is_active():
+                ready = sorted([*ready, *waiting.get_ready()], key=order.index)
+                if ready and len(running) < self.study.jobs:
+                    name, verb = ready.pop(0)
+                    command = self._start(context, stages[name], verb)
+                    running.append(command)
+                    ended = [command] if command.process is None else []
+                else:
+                    ended = self._wait(running)
+                for each in ended:
+                    running.remove(each)
+                    self._end(each)
+                    waiting.done((each.stage.name, each.verb))
+        except BaseException:
+            for each in running:
                 each.process.terminate()
-        for each in running:
-            each.process.join(10)
-            try:
-                self._end(each)
-            except OneShotError:
-                continue
+            for each in running:
+                each.process.join(10)
+            raise
 
-    @property
-    def threads(self) -> int | None:
-        """How many threads a command may use; None for no limit."""
-        jobs = self.study.jobs
-        return max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
+    def _wait(self, running: Sequence[_Started]) -> list[_Started]:
+        """Return the commands that end next; print how far all are meanwhile."""
+        sentinels = [each.process.sentinel for each in running]
+        while not (ready := connection.wait(sentinels, _BETWEEN_LINES)):
+            for each in running:
+                line = last_line(each.log) if each.log.exists() else ""
+                if line != each.shown:
+                    self.console.print(each.line(line), soft_wrap=True)
+                each.shown = line
+        return [each for each in running if each.process.sentinel in ready]
 
-    def _begin(self, stage: Stage, verb: str) -> _Running:
+    def _start(self, context: Any, stage: Stage, verb: str) -> _Started:
         """Start a command, unless its output is there already."""
         folder = self.study.folder(stage)
-        output, log = folder / _OUTPUTS[verb], folder / f"{verb}.log"
+        output = folder / PRODUCTS[verb]
         arguments = self.study.arguments(stage, verb)
         fingerprint = command_fingerprint(arguments)
         record = read_stage(folder).get(verb, {})
         same = record.get("fingerprint") == fingerprint and not self.fresh
         if same and record.get("done") and output.exists():
-            self.seconds.setdefault(stage.name, {})[verb] = float(record["seconds"])
-            return _Running(stage, verb, "kept")
+            return _Started(stage, verb, folder, "kept", record)
         saved = folder / (Path(CHECKPOINTS) / LAST if verb == "fit" else STATE)
         resumed = verb != "test" and same and saved.exists()
         # The study may replace its own output; any other output belongs to another run.
@@ -174,39 +155,46 @@ class Runner:
             arguments += ["--overwrite", "true"]
         entry = {"fingerprint": fingerprint, "owned": owned, "done": False}
         _note(folder, verb, entry)
-        log.unlink(missing_ok=True)
-        process = self._context.Process(
-            target=run_logged, args=(self.run_command, arguments, str(log), self.threads)
-        )
         state = "resumed" if resumed else "done"
-        begun = _Running(stage, verb, state, process, entry, _stamp(output))
-        process.start()
-        return begun
+        command = _Started(stage, verb, folder, state, entry, before=_written(output))
+        command.log.unlink(missing_ok=True)
+        command.process = context.Process(
+            target=run_logged,
+            args=(self.run_command, arguments, str(command.log), self.study.threads),
+        )
+        command.process.start()
+        return command
 
-    def _end(self, ended: _Running) -> None:
-        """Check how a command ended, and note it.
+    def _end(self, ended: _Started) -> None:
+        """Check how a command ended, note it and show it.
 
         Raises:
             OneShotError: if it failed, or ended without its output.
         """
-        folder = self.study.folder(ended.stage)
-        output, log = folder / _OUTPUTS[ended.verb], folder / f"{ended.verb}.log"
-        place = f"{self.study.file}: {ended.stage.name} {ended.verb}"
-        ended.process.join()
-        if code := ended.process.exitcode:
-            failure = OneShotError(f"{place}: {_reason(code, log)} (log: {log})")
-            # Code 1 is an error of the program or of a user's code, not a mistake in the input.
-            failure.code = 1 if code == 1 else failure.code
-            raise failure
-        # A terminated command may also end with code 0, and the output may be an older one.
-        if _stamp(output) in (None, ended.before):
-            raise OneShotError(
-                f"{place}: ended without writing {output}; run the study again to go on "
-                f"(log: {log})"
-            )
-        seconds = time.monotonic() - ended.start
+        if ended.process is not None:
+            ended.process.join()
+            place = f"{self.study.file}: {ended.stage.name} {ended.verb}"
+            if code := ended.process.exitcode:
+                failure = OneShotError(f"{place}: {_reason(code, ended.log)} (log: {ended.log})")
+                # Code 1 is an error of the program or of a user's code, not one in the input.
+                failure.code = 1 if code == 1 else failure.code
+                raise failure
+            # The output may also be an older one.
+            if _written(output := ended.folder / PRODUCTS[ended.verb]) in (0, ended.before):
+                raise OneShotError(
+                    f"{place}: ended without writing {output}; run the study again to go on "
+                    f"(log: {ended.log})"
+                )
+            ended.entry |= {"done": True, "seconds": time.monotonic() - ended.start}
+            _note(ended.folder, ended.verb, ended.entry)
+        seconds = float(ended.entry["seconds"])
         self.seconds.setdefault(ended.stage.name, {})[ended.verb] = seconds
-        _note(folder, ended.verb, ended.entry | {"done": True, "seconds": seconds})
+        self.console.print(ended.line(f"{ended.state} ({seconds:.0f} s)"))
+
+
+def _written(output: Path) -> int:
+    """Return when a file or folder was last written; 0 without one."""
+    return output.stat().st_mtime_ns if output.exists() else 0
 
 
 def _reason(code: int, log: Path) -> str:
@@ -222,21 +210,9 @@ def _reason(code: int, log: Path) -> str:
 
 def read_stage(folder: Path) -> dict[str, Any]:
     """Return the notes about a stage's commands; {} if there are none."""
-    try:
-        content = json.loads((folder / STAGE_FILE).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    path = folder / STAGE_FILE
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
 def _note(folder: Path, verb: str, entry: dict[str, Any]) -> None:
     write_json_atomically(folder / STAGE_FILE, read_stage(folder) | {verb: entry})
-
-
-def _stamp(output: Path) -> tuple[int, int] | None:
-    """Return a value that changes whenever the output is written; None without an output."""
-    try:
-        stat = output.stat()
-    except OSError:
-        return None
-    return stat.st_ino, stat.st_mtime_ns

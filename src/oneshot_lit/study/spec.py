@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,44 @@ from oneshot_lit.io.config_files import check_config_files
 from oneshot_lit.io.files import read_text
 from oneshot_lit.io.runs import PRODUCTS
 from oneshot_lit.io.shipped import or_shipped
-from oneshot_lit.study.checks import mapping, whole_number
-from oneshot_lit.study.expand import expand, fill, require_filled
+from oneshot_lit.study.checks import mapping, number
+from oneshot_lit.study.expand import expand, fill
 from oneshot_lit.study.repairs import Repair, parse_repairs
-from oneshot_lit.study.stages import Command, Stage
 from oneshot_lit.study.sweeps import Sweep, parse_sweeps
 
 _KEYS = ("name", "title", "root", "seed", "jobs", "test", "stages", "sweeps", "repairs", "goals")
+# In the order in which a stage runs them.
+VERBS = ("select", "fit", "edit", "test")
+
+
+@dataclass(frozen=True)
+class Command:
+    """Config files of a command, and keys to set on top of them."""
+
+    config: tuple[str, ...]
+    set: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: where its model comes from, how it is trained (if at all) and tested.
+
+    A stage that selects instances ranks candidates for its model; it trains and tests none.
+
+    Attributes:
+        name: The stage's name and folder.
+        model: A model folder, a hub name, or the name of an earlier stage.
+        commands: Verb (select, fit, edit or test) -> its command, in their order.
+    """
+
+    name: str
+    model: str
+    commands: Mapping[str, Command]
+
+    @property
+    def makes_model(self) -> bool:
+        """Whether the stage makes its own model."""
+        return "fit" in self.commands or "edit" in self.commands
 
 
 @dataclass(frozen=True)
@@ -38,19 +70,24 @@ class Study:
     repairs: tuple[Repair, ...] = ()
     jobs: int = 1
 
+    @property
+    def threads(self) -> int | None:
+        """How many threads each command may use; None for no limit."""
+        return max(1, (os.cpu_count() or 1) // self.jobs) if self.jobs > 1 else None
+
     def folder(self, stage: Stage) -> Path:
         """Return the stage's output folder."""
         return self.root / stage.name
 
     def arguments(self, stage: Stage, verb: str) -> list[str]:
         """Return the command line of one of a stage's commands, without the program's name."""
-        command = stage.commands()[verb]
+        command = stage.commands[verb]
         model = stage.name if verb == "test" and stage.makes_model else stage.model
-        source = next((s for s in self.stages if s.name == model), None)
-        if source is not None:
-            model = (
-                str(self.folder(source) / PRODUCTS["fit"]) if source.makes_model else source.model
-            )
+        for source in self.stages:
+            if source.name == model:
+                own = str(self.folder(source) / PRODUCTS["fit"])
+                model = own if source.makes_model else source.model
+                break
         words = [verb]
         for file in command.config:
             words += ["--config", file]
@@ -77,86 +114,66 @@ def load_study(path: Path, root: Path | None = None, seed: int | None = None) ->
     Raises:
         OneShotError: naming the file and the key, if it is missing, unknown or malformed.
     """
-    if not path.is_file():
-        raise OneShotError(f"{path}: study file not found; see configs/study/.")
     check_config_files(["--config", str(path)])
     top = mapping(yaml.safe_load(read_text(path)), str(path), _KEYS)
-    stages_raw = top.get("stages")
-    if not isinstance(stages_raw, Mapping) or not stages_raw:
-        raise OneShotError(f"{path}: 'stages' must name at least one stage.")
-    chosen, place = (top.get("seed", 0), f"{path}: seed") if seed is None else (seed, "--seed")
     # The upper limit is NumPy's.
-    chosen = whole_number(chosen, place, 0, 2**32 - 1)
+    place = f"{path}: seed" if seed is None else "--seed"
+    seed = number(top.get("seed", 0) if seed is None else seed, place, int, 0, 2**32 - 1)
     name = str(top.get("name", path.stem))
-    given = top.get("root", f"runs/{name}") if root is None else root
-    folder, place = Path(str(given)).expanduser(), f"{path}: root" if root is None else "--root"
-    marks = {"seed": chosen, "root": str(folder)}
-    default = _command(top.get("test"), f"{path}: test", marks)
+    root = Path(root or str(top.get("root", f"runs/{name}"))).expanduser()
+    if blocked := [each for each in (root, *root.parents) if each.is_file()]:
+        raise OneShotError(f"{path}: root: {blocked[0]} is a file; give a folder.")
+    marks = {"seed": seed, "root": str(root)}
     stages: list[Stage] = []
-    for written, body in stages_raw.items():
+    for written, body in mapping(top.get("stages"), f"{path}: stages").items():
         for filled_name, filled in expand(str(written), body, f"{path}: stages.{written}"):
-            if filled_name in (s.name for s in stages):
-                raise OneShotError(f"{path}: two stages are called '{filled_name}'.")
-            stages.append(_stage(filled_name, filled, default, stages, path, marks))
-    names = [s.name for s in stages]
-    for output in [folder / each for each in names]:
-        for above in (output, *output.parents):
-            if above.exists() and not above.is_dir():
-                raise OneShotError(f"{place}: {above} is a file; give a folder.")
+            place = f"{path}: stages.{filled_name}"
+            if filled_name in (stage.name for stage in stages):
+                raise OneShotError(f"{place}: two stages have this name.")
+            keys = mapping(filled, place, ("model", *VERBS, "each"))
+            if "select" not in keys and "test" in top:
+                keys = {"test": top["test"], **keys}
+            stages.append(_stage(filled_name, fill(keys, marks, place), stages, place))
+    if not any("test" in stage.commands for stage in stages):
+        raise OneShotError(f"{path}: 'stages' must name at least one stage with a 'test'.")
+    names = [stage.name for stage in stages]
     return Study(
         name=name,
         title=str(top.get("title", name)),
-        root=folder,
-        seed=chosen,
+        root=root,
+        seed=seed,
         stages=tuple(stages),
         file=path,
         sweeps=parse_sweeps(top.get("sweeps"), names, f"{path}: sweeps"),
         repairs=parse_repairs(top.get("repairs"), top.get("goals"), names, str(path)),
-        jobs=whole_number(top.get("jobs", 1), f"{path}: jobs", 1, 1024),
+        jobs=number(top.get("jobs", 1), f"{path}: jobs", int, 1, 1024),
     )
 
 
-def _stage(
-    name: str,
-    body: Any,
-    default: Command | None,
-    earlier: Sequence[Stage],
-    path: Path,
-    marks: Mapping[str, Any],
-) -> Stage:
-    place = f"{path}: stages.{name}"
-    fields = mapping(body, place, ("model", "fit", "edit", "test", "select", "each"))
+def _stage(name: str, keys: Mapping[str, Any], earlier: Sequence[Stage], place: str) -> Stage:
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise OneShotError(f"{place}: a stage's name is its folder; use letters, digits, - _ and .")
-    if "model" not in fields:
+    if "model" not in keys:
         raise OneShotError(f"{place}: needs 'model': a folder, a hub name or an earlier stage.")
-    model = str(fill(fields["model"], marks))
-    require_filled(model, f"{place}.model")
+    model = str(keys["model"])
     # A stage that selects has no model.
-    models = [s.name for s in earlier if s.select is None]
+    models = [stage.name for stage in earlier if "select" not in stage.commands]
     if "/" not in model and not Path(model).exists() and model not in models:
         hint = did_you_mean(model, models)
         raise OneShotError(f"{place}: model '{model}' is no earlier stage and no folder{hint}.")
-    fit, edit, test, select = (
-        _command(fields.get(verb), f"{place}.{verb}", marks)
-        for verb in ("fit", "edit", "test", "select")
-    )
-    if select is not None and any(c is not None for c in (fit, edit, test)):
-        raise OneShotError(f"{place}: selects; 'fit' and 'test' belong to a stage of their own.")
-    if fit is not None and edit is not None:
-        raise OneShotError(f"{place}: has 'fit' and 'edit'; give each a stage of its own.")
-    if select is None and (test := test or default) is None:
-        raise OneShotError(f"{place}: needs 'test', here or for the whole study.")
-    return Stage(name, model, fit, test, select, edit)
+    given = [verb for verb in VERBS if keys.get(verb) is not None]
+    if given not in (["select"], ["test"], ["fit", "test"], ["edit", "test"]):
+        raise OneShotError(
+            f"{place}: needs 'test', here or for the whole study, alone or with 'fit' or 'edit'; "
+            "'select' stands alone."
+        )
+    return Stage(name, model, {verb: _command(keys[verb], f"{place}.{verb}") for verb in given})
 
 
-def _command(raw: Any, place: str, marks: Mapping[str, Any]) -> Command | None:
-    if raw is None:
-        return None
-    fields = mapping(
-        {"config": raw} if isinstance(raw, (str, list)) else raw, place, ("config", "set")
-    )
-    files = fields.get("config")
+def _command(raw: Any, place: str) -> Command:
+    keys = {"config": raw} if isinstance(raw, (str, list)) else raw
+    keys = mapping(keys, place, ("config", "set"))
+    files = keys.get("config")
     files = [files] if isinstance(files, str) else files
     if not isinstance(files, list) or not files:
         raise OneShotError(f"{place}: needs 'config': one file or a list of them.")
@@ -166,6 +183,4 @@ def _command(raw: Any, place: str, marks: Mapping[str, Any]) -> Command | None:
         check_config_files([f"--config={file}" for file in paths])
     except OneShotError as error:
         raise OneShotError(f"{place}: {error}") from error
-    overrides = fill(mapping(fields.get("set") or {}, f"{place}.set"), marks)
-    require_filled(overrides, f"{place}.set")
-    return Command(tuple(paths), overrides)
+    return Command(tuple(paths), mapping(keys.get("set") or {}, f"{place}.set"))

@@ -7,10 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
+
 from oneshot_lit.errors import OneShotError
+from oneshot_lit.report.scores import ATTACK, REFUSAL, largest_loss, worst
 from oneshot_lit.study.checks import mapping, stage_name
 
 _NUMBER = r"(-?\d+(?:\.\d+)?(?:e-?\d+)?)"
+_LOSS = "largest loss of a skill"
 
 
 @dataclass(frozen=True)
@@ -39,28 +43,18 @@ def parse_sweeps(raw: Any, stages: Sequence[str], place: str) -> tuple[Sweep, ..
     Raises:
         OneShotError: naming the key, if it is malformed or names no stage.
     """
-    if not isinstance(raw, (list, type(None))):
-        raise OneShotError(f"{place}: must be a list of sweeps.")
-    return tuple(_parse(each, stages, f"{place}[{i}]") for i, each in enumerate(raw or ()))
-
-
-def _parse(raw: Any, stages: Sequence[str], place: str) -> Sweep:
-    keys = mapping(raw, place, ("title", "x", "lines", "levels"))
-    lines, levels = (
-        mapping(
-            keys.get("lines"), f"{place}.lines", what="a label to a stage name with '{}' in it"
-        ),
-        keys.get("levels") or [],
-    )
-    if not isinstance(levels, list):
-        raise OneShotError(f"{place}.levels: must be a list of stage names.")
-    x = str(keys.get("x", "value"))
-    return Sweep(
-        title=str(keys.get("title", x)),
-        x=x,
-        lines={str(k): _members(str(v), stages, f"{place}.lines.{k}") for k, v in lines.items()},
-        levels=tuple(stage_name(level, stages, f"{place}.levels") for level in levels),
-    )
+    sweeps = []
+    for i, each in enumerate(raw or ()):
+        here = f"{place}[{i}]"
+        keys = mapping(each, here, ("title", "x", "lines", "levels"))
+        x = str(keys.get("x", "value"))
+        lines = {
+            str(label): _members(str(pattern), stages, f"{here}.lines.{label}")
+            for label, pattern in mapping(keys.get("lines"), f"{here}.lines").items()
+        }
+        levels = tuple(stage_name(s, stages, f"{here}.levels") for s in keys.get("levels") or ())
+        sweeps.append(Sweep(str(keys.get("title", x)), x, lines, levels))
+    return tuple(sweeps)
 
 
 def _members(pattern: str, stages: Sequence[str], place: str) -> tuple[tuple[float, str], ...]:
@@ -75,44 +69,39 @@ def _members(pattern: str, stages: Sequence[str], place: str) -> tuple[tuple[flo
     return tuple(sorted(matches))
 
 
-def sweep_scores(sweep: Sweep, stages: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def sweep_scores(
+    sweep: Sweep, scores: pd.DataFrame, origins: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
     """Return measure -> what to draw: ``lines``, label -> (number, value), and ``levels``.
 
     The measures are the attack success rate and the over-refusal of the worst set, and the largest
-    loss of a skill (any task score) against the model that the stage started from. A measure that
-    no stage has is left out.
+    loss of a skill (any task score) against the stage that the model comes from. A measure that no
+    stage has is left out.
 
     Args:
         sweep: The sweep.
-        stages: Stage name -> its entry in ``results.json``.
+        scores: The scores of a report that has all its stages.
+        origins: Stage -> the one that its model comes from.
     """
-    values = {name: _measures(stage, stages) for name, stage in stages.items()}
-    scores = {}
-    for measure in ("attack", "refusal", "loss"):
+    drawn = {}
+    for title, measure in (
+        ("harmful prompts answered (worst set)", ATTACK),
+        ("harmless prompts refused (worst set)", REFUSAL),
+        (_LOSS, _LOSS),
+    ):
+
+        def value(stage: str, measure: str = measure) -> float | None:
+            if measure == _LOSS:
+                loss = largest_loss(scores, origins.get(stage, ""), stage)
+                return None if loss is None else loss[1]
+            row = worst(scores, stage, measure)
+            return None if row is None else float(row["value"])
+
         lines = {
-            label: [(x, v) for x, stage in members if (v := values[stage][measure]) is not None]
+            label: [(x, y) for x, stage in members if (y := value(stage)) is not None]
             for label, members in sweep.lines.items()
         }
-        levels = {s: v for s in sweep.levels if (v := values[s][measure]) is not None}
+        levels = {stage: y for stage in sweep.levels if (y := value(stage)) is not None}
         if any(lines.values()):
-            scores[_TITLES[measure]] = {"lines": lines, "levels": levels}
-    return scores
-
-
-_TITLES = {
-    "attack": "harmful prompts answered (worst set)",
-    "refusal": "harmless prompts refused (worst set)",
-    "loss": "largest loss of a skill",
-}
-
-
-def _measures(stage: Mapping[str, Any], stages: Mapping[str, Any]) -> dict[str, float | None]:
-    from oneshot_lit.study.scores import ATTACK, REFUSAL, largest_loss, rates
-
-    start = stages.get(stage.get("from", ""))
-    loss = None if start is None else largest_loss(start["metrics"], stage["metrics"])
-    return {
-        "attack": max(rates(stage["metrics"], ATTACK).values(), default=None),
-        "refusal": max(rates(stage["metrics"], REFUSAL).values(), default=None),
-        "loss": None if loss is None else loss[1],
-    }
+            drawn[title] = {"lines": lines, "levels": levels}
+    return drawn

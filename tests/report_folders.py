@@ -156,7 +156,7 @@ def add_judge(root: Path, judge: str, name: str, metric: str, scores: Scores, **
 def report_of(*folders: Path, **options: Any) -> dict[str, Any]:
     """Return the content of ``report.json`` for the runs in some folders."""
     runs = [read_run(folder.name, folder) for folder in folders]
-    return build_report(runs, "t", folders[0].parent / "out", **options).as_json()
+    return build_report(runs, "t", **options).as_json()
 
 
 def score_of(content: Mapping[str, Any], key: str, run: str) -> dict[str, Any]:
