@@ -7,7 +7,6 @@ import csv
 import gzip
 import io
 import json
-import lzma
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,6 @@ PACKED: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,
     ".gz": gzip.compress,
     ".bz2": bz2.compress,
-    ".xz": lzma.compress,
     ".zst": lambda raw: pyarrow.Codec("zstd").compress(raw, asbytes=True),
 }
 
@@ -149,7 +147,7 @@ def test_a_parquet_file_that_is_not_utf8(tmp_path: Path) -> None:
     assert message == f"{path}: holds text that is not UTF-8; re-encode it."
 
 
-@pytest.mark.parametrize("packed", [".gz", ".bz2", ".xz", ".zst"])
+@pytest.mark.parametrize("packed", [".gz", ".bz2", ".zst"])
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".json", ".parquet"])
 def test_a_damaged_file_is_named(suffix: str, packed: str, write) -> None:
     path = Path(write(suffix, packed, PAIRS * 2000))
@@ -181,7 +179,7 @@ def test_a_parquet_file_that_names_a_column_twice(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["gone.parquet", "gone.jsonl.gz", "gone.tsv", "data/gone.json.xz"])
+@pytest.mark.parametrize("name", ["gone.parquet", "gone.jsonl.gz", "gone.tsv", "data/gone.json.gz"])
 @pytest.mark.parametrize("source", [TableFile, ChatJsonl, HuggingFaceDataset])
 def test_a_file_that_is_not_there_is_not_asked_of_the_hub(
     name: str, source: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -222,7 +220,7 @@ def test_other_types_are_refused_with_those_known(tmp_path: Path) -> None:
     path.write_bytes(b"")
     message = said(TableFile(str(path)).load)
     assert message.startswith(f"{path}: unknown table type '.xlsx'; use .csv, .tsv, .jsonl,")
-    assert "compressed (.gz, .bz2, .xz, .zst)" in message
+    assert "compressed (.gz, .bz2, .zst)" in message
 
 
 def test_the_header_option_is_for_tsv_files_too(tmp_path: Path) -> None:
@@ -232,6 +230,6 @@ def test_the_header_option_is_for_tsv_files_too(tmp_path: Path) -> None:
     assert turns(rows) == [[("user", "one, two ?"), ("assistant", "fine")]]
     path.write_text("prompt\ttarget\none\n")
     assert (
-        "row 1: has another number of fields than the header (2); fix its quotes or tabs."
+        "row 1: has another number of fields than the header (2); fix its quotes or separators."
         in said(TableFile(str(path)).load)
     )

@@ -69,8 +69,6 @@ def refusal(root: Path) -> str:
             {"malformed": 9},
             "unjudged.harmful counts 9 of 3 answers",
         ),
-        (("evaluations", "judge/mine", "scores"), "x", "judge/mine.scores must be a list of keys"),
-        (("evaluations", "judge/mine", "scores"), [5], "judge/mine.scores must be a list of keys"),
         (("evaluations", "lm_eval/arc", "samples"), "4", "arc.samples must be a whole number"),
         (
             ("evaluations", "lm_eval/arc", "stderr"),

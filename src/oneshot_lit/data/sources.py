@@ -150,7 +150,7 @@ class ChatJsonl(FileSource):
 
     Args:
         path: The JSONL file, or a Parquet or JSON file with these keys; a name that ends in
-            ``.gz``, ``.bz2``, ``.xz`` or ``.zst`` is read as compressed.
+            ``.gz``, ``.bz2`` or ``.zst`` is read as compressed.
     """
 
     def __init__(self, path: str, **kwargs: Any) -> None:

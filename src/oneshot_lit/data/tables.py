@@ -101,7 +101,7 @@ class TableFile(MappedSource):
 
     Args:
         path: A ``.csv``, ``.tsv``, ``.jsonl``, ``.json`` (list of objects) or ``.parquet`` file;
-            a name that ends in ``.gz``, ``.bz2``, ``.xz`` or ``.zst`` is read as compressed.
+            a name that ends in ``.gz``, ``.bz2`` or ``.zst`` is read as compressed.
         header: Names for the columns of a CSV or TSV file that has no header line, such as
             ``[prompt]``.
     """

@@ -5,36 +5,19 @@ Each row comes with its number, so that every later error can name its file and 
 
 from __future__ import annotations
 
-import bz2
 import codecs
 import csv
-import gzip
 import io
 import json
-import lzma
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 from oneshot_lit.errors import OneShotError, RowError
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
-
-
-def _open_zstandard(file: Path) -> io.BufferedReader:
-    import pyarrow
-
-    return io.BufferedReader(pyarrow.input_stream(str(file), compression="zstd"))
-
-
-_DECOMPRESS: dict[str, Callable[[Path], Any]] = {
-    ".gz": gzip.open,
-    ".bz2": bz2.open,
-    ".xz": lzma.open,
-    ".zst": _open_zstandard,
-}
+# Suffix -> the name that pyarrow has for the compression.
+_COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 
 Rows = Iterator[tuple[int, dict[str, Any]]]
 OnFault = Callable[[RowError], None]
@@ -57,43 +40,41 @@ def read_rows(
         path: The file.
         on_fault: Gets the error of a faulty row, and raises it or returns to go on without the row.
         header: Names of the columns of a CSV or TSV file without a header line.
-        default: Format of a name without a known suffix; None refuses it. Lines of JSON may then be
-            called ``.json``, too.
+        default: Format of a name without a known suffix; None refuses it.
 
     Raises:
         OneShotError: naming the file if it is missing, damaged or of an unknown type.
     """
     suffix, _ = suffixes_of(path)
     suffix = suffix if suffix in FORMATS or default is None else default
-    with _opened(path) as file:
-        if suffix not in FORMATS:
-            raise OneShotError(
-                f"{path}: unknown table type '{suffix}'; use {', '.join(FORMATS)}, as it is or "
-                f"compressed ({', '.join(_DECOMPRESS)})."
-            )
-        if suffix in (".csv", ".tsv"):
-            yield from _read_csv(path, file, on_fault, header, "," if suffix == ".csv" else "\t")
-        elif header is not None:
-            raise OneShotError(f"{path}: header is for .csv files and .tsv files alone; drop it.")
-        elif suffix == ".parquet":
-            yield from _read_parquet(path, file)
-        elif suffix == ".json" and (default is None or _begins_a_list(file)):
-            yield from _read_json(path, file, on_fault)
-        else:
-            yield from _read_json_lines(path, file, on_fault)
+    content = _content(path)
+    if suffix not in FORMATS:
+        raise OneShotError(
+            f"{path}: unknown table type '{suffix}'; use {', '.join(FORMATS)}, as it is or "
+            f"compressed ({', '.join(_COMPRESSIONS)})."
+        )
+    if suffix in (".csv", ".tsv"):
+        yield from _read_csv(path, content, on_fault, header, "," if suffix == ".csv" else "\t")
+    elif header is not None:
+        raise OneShotError(f"{path}: header is for .csv files and .tsv files alone; drop it.")
+    elif suffix == ".parquet":
+        yield from _read_parquet(path, content)
+    elif suffix == ".json" and content.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[":
+        yield from _read_json_list(path, content, on_fault)
+    else:
+        yield from _read_json_lines(path, content, on_fault)
 
 
 def read_jsonl(path: str | Path) -> Rows:
     """Yield (row number from 1, object) of a JSONL file, whatever its name."""
-    with _opened(path) as file:
-        yield from _read_json_lines(path, file, refuse)
+    yield from _read_json_lines(path, _content(path), refuse)
 
 
 def suffixes_of(path: str | Path) -> tuple[str, str]:
     """Return the format and the compression that a file's name tells, such as .csv and .gz."""
     name = Path(path)
     compression = name.suffix.lower()
-    if compression not in _DECOMPRESS:
+    if compression not in _COMPRESSIONS:
         return compression, ""
     return name.with_suffix("").suffix.lower(), compression
 
@@ -110,33 +91,33 @@ def require_file(path: str | Path) -> Path:
     return file
 
 
-@contextmanager
-def _opened(path: str | Path) -> Iterator[Any]:
-    """Open a file, decompressed if its name says so; a damaged one is named."""
+def _content(path: str | Path) -> bytes:
+    """Return what a file holds, decompressed if its name says so."""
     file = require_file(path)
     compression = suffixes_of(file)[1]
+    if not compression:
+        return file.read_bytes()
+    import pyarrow
+
     try:
-        with _DECOMPRESS[compression](file) if compression else file.open("rb") as handle:
-            yield handle
-    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
-        # Errors of the file system have a number.
-        if not compression or getattr(error, "errno", None) is not None:
-            raise
+        with pyarrow.input_stream(str(file), _COMPRESSIONS[compression]) as stream:
+            return bytes(stream.read())
+    except (OSError, pyarrow.ArrowException) as error:
         raise OneShotError(
             f"{path}: damaged, or not a {compression} file ({error}); get it again."
         ) from error
 
 
-def _read_json_lines(path: str | Path, file: BinaryIO, on_fault: OnFault) -> Rows:
-    for number, line in enumerate(file, start=1):
+def _read_json_lines(path: str | Path, content: bytes, on_fault: OnFault) -> Rows:
+    lines = content.removeprefix(codecs.BOM_UTF8).split(b"\n")
+    for number, line in enumerate(lines, start=1):
         origin = f"{path} row {number}"
         try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-            row = _row(json.loads(text), origin) if text else None
+            row = _row(json.loads(line.decode()), origin) if line.strip() else None
         except UnicodeDecodeError:
             on_fault(_not_utf8(origin))
         except (ValueError, RecursionError) as error:
-            on_fault(RowError(origin, "not JSON", f" ({_why(error)}); fix it."))
+            on_fault(RowError(origin, "not JSON", f" ({str(error)[:100]}); fix it."))
         except RowError as error:
             on_fault(error)
         else:
@@ -144,16 +125,14 @@ def _read_json_lines(path: str | Path, file: BinaryIO, on_fault: OnFault) -> Row
                 yield number, row
 
 
-def _read_json(path: str | Path, file: BinaryIO, on_fault: OnFault) -> Rows:
+def _read_json_list(path: str | Path, content: bytes, on_fault: OnFault) -> Rows:
     try:
-        table = json.loads(file.read().decode("utf-8-sig"))
+        table = json.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
+        line = content.count(b"\n", 0, error.start) + 1
         raise OneShotError(f"{path} line {line}: not UTF-8 text; re-encode it.") from error
     except (ValueError, RecursionError) as error:
-        raise OneShotError(f"{path}: not a JSON file ({_why(error)}); fix it.") from error
-    if not isinstance(table, list):
-        raise OneShotError(f"{path}: must be a list of objects.")
+        raise OneShotError(f"{path}: not a JSON file ({str(error)[:100]}); fix it.") from error
     for number, value in enumerate(table, start=1):
         try:
             row = _row(value, f"{path} row {number}")
@@ -161,14 +140,6 @@ def _read_json(path: str | Path, file: BinaryIO, on_fault: OnFault) -> Rows:
             on_fault(error)
         else:
             yield number, row
-
-
-def _begins_a_list(file: Any) -> bool:
-    return bool(file.peek(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[")
-
-
-def _why(error: Exception) -> str:
-    return "nested too deep" if isinstance(error, RecursionError) else str(error)[:100]
 
 
 def _row(value: Any, origin: str) -> dict[str, Any]:
@@ -194,16 +165,16 @@ def _not_utf8(origin: str) -> RowError:
 
 def _read_csv(
     path: str | Path,
-    file: BinaryIO,
+    content: bytes,
     on_fault: OnFault,
     header: Sequence[str] | None,
     delimiter: str,
 ) -> Rows:
     csv.field_size_limit(2**31 - 1)
-    names = None if header is None else _distinct(list(header), path)
-    number = 0
     # Bytes that are not UTF-8 become lone surrogates, so that their row can be named.
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    text = io.StringIO(content.decode("utf-8-sig", errors="surrogateescape"), newline="")
+    names = None if header is None else list(header)
+    number = 0
     try:
         for cells in csv.reader(text, strict=True, delimiter=delimiter):
             if not cells:
@@ -215,14 +186,10 @@ def _read_csv(
                 continue
             number += 1
             origin = f"{path} row {number}"
-            if number == 1 and cells == header:
-                raise OneShotError(
-                    f"{path}: its first line is already {in_short(cells)}; drop header."
-                )
             if len(cells) != len(names):
-                between = "commas" if delimiter == "," else "tabs"
                 reason = "has another number of fields than the header"
-                on_fault(RowError(origin, reason, f" ({len(names)}); fix its quotes or {between}."))
+                advice = f" ({len(names)}); fix its quotes or separators."
+                on_fault(RowError(origin, reason, advice))
             elif not _is_unicode(cells):
                 on_fault(_not_utf8(origin))
             else:
@@ -242,14 +209,12 @@ def _distinct(names: list[str], path: str | Path) -> list[str]:
     return names
 
 
-def _read_parquet(path: str | Path, file: Any) -> Rows:
+def _read_parquet(path: str | Path, content: bytes) -> Rows:
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
-    # Columns are looked up from the end of the file, which is slow in a compressed one.
-    content = io.BytesIO(file.read()) if suffixes_of(path)[1] else file
     try:
-        table = ParquetFile(content)
+        table = ParquetFile(io.BytesIO(content))
         _distinct(table.schema_arrow.names, path)
         rows = (row for batch in table.iter_batches() for row in batch.to_pylist())
         for number, row in enumerate(rows, start=1):
