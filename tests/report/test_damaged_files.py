@@ -56,7 +56,6 @@ def refusal(root: Path) -> str:
         (("metrics", "x\n/y"), "1", "metrics.x<U+000A>/y must be a number or null"),
         (("decoding", "temperature"), NAN, "holds a NaN or infinite number"),
         (("decoding",), "greedy", "decoding must be an object"),
-        (("evaluations", "judge/mine"), 5, "evaluations.judge/mine must be an object"),
         (("evaluations", "judge/mine", "samples"), None, "judge/mine.samples must be an object"),
         (("evaluations", "judge/mine", "unjudged"), None, "judge/mine.unjudged must be an object"),
         (

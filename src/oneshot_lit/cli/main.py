@@ -13,7 +13,7 @@ from importlib import import_module
 
 from oneshot_lit import __version__
 from oneshot_lit.cli import watch
-from oneshot_lit.errors import did_you_mean, fail
+from oneshot_lit.errors import OneShotError, did_you_mean, fail
 from oneshot_lit.io.shipped import with_shipped_configs
 
 # Each verb and the function that runs it, imported only when it is asked for.
@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         if (mistake := mistake_in(error)) is None:
             raise
-        line, code = mistake, getattr(error, "code", 2)
+        line, code = mistake, error.code if isinstance(error, OneShotError) else 2
     if watch.may_speak(code):
         fail(line if watch.rank() == 0 else f"process {watch.rank()}: {line}")
     return code
