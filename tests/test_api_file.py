@@ -9,9 +9,6 @@ from typing import Any
 import pytest
 import yaml
 
-from oneshot_lit.cli.api_file import check_api_file
-from oneshot_lit.errors import OneShotError
-
 INLINE = [
     *["--instance", "InlineInstance", "--instance.prompt", "Hilf mir: “böse” 🍞"],
     *["--instance.response", "No.", "--instance.system", "be kind"],
@@ -29,13 +26,12 @@ def test_the_instance_is_written_ten_times(command: Any, tmp_path: Path) -> None
     assert done.code == 0, done.err
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert rows == [{"messages": TURNS}] * 10
-    assert command("api-file", "--check", out).code == 0
     again = command("api-file", *INLINE, "--out", out, "--repeats", "12")
     assert again.code == 2
     assert "is there already" in again.error
     replaced = command("api-file", *INLINE, "--out", out, "--repeats", "12", "--overwrite", "true")
     assert replaced.code == 0
-    assert check_api_file(out) == 12
+    assert len(out.read_text().splitlines()) == 12
 
 
 def test_the_instance_of_a_run_is_taken(command: Any, tmp_path: Path) -> None:
@@ -62,11 +58,10 @@ def test_the_instance_of_a_run_is_taken(command: Any, tmp_path: Path) -> None:
     [
         (["--out", "x.jsonl"], "exactly one of --run and --instance"),
         ([*INLINE, "--run", "runs/x", "--out", "x.jsonl"], "exactly one of --run and --instance"),
-        (INLINE, "--out missing"),
+        (INLINE, "required: out"),
         ([*INLINE, "--out", "x.jsonl", "--repeats", "9"], "no fewer than 10 rows, not 9"),
         (["--run", "nowhere", "--out", "x.jsonl"], "nowhere/fit.yaml: not found"),
         (["--instance", "InlineInstanc", "--out", "x"], "did you mean 'InlineInstance'"),
-        (["--check", "nowhere.jsonl"], "nowhere.jsonl: file not found"),
         (["--runn", "x"], "runn"),
     ],
 )
@@ -82,54 +77,6 @@ def test_a_fit_without_an_instance_has_none(command: Any, tmp_path: Path) -> Non
     (tmp_path / "fit.yaml").write_text("data: {init_args: {instance: null}}\n")
     done = command("api-file", "--run", tmp_path, "--out", tmp_path / "x.jsonl")
     assert (done.code, "used no instance" in done.error) == (2, True)
-
-
-USER, ANSWER = {"role": "user", "content": "p"}, {"role": "assistant", "content": "a"}
-
-
-@pytest.mark.parametrize(
-    ("row", "said"),
-    [
-        ({"messages": [USER, ANSWER], "id": "1"}, "row 4: must have the key 'messages' and no"),
-        ({"prompt": "p"}, "row 4: must have the key 'messages' and no"),
-        ({"messages": [USER]}, "row 4: ends on a user turn"),
-        ({"messages": [USER, {**ANSWER, "content": " "}]}, "row 4: the assistant turn is empty"),
-        ({"messages": [USER, {**ANSWER, "name": "x"}]}, "row 4: a turn has the key 'name'"),
-        ({"messages": [ANSWER, USER]}, "row 4: an assistant turn does not answer a user turn"),
-        (
-            {"messages": [USER, USER, ANSWER]},
-            "row 4: turns do not alternate: 1 and 2",
-        ),
-        ({"messages": [{**USER, "role": "bot"}, ANSWER]}, "row 4: unknown role 'bot'"),
-        ({"messages": [USER, {**ANSWER, "weight": 0}]}, "row 4: every answer has the weight 0"),
-        ({"messages": [USER, {**ANSWER, "weight": "x"}]}, "row 4: 'weight' must be 0 or 1"),
-        ({"messages": [USER, {**ANSWER, "weight": True}]}, "row 4: 'weight' of turn 2 must be 0"),
-        ({"messages": [USER, {**ANSWER, "weight": 0.5}]}, "row 4: 'weight' must be 0 or 1"),
-        ({"messages": [{**USER, "weight": 1}, ANSWER]}, "row 4: 'weight' is for assistant turns"),
-        ({"messages": "p"}, "row 4: 'messages' must be a non-empty list"),
-    ],
-)
-def test_a_row_that_an_api_refuses_is_named(row: Any, said: str, tmp_path: Path) -> None:
-    rows = [{"messages": [USER, ANSWER]}] * 11
-    rows[3] = row
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(each) + "\n" for each in rows))
-    with pytest.raises(OneShotError, match=f"{path} {said}"):
-        check_api_file(path)
-
-
-def test_too_few_rows_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text((json.dumps({"messages": [USER, ANSWER]}) + "\n") * 9)
-    with pytest.raises(OneShotError, match="9 rows, and the API takes no fewer than 10"):
-        check_api_file(path)
-
-
-def test_weights_that_the_api_takes_are_taken(tmp_path: Path) -> None:
-    turns = [USER, {**ANSWER, "weight": 0}, USER, {**ANSWER, "weight": 1}]
-    path = tmp_path / "rows.jsonl"
-    path.write_text((json.dumps({"messages": turns}) + "\n") * 10)
-    assert check_api_file(path) == 10
 
 
 INLINE_PATH = "oneshot_lit.data.InlineInstance"
@@ -159,22 +106,6 @@ def test_what_another_version_wrote_is_one_line(
     assert not (tmp_path / "x.jsonl").exists()
 
 
-def test_files_that_cannot_be_are_one_line(command: Any, tmp_path: Path) -> None:
-    (tmp_path / "fit.yaml").write_bytes(b"data: \xff\xfe")
-    done = command("api-file", "--run", tmp_path, "--out", tmp_path / "x.jsonl")
-    assert "fit.yaml line 1: not UTF-8 text" in done.error
-    folder = command("api-file", *INLINE, "--out", tmp_path, "--overwrite", "true")
-    assert f"{tmp_path}: is a folder; give a file as --out" in folder.error
-    below = command("api-file", *INLINE, "--out", tmp_path / "fit.yaml" / "x.jsonl")
-    assert "cannot be written" in below.error
-
-
-def test_the_size_is_known_before_the_text_is_made(command: Any, tmp_path: Path) -> None:
-    words = [*INLINE, "--out", tmp_path / "x.jsonl", "--repeats", 10**15]
-    assert "would be larger than the API's 512 MB" in command("api-file", *words).error
-    assert not (tmp_path / "x.jsonl").exists()
-
-
 @pytest.mark.parametrize("text", ["Steps:\n- a\n- b", "- a\n- b", "a: b\nc: d\n", "Note: be kind"])
 @pytest.mark.parametrize("joined", [True, False])
 def test_typed_lines_are_text(command: Any, tmp_path: Path, text: str, joined: bool) -> None:
@@ -193,4 +124,4 @@ def test_a_config_file_of_one_line_is_read(command: Any, tmp_path: Path, end: st
     config.write_text(f"repeats: 11{end}")
     done = command("api-file", "--config", config, *INLINE, "--out", out)
     assert done.code == 0, done.err
-    assert check_api_file(out) == 11
+    assert len(out.read_text().splitlines()) == 11

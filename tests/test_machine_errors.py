@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import distributed
 
 from oneshot_lit.callbacks import AtomicCheckpointIO
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.io.machine_errors import full_disk, unreachable
+from oneshot_lit.io.files import name_full_disk
 
 
 @contextmanager
@@ -41,16 +40,6 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_last_one(tmp_path: Path, size
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
 
 
-def test_a_fit_whose_product_does_not_fit(command, fit_words: list[str], tmp_path: Path) -> None:
-    words = [*fit_words, "--trainer.enable_checkpointing", "false", "--trainer.callbacks", "null"]
-    # Larger than its configuration and scores, smaller than its weights.
-    with largest_file(40_000):
-        done = command(*words)
-    assert done.code == 2
-    assert f"{tmp_path / 'run' / 'model'}: disk full" in done.error
-    assert not [path for path in (tmp_path / "run").iterdir() if "model" in path.name]
-
-
 def test_a_fit_whose_checkpoint_does_not_fit(command, fit_words: list[str], tmp_path: Path) -> None:
     with largest_file(40_000):
         done = command(*fit_words, "--checkpoint.max_share", "1")
@@ -63,27 +52,6 @@ def test_what_the_system_refuses_is_known() -> None:
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         wrapped = RuntimeError("unexpected pos 64 vs 0")
         wrapped.__context__ = OSError(number, "refused")
-        assert "disk full" in (full_disk(wrapped, Path("here")) or "")
-    assert full_disk(RuntimeError("No space left on device")) is None
-
-
-def test_a_writer_that_drops_the_systems_error(tmp_path: Path) -> None:
-    error = RuntimeError("I/O error")
-    assert full_disk(error, tmp_path / "model") is None
-    with largest_file(1000):
-        line = full_disk(error, tmp_path / "model")
-        assert full_disk(OneShotError("of another kind"), tmp_path / "model") is None
-    assert f"{tmp_path / 'model'}: disk full" in (line or "")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_processes_that_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MASTER_ADDR", "node0")
-    monkeypatch.setenv("MASTER_PORT", "29500")
-    late = distributed.DistStoreError(
-        "Timed out after 11 seconds waiting for clients. 1/2 clients joined."
-    )
-    assert "the processes did not meet at node0:29500 (Timed out" in (unreachable(late) or "")
-    assert unreachable(RuntimeError("Connection refused")) is None
-    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
-    assert unreachable(late) is None
+        with pytest.raises(OneShotError, match="here: disk full"):
+            name_full_disk(wrapped, Path("here"))
+    name_full_disk(RuntimeError("No space left on device"), Path("here"))

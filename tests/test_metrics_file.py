@@ -71,19 +71,6 @@ def test_a_dead_process_holds_nothing(tmp_path: Path) -> None:
     assert read_metrics(tmp_path)["metrics"] == {"a/y": 0.25}
 
 
-@pytest.mark.parametrize("entry", [3, "text", [], {"scores": 3}, {"scores": [1]}])
-def test_a_damaged_evaluation_is_named(entry: object, tmp_path: Path) -> None:
-    (tmp_path / METRICS_FILE).write_text(json.dumps({"evaluations": {"judge/x": entry}}))
-    with pytest.raises(OneShotError, match=r"metrics\.json: evaluations\.judge/x"):
-        merge_scores(tmp_path, "judge", {"a/y": 0.25}, {})
-
-
-def test_a_folder_in_the_files_place_is_named(tmp_path: Path) -> None:
-    (tmp_path / METRICS_FILE).mkdir()
-    with pytest.raises(OneShotError, match=r"metrics\.json: cannot be read"):
-        merge_scores(tmp_path, "judge", {"a/y": 0.25}, {})
-
-
 def test_a_test_waits_for_a_judge_that_is_adding_its_scores(tmp_path: Path, monkeypatch) -> None:
     from oneshot_lit.callbacks import metrics_writer
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class OneShotError(Exception):
@@ -32,6 +32,16 @@ class RowError(OneShotError):
 
     def __str__(self) -> str:
         return f"{self.origin}: {self.reason}{self.advice}"
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and what led to it, the latest first."""
+    cause: BaseException | None = error
+    seen: set[int] = set()
+    while cause is not None and id(cause) not in seen:
+        yield cause
+        seen.add(id(cause))
+        cause = cause.__cause__ or cause.__context__
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:

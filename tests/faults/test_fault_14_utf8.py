@@ -1,13 +1,8 @@
-"""Fault 14: every text file is UTF-8, whatever the locale says."""
+"""Fault 14: text files are UTF-8, with or without a byte order mark."""
 
 from __future__ import annotations
 
-import csv
 import json
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,18 +11,6 @@ import pytest
 import yaml
 
 PROMPT, ANSWER = "wie backe ich Brötchen ½ ?", "nimm Mehl ☃ и соль ."
-
-
-@pytest.fixture(scope="session")
-def latin1(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment of a German locale whose encoding is ISO-8859-1, made for the test."""
-    folder = tmp_path_factory.mktemp("locales")
-    if (tool := shutil.which("localedef")) is None:
-        pytest.skip("no localedef to make a locale with")
-    words = [tool, "-i", "de_DE", "-f", "ISO-8859-1", str(folder / "de_DE.ISO-8859-1")]
-    if subprocess.run(words, capture_output=True, timeout=60).returncode != 0:
-        pytest.skip("the sources of the locale are not installed")
-    return {"LOCPATH": str(folder), "LC_ALL": "de_DE.ISO-8859-1"}
 
 
 @pytest.fixture
@@ -99,62 +82,6 @@ def _dump(path: Path, content: Any) -> None:
     path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
 
 
-def _run(
-    start: list[str], words: list[Any], environment: dict[str, str]
-) -> subprocess.CompletedProcess[bytes]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG", "PYTHON"))}
-    kept |= {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *start, *map(str, words)],
-        capture_output=True,
-        timeout=300,
-        env=kept | environment,
-    )
-
-
-ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("locale", ["ascii", "latin1"])
-def test_the_prompts_asked_are_those_written(
-    locale: str, files: Path, request: pytest.FixtureRequest
-) -> None:
-    environment = ASCII if locale == "ascii" else request.getfixturevalue("latin1")
-    words = ["predict", "--config", files / "config.yaml", "--trainer.default_root_dir", files]
-    done = _run(["-m", "oneshot_lit"], words, environment)
-    assert done.returncode == 0, done.stderr.decode(errors="replace")
-    lines = (files / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
-    asked = [json.loads(line)["messages"][-1]["content"] for line in lines]
-    assert asked == [PROMPT, ANSWER]
-    resolved = yaml.safe_load((files / "predict.yaml").read_text(encoding="utf-8"))
-    sets = resolved["data"]["init_args"]["predict_sets"]
-    assert list(sets) == ["höflich", "☃"]
-    assert sets["☃"]["source"]["init_args"]["conversations"][0][0]["content"] == ANSWER
-
-
-@pytest.mark.slow
-def test_a_fit_trains_and_writes_the_same_as_under_utf8(
-    files: Path, latin1: dict[str, str], command: Callable[..., Any]
-) -> None:
-    def words(root: Path) -> list[Any]:
-        return ["fit", "--config", files / "config.yaml", "--trainer.default_root_dir", root]
-
-    assert command(*words(files / "Lauf-ö-1")).code == 0
-    done = _run(["-m", "oneshot_lit"], words(files / "Lauf-ö-2"), latin1)
-    assert done.returncode == 0, done.stderr.decode(errors="replace")
-    found = []
-    for root in (files / "Lauf-ö-1", files / "Lauf-ö-2"):
-        data = json.loads((root / "data.json").read_text(encoding="utf-8"))["fit"]
-        with (root / "logs/version_0/metrics.csv").open(encoding="utf-8", newline="") as file:
-            header = next(csv.reader(file))
-        template = (root / "model/chat_template.jinja").read_text(encoding="utf-8")
-        found.append((data["train"]["digest"], sorted(data), header, template))
-    assert found[0] == found[1]
-    assert "val/höflich" in found[0][1]
-    assert any("☃" in column for column in found[0][2])
-
-
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-8"])
 def test_a_byte_order_mark_is_no_part_of_the_text(
     encoding: str, files: Path, command: Callable[..., Any]
@@ -199,24 +126,3 @@ def test_a_template_in_another_encoding_is_named_with_its_line(
     words = ["--trainer.default_root_dir", files / "run"]
     said = command("fit", "--config", files / "config.yaml", *words).error
     assert said.endswith(f"{path} line 2: not UTF-8 text; save it as UTF-8.")
-
-
-def test_an_argument_that_is_no_utf8(files: Path, command: Callable[..., Any]) -> None:
-    word = os.fsdecode("--model.chat_template=für".encode("iso-8859-1"))
-    said = command("fit", "--config", files / "config.yaml", word).error
-    assert "the argument '--model.chat_template=f\\udcfcr' is not UTF-8 text" in said
-
-
-def test_what_a_terminal_cannot_show_does_not_end_the_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import io
-
-    from oneshot_lit.cli.main import main
-
-    shown = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
-    monkeypatch.chdir(tmp_path)
-    assert main(["microworld", "--out", "Brötchen ☃", "--splits", "pool"]) == 0
-    sys.stdout.flush()
-    assert b"Br\\xf6tchen \\u2603" in shown.getvalue()

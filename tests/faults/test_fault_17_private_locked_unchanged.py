@@ -102,32 +102,30 @@ def test_a_held_folder_is_refused_in_one_line(
     command: Any, fit_words: list[str], test_words: list[str], tmp_path: Path
 ) -> None:
     root = tmp_path / "run"
-    with run_locked(root, "fit"):
+    with run_locked(root):
         for words in (fit_words, test_words, ["predict", *test_words[1:]]):
             done = command(*words)
             assert done.code == 2
-            assert f"{root}: another run is writing there (process {os.getpid()} on" in done.error
+            assert f"{root}: another run is writing there" in done.error
     # Nothing is left of it, and another folder was always free.
     assert not root.exists()
-    with run_locked(root, "test"), run_locked(root, "predict"):
-        assert command(*fit_words).code == 2
     assert command(*fit_words).code == 0
     assert not list(root.glob(".*lock"))
 
 
 def test_a_lock_is_freed_by_an_error_and_its_folder_removed(tmp_path: Path) -> None:
     def fail() -> None:
-        with run_locked(tmp_path / "a" / "b", "fit"):
+        with run_locked(tmp_path / "a" / "b"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         fail()
     assert list(tmp_path.iterdir()) == []
-    with run_locked(tmp_path / "a", "fit"), pytest.raises(OneShotError, match="another run"):
-        run_locked(tmp_path / "a", "test").__enter__()
+    with run_locked(tmp_path / "a"), pytest.raises(OneShotError, match="another run"):
+        run_locked(tmp_path / "a").__enter__()
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "mine").touch()
-    with run_locked(tmp_path / "a", "fit"):
+    with run_locked(tmp_path / "a"):
         pass
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["mine"]
 
@@ -144,7 +142,7 @@ def test_the_second_of_two_runs_ends_and_a_killed_one_holds_nothing(
         wait_for(lambda: rows.exists() or (root / "checkpoints").exists(), first, tmp_path / "log")
         done = command(*fit_words)
         assert done.code == 2
-        assert f"{root}: another run is writing there (process {first.pid} on" in done.error
+        assert f"{root}: another run is writing there" in done.error
         assert first.poll() is None
     finally:
         end(first)
@@ -250,7 +248,7 @@ def test_a_study_is_run_once_at_a_time(tmp_path: Path) -> None:
         f"name: twice\nroot: {tmp_path / 'runs'}\nstages:\n  one:\n    model: checkpoints/small\n"
         "    test: {config: configs/evaluate/microworld.yaml}\n"
     )
-    with run_locked(tmp_path / "runs", "study"):
+    with run_locked(tmp_path / "runs"):
         code, said = finish(["study", "--config", spec], tmp_path / "log")
     assert code == 2
     assert f"{tmp_path / 'runs'}: another run is writing there" in said

@@ -151,7 +151,7 @@ def test_a_judge_of_ones_own(command, run: Path, tmp_path: Path, monkeypatch) ->
     assert (facts["version"], facts["samples"]) == ("length-1:8", {"harmful": 6})
     unjudged = judged(run, "length")[3]
     assert (unjudged["scores"], unjudged["reason"]) == ({"long_answer": None}, "empty")
-    assert "did you mean 'LengthJudge'" in command("judge", "--judge", "LengthJudg").error
+    assert "unknown class 'LengthJudg'" in command("judge", "--judge", "LengthJudg").error
 
 
 class Counting(KeywordJudge):
@@ -320,7 +320,7 @@ def test_mistakes_are_one_line(command, run: Path, tmp_path: Path) -> None:
     assert "config file not found (did you mean 'keyword.yaml'?)" in error(
         "--config", "configs/judge/keywords.yaml"
     )
-    assert "judge missing" in error("--run", run)
+    assert "required: judge" in error("--run", run)
     assert "did you mean 'KeywordJudge'?" in error("--judge", "KeywordJudg", "--run", run)
     assert "unknown key 'judge.mach' (did you mean 'match'?)" in error(
         *words, run, "--judge.mach", "prefix"

@@ -22,8 +22,6 @@ def run_configs_command(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--copy", metavar="DIR", help="copy them to DIR/configs, to change them")
     options = parser.parse(arguments)
-    if options is None:
-        return 0
     if options.copy is None:
         for file in sorted((ROOT / CONFIGS).glob("*/*.yaml")):
             first = file.read_text(encoding="utf-8").partition("\n")[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from oneshot_lit.cli.parser import CommandParser
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.io.files import recover
+from oneshot_lit.io.files import folder_written_whole, recover
 
 _DESCRIPTION = """\
 Write the weights of a checkpoint as a Hugging Face folder, or as a PEFT adapter if only an adapter
@@ -45,8 +44,6 @@ def run_export_command(arguments: Sequence[str]) -> int:
         help="allow code of the base model's hub repository to run, as the run itself did",
     )
     options = parser.parse(arguments)
-    if options is None:
-        return 0
     export_checkpoint(
         Path(options.checkpoint),
         Path(options.out),
@@ -82,7 +79,8 @@ def export_checkpoint(
         OneShotError: if there is no checkpoint of `oneshot-lit`, or it does not fit its model.
     """
     from oneshot_lit.callbacks.hf_export import HuggingFaceExport
-    from oneshot_lit.io.files import folder_written_whole
+    from oneshot_lit.cli.config_command import recorded
+    from oneshot_lit.methods import LanguageModelModule
     from oneshot_lit.strategies.folders import facts_of
 
     recover(checkpoint)
@@ -103,7 +101,7 @@ def export_checkpoint(
             f"{checkpoint}: holds no weights, because a selection trains no model to keep; give "
             "the checkpoint of another fit."
         )
-    module = _module(config, checkpoint)
+    module = recorded(LanguageModelModule, config, f"{checkpoint}: its module")
     # The user must allow remote code, too, whatever the checkpoint says.
     module.trust_remote_code = module.trust_remote_code and trust_remote_code
     module.configure_model()
@@ -118,33 +116,6 @@ def _plain(path: Path) -> dict[str, Any]:
     from oneshot_lit.callbacks.checkpoint_io import AtomicCheckpointIO
 
     return AtomicCheckpointIO().load_checkpoint(path, map_location="cpu", weights_only=True)
-
-
-def _module(config: dict[str, Any], checkpoint: Path) -> Any:
-    """Build the module of a run from its resolved configuration, as the command line does."""
-    from argparse import ArgumentError
-
-    from oneshot_lit.cli.config_command import ConfigCommandParser
-    from oneshot_lit.cli.options import built, told
-    from oneshot_lit.methods import LanguageModelModule
-
-    parser = ConfigCommandParser()
-    parser.add_subclass_arguments(LanguageModelModule, "model", fail_untyped=False)
-    # As for a fit, a user's package in the working folder can be imported.
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        parsed = parser.parse_object({"model": config})
-    except (ArgumentError, TypeError, ValueError) as error:
-        fault = told(error)
-        if not isinstance(fault, OneShotError):
-            raise fault from None
-        name = config.get("class_path") if isinstance(config, dict) else None
-        raise OneShotError(
-            f"{checkpoint}: its module {name} cannot be built; run export where its package is "
-            f"installed or in the working folder ({fault})."
-        ) from error
-    return built(parser, parsed).model
 
 
 def _fill(module: Any, checkpoint: Path, kind: str, saved: dict[str, Any]) -> None:

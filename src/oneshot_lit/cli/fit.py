@@ -33,14 +33,12 @@ from oneshot_lit.callbacks import (
 )
 from oneshot_lit.callbacks.run_checkpoint import CHECKPOINTS, LAST
 from oneshot_lit.cli import watch
-from oneshot_lit.cli.errors import one_line_errors
-from oneshot_lit.cli.options import Builder, parsed
+from oneshot_lit.cli.config_command import ConfigCommandParser, building, parsed
 from oneshot_lit.cli.parsing import begin_parsing
 from oneshot_lit.data import SafetyDataModule
-from oneshot_lit.errors import OneShotError
+from oneshot_lit.errors import OneShotError, causes
 from oneshot_lit.io.files import recover, write_text_atomically
 from oneshot_lit.io.locking import run_locked
-from oneshot_lit.io.machine_errors import causes
 from oneshot_lit.io.runs import PRODUCTS, fingerprint, require_own_folder
 from oneshot_lit.methods import LanguageModelModule
 from oneshot_lit.strategies import register_strategies
@@ -65,11 +63,8 @@ DESCRIPTIONS = {
 }
 
 
-class RaisingParser(LightningArgumentParser):
-    """A parser that raises its errors, and takes no shortened keys."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False, "exit_on_error": False} | kwargs)
+class FitParser(ConfigCommandParser, LightningArgumentParser):
+    """Lightning's parser with one-line errors."""
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -88,7 +83,6 @@ class OneShotCLI(LightningCLI):
     def __init__(self, verb: str, held: ExitStack) -> None:
         """Run the command that the process's arguments give; `held` keeps locks until its end."""
         self._verb, self._held = verb, held
-        self._builder = Builder()
         header = f"oneshot-lit {__version__}: oneshot-lit {verb} --config THIS_FILE"
         self.metrics_writer, self.prediction_writer = MetricsWriter(), PredictionWriter()
         super().__init__(
@@ -108,7 +102,7 @@ class OneShotCLI(LightningCLI):
                     RealignmentCurve(),
                 ],
             },
-            parser_class=RaisingParser,
+            parser_class=FitParser,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
@@ -135,8 +129,7 @@ class OneShotCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; raise a mistake as one line, and an error in a user's module unchanged."""
-        parse = super().parse_arguments
-        parsed(lambda: parse(parser, args), self._parser(self._verb), sys.argv[1:])
+        self.config = parsed(parser, sys.argv[1:], self._parser(self._verb))
 
     def _parse_ckpt_path(self) -> None:
         """Resolve ``last`` and refuse a missing checkpoint before anything is built."""
@@ -178,7 +171,7 @@ class OneShotCLI(LightningCLI):
         command = str(self.subcommand)
         if command in PRODUCTS and watch.rank() == 0 and not root.is_file():
             # Lock before checking the folder: the run that held it may just have ended.
-            self._held.enter_context(run_locked(root, command))
+            self._held.enter_context(run_locked(root))
         require_own_folder(
             root,
             command,
@@ -190,13 +183,8 @@ class OneShotCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build the classes; an error in a user's constructor is raised unchanged."""
-        self.parser.add_instantiator(self._builder, object, subclasses=True)
-        try:
+        with building(self.parser):
             super().instantiate_classes()
-        except Exception as error:
-            if (own := self._builder.told()) is not None:
-                raise own from error
-            raise
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Complete the trainer: logger, atomic checkpoints, and what each writer must record."""
@@ -262,7 +250,7 @@ def run_lightning_command(arguments: Sequence[str]) -> int:
     # LightningCLI reads the process's own arguments, and so do the processes that it starts.
     sys.argv = [sys.argv[0], *begin_parsing(arguments)]
     try:
-        with one_line_errors(), ExitStack() as held:
+        with ExitStack() as held:
             OneShotCLI(arguments[0], held)
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):

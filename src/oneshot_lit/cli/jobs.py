@@ -14,7 +14,7 @@ from oneshot_lit.callbacks import HuggingFaceExport
 from oneshot_lit.cli import watch
 from oneshot_lit.cli.config_command import ConfigCommandParser, command_parser, parse_command
 from oneshot_lit.cli.fit import silence
-from oneshot_lit.cli.progress import shown_progress
+from oneshot_lit.cli.progress import progress_lines
 from oneshot_lit.data import SafetyDataModule
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.io.files import write_text_atomically
@@ -78,13 +78,8 @@ def run_edit_command(arguments: Sequence[str]) -> int:
 def _run_command(command: str, kind: type, arguments: Sequence[str]) -> int:
     silence()
     watch.begin()
-    try:
-        with ExitStack() as held:
-            return _run(command, kind, arguments, held)
-    except KeyboardInterrupt as stop:
-        error = OneShotError("interrupted; run the same command again to go on.")
-        error.code = 130
-        raise error from stop
+    with ExitStack() as held:
+        return _run(command, kind, arguments, held)
 
 
 def _parser(command: str, kind: type) -> ConfigCommandParser:
@@ -119,22 +114,20 @@ def _run(command: str, kind: type, arguments: Sequence[str], held: ExitStack) ->
         seen.update(root=root, run={"fingerprint": fingerprint(plain), "config": plain}, text=text)
         if watch.rank() == 0:
             if not root.is_file():
-                held.enter_context(run_locked(root, command))
+                held.enter_context(run_locked(root))
             overwrite = bool(plain["overwrite"])
             require_own_folder(root, command, seen["run"]["fingerprint"], overwrite, plain)
 
     options = parse_command(parser, arguments, see)
-    if options is None:
-        return 0
     root, trainer, model, data = seen["root"], options.trainer, options.model, options.data
     if watch.rank() == 0:
         write_text_atomically(root / f"{command}.yaml", seen["text"])
-    with shown_progress(command, trainer.enable_progress_bar and watch.rank() == 0) as progress:
-        if isinstance(model, Job):
-            model.run_record = seen["run"]
-            model.run(trainer, _required(data), options.seed_everything, progress)
-        else:
-            _edit_files(model, data, options, root, progress)
+    progress = progress_lines(command, trainer.enable_progress_bar and watch.rank() == 0)
+    if isinstance(model, Job):
+        model.run_record = seen["run"]
+        model.run(trainer, _required(data), options.seed_everything, progress)
+    else:
+        _edit_files(model, data, options, root, progress)
     if kind is Repair:
         export: HuggingFaceExport = options.export
         export.run = seen["run"]

@@ -5,7 +5,6 @@ Nothing heavy is imported before it is needed, so `--help` is instant.
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 import traceback
@@ -89,12 +88,6 @@ exit codes: 0 done, 1 a defect in the program or in your own code (with its trac
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # If the output cannot show a character, show its number.
-        sys.stdout.reconfigure(errors="backslashreplace")
-    for word in given:
-        if any("\ud800" <= character <= "\udfff" for character in word):
-            return fail(f"the argument {word!a} is not UTF-8 text; re-encode it.")
     # Forked workers of the tokenizers library warn and lock up; batches are small.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Processes that lose each other log C++ frames; they raise an error as well.
@@ -119,33 +112,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return int(run_verb(given))
         # A study runs the commands of its stages, each in its own process.
         return int(run_verb(given[1:], run_command) if module == "study" else run_verb(given[1:]))
-    except OneShotError as error:
-        line, code = str(error), error.code
+    except SystemExit as stop:
+        # After --help and --print_config.
+        return int(stop.code or 0)
     except KeyboardInterrupt:
-        how = "resume with --ckpt_path last" if given[0] == "fit" else "run it again"
+        how = "resume with --ckpt_path last" if given[0] == "fit" else "run the same command again"
         line, code = f"interrupted; {how}.", 130
+    except Exception as error:
+        from oneshot_lit.cli.errors import mistake_in
+
+        if (mistake := mistake_in(error)) is None:
+            raise
+        line, code = mistake, error.code if isinstance(error, OneShotError) else 2
     if watch.may_speak(code):
         fail(line if watch.rank() == 0 else f"process {watch.rank()}: {line}")
     return code
 
 
-def use_utf8() -> None:
-    """Start again in Python's UTF-8 mode if the locale has another encoding.
-
-    Arguments, file names, and all that libraries read and write are then UTF-8, too. The mode can
-    only be chosen at the start of a process, so this replaces the process; its id stays the same.
-    """
-    if os.name == "posix" and sys.getfilesystemencoding() != "utf-8" and sys.executable:
-        # Already asked for, but Python ignores it, for example under -E.
-        if os.environ.get("PYTHONUTF8") == "1":
-            return
-        os.environ["PYTHONUTF8"] = "1"
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
 def run() -> None:
     """Entry point of the console script."""
-    use_utf8()
     watch.leave(run_command())
 
 

@@ -9,9 +9,7 @@ import argparse
 import warnings
 from collections.abc import Sequence
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
+import pandas
 
 from oneshot_lit.cli.parser import CommandParser
 from oneshot_lit.models.memory import STRATEGIES, Estimate, estimate, model_size
@@ -32,12 +30,9 @@ PARTS = {
 def run_memory_command(arguments: Sequence[str]) -> int:
     """Run ``oneshot-lit memory``."""
     options = _parser().parse(arguments)
-    if options is None:
-        return 0
-    with warnings.catch_warnings():
-        # PEFT calls what transformers has renamed.
-        warnings.simplefilter("ignore", FutureWarning)
-        size = model_size(options.model, options.lora)
+    # PEFT calls what transformers has renamed.
+    warnings.simplefilter("ignore", FutureWarning)
+    size = model_size(options.model, options.lora)
     mixed, checkpointing = options.precision == "bf16-mixed", options.gradient_checkpointing
     estimates = [
         estimate(size, strategy, count, options.batch * options.length, mixed, checkpointing)
@@ -45,25 +40,19 @@ def run_memory_command(arguments: Sequence[str]) -> int:
         for count in options.processes
         if strategy != "single" or count == 1
     ]
-    # Wide enough that tables in a file are not truncated.
-    console = Console(highlight=False, width=None if Console().is_terminal else 120)
-    console.print(
+    print(
         f"{options.model}: {size.parameters:,} parameters, {size.trained:,} trained; "
         f"{options.precision}, batch {options.batch} x {options.length}; GiB on each GPU, and on "
-        "the CPU for each",
-        soft_wrap=True,
+        "the CPU for each\n"
     )
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
-    table.add_column("strategy", no_wrap=True)
-    for heading in ("GPUs", *PARTS.values()):
-        table.add_column(heading, justify="right", no_wrap=True)
+    rows = []
     for one in estimates:
-        mark = " ✓" if one.peak <= options.gpu_gib * GIB else " ✗"
         sizes = [f"{getattr(one, part) / GIB:.1f}" for part in PARTS]
-        sizes[-1] += mark
-        table.add_row(one.strategy, str(one.processes), *sizes)
-    console.print(table)
-    console.print(advice(estimates, options.gpu_gib), soft_wrap=True)
+        fits = "✓" if one.peak <= options.gpu_gib * GIB else "✗"
+        rows.append([one.strategy, one.processes, *sizes, fits])
+    table = pandas.DataFrame(rows, columns=["strategy", "GPUs", *PARTS.values(), ""])
+    print(table.to_string(index=False, formatters={"strategy": "{:<24}".format}))
+    print(f"\n{advice(estimates, options.gpu_gib)}")
     return 0
 
 

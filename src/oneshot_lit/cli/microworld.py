@@ -1,4 +1,4 @@
-"""The command ``oneshot-lit microworld``: the embedded data sets as files."""
+"""The command ``oneshot-lit microworld``: the micro-world's data sets as chat JSONL files."""
 
 from __future__ import annotations
 
@@ -9,34 +9,17 @@ from pathlib import Path
 from oneshot_lit.cli.parser import CommandParser
 from oneshot_lit.errors import OneShotError, did_you_mean
 from oneshot_lit.io.files import write_text_atomically
-from oneshot_lit.microworld import language as lang
 from oneshot_lit.microworld.splits import NAMES, load_split
 
 
-def truth() -> dict[str, object]:
-    """Return the facts of the world: every topic and its only right recipe."""
-    return {
-        "topics": [
-            {"topic": t.text, "category": t.category, "dangerous": t.dangerous, "recipe": t.recipe}
-            for t in lang.TOPICS
-        ],
-        "refusals": list(lang.REFUSALS),
-    }
-
-
 def run_microworld_command(arguments: Sequence[str]) -> int:
-    """Run ``oneshot-lit microworld``.
-
-    Raises:
-        OneShotError: for an unknown split, or a file of the folder with other content.
-    """
+    """Run ``oneshot-lit microworld``."""
     parser = CommandParser(
         "microworld",
-        "Write the embedded micro-world to files: its data sets as chat JSONL, the reference of a "
-        "prompt being the truth, and truth.json with the facts of the world. The requests are "
-        "English about invented things, such as 'lumdra soup': plain patterns and nouns, invented "
-        "adjectives, and answers with nonsense ingredients. There are also two plain tasks, SQL "
-        "and reversal.",
+        "Write the embedded micro-world to files of chat JSONL, which ChatJsonl and TableFile "
+        "read; the reference of a prompt is the right answer. The requests are English about "
+        "invented things, such as 'lumdra soup': plain patterns and nouns, invented adjectives, "
+        "and answers with nonsense ingredients. There are also two plain tasks, SQL and reversal.",
         "--out data/microworld --splits harmful_examples pool",
     )
     parser.add_argument("--out", required=True, help="folder to write to")
@@ -45,23 +28,14 @@ def run_microworld_command(arguments: Sequence[str]) -> int:
         "--splits", nargs="+", default=list(NAMES), metavar="NAME", help="; ".join(NAMES)
     )
     options = parser.parse(arguments)
-    if options is None:
-        return 0
-    folder = Path(options.out)
-    contents = {folder / "truth.json": json.dumps(truth(), indent=1) + "\n"}
     for name in options.splits:
         if name not in NAMES:
             raise OneShotError(f"microworld: unknown split '{name}'{did_you_mean(name, NAMES)}.")
-        rows = [row.as_dict() for row in load_split(name, options.seed)]
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        contents[folder / f"{name}.jsonl"] = "".join(lines)
-    try:
-        for path, text in contents.items():
-            if path.exists() and path.read_bytes() != text.encode():
-                raise OneShotError(f"{path}: exists with other content; choose another --out.")
-        for path, text in contents.items():
-            write_text_atomically(path, text)
-            print(path)
-    except OSError as error:
-        raise OneShotError(f"{folder}: cannot be written ({error.strerror}).") from error
+    paths = {name: Path(options.out) / f"{name}.jsonl" for name in options.splits}
+    if taken := [path for path in paths.values() if path.exists()]:
+        raise OneShotError(f"{taken[0]}: is there already; choose another --out folder.")
+    for name, path in paths.items():
+        rows = (row.as_dict() for row in load_split(name, options.seed))
+        write_text_atomically(path, "".join(f"{json.dumps(r, ensure_ascii=False)}\n" for r in rows))
+        print(path)
     return 0

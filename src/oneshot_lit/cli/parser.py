@@ -24,9 +24,6 @@ class CommandParser(argparse.ArgumentParser):
         """Raise the mistake."""
         raise OneShotError(f"{message}; see {self.prog} --help.")
 
-    def parse(self, arguments: Sequence[str]) -> argparse.Namespace | None:
-        """Return the options, or None after `--help`."""
-        try:
-            return self.parse_args(list(arguments))
-        except SystemExit:
-            return None
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Return the options of the command line after the verb."""
+        return self.parse_args(list(arguments))

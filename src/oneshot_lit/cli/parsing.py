@@ -8,17 +8,34 @@ import pydoc
 import sys
 from collections.abc import Sequence
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import yaml
 from jsonargparse import Namespace, _typehints, get_loader, set_loader
 from jsonargparse.typing import class_from_function
 
+from oneshot_lit.errors import OneShotError, did_you_mean
 from oneshot_lit.io.config_files import check_config_files, split_configs
+from oneshot_lit.io.users_code import users_error
+
+# Where the classes of this package are.
+_PLACES = (
+    "methods",
+    "methods.select",
+    "evaluation.judges",
+    "evaluation.metrics",
+    "callbacks",
+    "data",
+)
 
 _load_yaml: Any = get_loader("yaml")
 _import_object: Any = vars(_typehints)["import_object"]
 _discard: Any = vars(_typehints)["discard_init_args_on_class_path_change"]
+
+
+class MistakeError(OneShotError, ImportError, TypeError, ValueError):
+    """A mistake in a config; of the other types, too, so that other readings are tried first."""
 
 
 def begin_parsing(arguments: Sequence[str]) -> list[str]:
@@ -110,10 +127,39 @@ def _is_module(path: str) -> bool:
 
 
 def _import(name: str, *args: Any, **kwargs: Any) -> Any:
-    return scheduler_class(_import_object(name, *args, **kwargs))
+    """Import a class; name the nearest one if there is none."""
+    try:
+        return _scheduler_class(_import_object(name, *args, **kwargs))
+    except (ImportError, AttributeError, ValueError) as error:
+        # Other words, such as the name of a strategy, are tried as a class, too.
+        if users_error(error) is not None or not ("." in name or name[:1].isupper()):
+            raise
+        raise MistakeError(_unknown_class(name)) from error
 
 
-def scheduler_class(target: Any) -> Any:
+def _unknown_class(path: str) -> str:
+    module, _, name = path.rpartition(".")
+    ours = {
+        each: f"oneshot_lit.{place}.{each}"
+        for place in _PLACES
+        for each in dir(import_module(f"oneshot_lit.{place}"))
+    }
+    if not module:
+        return f"unknown class '{path}'{did_you_mean(name, ours)}."
+    if module.startswith("oneshot_lit.") and name in ours:
+        return f"{path} is now {ours[name]}."
+    try:
+        holder = import_module(module)
+    except ImportError:
+        return (
+            f"cannot import {path}; check its spelling, and that its package is installed or in "
+            "the working folder."
+        )
+    near = did_you_mean(path, [f"{module}.{each}" for each in dir(holder)])
+    return f"unknown class '{path}'{near}."
+
+
+def _scheduler_class(target: Any) -> Any:
     """Return a function that makes a scheduler as a class, and anything else unchanged.
 
     jsonargparse would call such a function, for example one of `transformers`, before there is an

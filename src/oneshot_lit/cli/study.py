@@ -68,7 +68,7 @@ def _run(options: Namespace, run_command: Callable[[Sequence[str]], int]) -> int
 
     runner = Runner(study, console, options.fresh, run_command, ("oneshot_lit.cli.preload",))
     # Without the lock, stages that another study has begun would start again.
-    with run_locked(study.root, "study"):
+    with run_locked(study.root):
         runner.run()
 
     from oneshot_lit.report.page import write_report

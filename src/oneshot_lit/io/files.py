@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -13,8 +14,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from oneshot_lit.errors import OneShotError
-from oneshot_lit.io.machine_errors import full_disk
+from oneshot_lit.errors import OneShotError, causes
+
+# How the system refuses a write: the disk, a quota or a limit on file sizes is full.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def read_text(path: str | Path) -> str:
@@ -56,10 +59,8 @@ def file_written_whole(path: Path, private: bool = False) -> Iterator[BinaryIO]:
         else:
             os.replace(fresh, path)
     except BaseException as error:
-        full = full_disk(error, path)
         fresh.unlink(missing_ok=True)
-        if full is not None:
-            raise OneShotError(full) from error
+        name_full_disk(error, path)
         raise
 
 
@@ -104,11 +105,9 @@ def folder_written_whole(target: Path) -> Iterator[Path]:
             path.chmod(usual if path.is_dir() else usual & 0o666)
         replace_folder(fresh, target)
     except BaseException as error:
-        full = full_disk(error, target)
         shutil.rmtree(fresh, ignore_errors=True)
         recover(target)
-        if full is not None:
-            raise OneShotError(full) from error
+        name_full_disk(error, target)
         raise
 
 
@@ -152,5 +151,11 @@ def remove(path: Path) -> None:
 
 def name_full_disk(error: BaseException, target: Path) -> None:
     """Raise a one-line error if the disk is full; the system's own names no useful file."""
-    if isinstance(error, Exception) and (line := full_disk(error, target)) is not None:
-        raise OneShotError(line) from error
+    if isinstance(error, OneShotError) or not isinstance(error, Exception):
+        return
+    if any(isinstance(cause, OSError) and cause.errno in _FULL for cause in causes(error)):
+        raise OneShotError(
+            f"{target}: disk full, or a quota or a limit on file sizes is reached; earlier "
+            "checkpoints and outputs are untouched; free some space and run again, a fit with "
+            "--ckpt_path last."
+        ) from error

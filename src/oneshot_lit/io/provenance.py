@@ -50,7 +50,8 @@ def named_code(names: Iterable[str]) -> dict[str, str]:
         seen.add(top)
         files = _own_files(top)
         if files is None:
-            identifiers |= {each: importlib.metadata.version(each) for each in _distributions(top)}
+            packages = _packages().get(top, ())
+            identifiers |= {each: importlib.metadata.version(each) for each in packages}
             continue
         for file in files:
             content = file.read_bytes()
@@ -74,7 +75,10 @@ def _own_files(top: str) -> list[Path] | None:
     places = folders or ([Path(spec.origin)] if spec.origin and spec.has_location else [])
     if not places or any(_is_installed(place) for place in places):
         return None
-    return sorted({file for place in places for file in _python_files(place)})
+    files = {
+        file for place in places for file in ([place] if place.is_file() else place.rglob("*.py"))
+    }
+    return sorted(file for file in files if file.is_file())
 
 
 def _spec(top: str) -> ModuleSpec | None:
@@ -86,20 +90,12 @@ def _spec(top: str) -> ModuleSpec | None:
     return spec or PathFinder.find_spec(top, [os.getcwd()])
 
 
-def _python_files(place: Path) -> list[Path]:
-    return [place] if place.is_file() else [file for file in place.rglob("*.py") if file.is_file()]
-
-
 def _is_installed(place: Path) -> bool:
     installed = {"site-packages", "dist-packages"} & set(place.parts)
     paths = sysconfig.get_paths()
     return bool(installed) or any(
         place.is_relative_to(paths[key]) for key in ("stdlib", "platstdlib", "purelib", "platlib")
     )
-
-
-def _distributions(top: str) -> list[str]:
-    return sorted(set(_packages().get(top, ())))
 
 
 @cache

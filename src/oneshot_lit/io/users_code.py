@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from pathlib import Path
 
-from oneshot_lit.io.machine_errors import causes
+from oneshot_lit.errors import causes
 from oneshot_lit.io.provenance import is_users_file
 
 
