@@ -66,7 +66,7 @@ def shared_spectra(
         missing = [name for name in parameters if name not in measured]
         whole = [*missing, *_uncovered(trainer, parameters, measured)]
         for n, name in enumerate(whole):
-            gradient = gradients.full_gradient(trainer, parameters[name], name)
+            gradient = gradients.full_gradient(trainer, parameters[name])
             if gradient is not None and n % trainer.world_size == trainer.global_rank:
                 work.do(lambda n=name, g=gradient: {n: Measured(matrix_singular_values(g).cpu())})  # type: ignore[misc]
         measured |= work.gathered()

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 
 from oneshot_lit.errors import OneShotError, did_you_mean
 from oneshot_lit.models.weight_files import ADAPTER_CONFIG, is_local
 
 # Adapters of these kinds can be merged into the base: the tests train, write, load and merge each.
-# Others cannot be merged, or need inputs, losses or calls of their own in a step.
+# Others, such as prompt tuning, cannot be merged, or need inputs, losses or calls of their own.
 MERGEABLE = frozenset(
     "ADAMSS BOFT C3A DEFT DELORA FOURIERFT FROD GLORA GRALORA HIRA HRA IA3 LN_TUNING LOHA LOKR "
     "LORA MISS OFT OSF PEANUT PSOFT PVERA RANDLORA ROAD SHIRA SUPERTUNING TINYLORA "
@@ -26,8 +24,6 @@ MERGEABLE = frozenset(
 _NOT_OF_LORA = ("alora_invocation_tokens", "arrow_config", "layer_replication")
 # Initial values that need data, or that are random and change the base, which nobody could repeat.
 _NOT_AS_START = ("corda", "eva", "lora_ga", "pissa_niter")
-# These put tokens, or their keys and values, before the prompt: no weights hold what they learn.
-PROMPTS = frozenset({"PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING"})
 
 
 def is_adapter(path: str | Path) -> bool:
@@ -71,18 +67,10 @@ def base_of(folder: Path) -> str:
     return base
 
 
-def takes_place(config: Mapping[str, Any]) -> int:
-    """Return how many positions of the context an adapter takes for itself.
-
-    Args:
-        config: Of an adapter, or ``model.peft``.
-    """
-    learns_prompt = str(config.get("peft_type", "LORA")) in PROMPTS
-    return int(config.get("num_virtual_tokens") or 0) if learns_prompt else 0
-
-
 def add_adapter(model: Any, options: dict[str, Any]) -> Any:
     """Wrap a model with a new PEFT adapter (LoRA unless `peft_type` says otherwise).
+
+    Its first values are drawn on the CPU, so that they are the same on every device.
 
     Raises:
         OneShotError: for a kind that could not be tested or exported afterwards, and for options
@@ -95,11 +83,11 @@ def add_adapter(model: Any, options: dict[str, Any]) -> Any:
     known = [t.value for t in PeftType]
     if kind not in known:
         raise OneShotError(f"model.peft.peft_type '{kind}'{did_you_mean(kind, known)} is unknown.")
-    if kind not in MERGEABLE | PROMPTS:
+    if kind not in MERGEABLE:
         raise OneShotError(
             f"model.peft.peft_type {kind}: not supported, because the trained adapter could not be "
             "tested or would differ from what was trained; use "
-            f"{', '.join(sorted(MERGEABLE | PROMPTS))}."
+            f"{', '.join(sorted(MERGEABLE))}."
         )
     arguments.setdefault("task_type", "CAUSAL_LM")
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(kind)]
@@ -119,7 +107,8 @@ def add_adapter(model: Any, options: dict[str, Any]) -> Any:
             "again from the base alone; give true, gaussian, orthogonal, pissa or olora."
         )
     try:
-        adapted = get_peft_model(model, config_class(**arguments))
+        with torch.device("cpu"):
+            adapted = get_peft_model(model, config_class(**arguments))
     except (ValueError, TypeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise OneShotError(f"model.peft: {reason.rstrip('.')}.") from error
@@ -132,42 +121,20 @@ def add_adapter(model: Any, options: dict[str, Any]) -> Any:
     return adapted
 
 
-def require_mergeable(options: Mapping[str, Any], key: str) -> None:
-    """Refuse, before anything is trained, to merge an adapter that learns a prompt.
-
-    Args:
-        options: ``model.peft``.
-        key: What asks for the merge.
-
-    Raises:
-        OneShotError: if it cannot be merged.
-    """
-    if (kind := str(options.get("peft_type", "LORA"))) in PROMPTS:
-        raise OneShotError(
-            f"{key}: an adapter of kind {kind} cannot be merged into its base, as no weights hold "
-            "what it learns; write the adapter alone, or train another kind."
-        )
-
-
 def load_adapter(model: Any, folder: Path) -> Any:
     """Return a model with the adapter of a folder merged into it.
-
-    An adapter that learns a prompt cannot be merged, and stays around the model, frozen.
 
     Args:
         model: The adapter's base model, whole.
         folder: The adapter's folder.
 
     Raises:
-        OneShotError: if the adapter does not fit the model, or can neither be merged nor kept.
+        OneShotError: if the adapter does not fit the model, or cannot be merged.
     """
     from peft import PeftModel
 
     try:
-        adapted = PeftModel.from_pretrained(model, str(folder))
-        if adapted.active_peft_config.peft_type in PROMPTS:
-            return adapted
-        return merge(adapted)
+        return merge(PeftModel.from_pretrained(model, str(folder)))
     except (
         OSError,
         ValueError,
@@ -229,29 +196,3 @@ def _untie(model: nn.Module) -> None:
                 own = nn.Parameter(parameter.detach().clone(), requires_grad=False)
                 setattr(module, leaf, own)
             seen.add(id(parameter))
-
-
-@contextmanager
-def parameters_set(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Put tensors in the place of parameters for a while, also where several modules share one.
-
-    Nothing that an engine has hooked into the modules runs meanwhile: it would look for its shards.
-
-    Args:
-        model: The module.
-        weights: Name of a parameter -> its stand-in, on any device.
-    """
-    named = {name: nn.Parameter(value, False) for name, value in weights.items()}
-    stand_ins = {id(model.get_parameter(name)): value for name, value in named.items()}
-    names = ("_parameters", "_forward_pre_hooks", "_forward_hooks")
-    modules = list(model.modules())
-    kept = [{name: module.__dict__[name] for name in names} for module in modules]
-    for module in modules:
-        own = {n: stand_ins.get(id(p), p) for n, p in module._parameters.items()}
-        hooks: dict[str, Any] = {name: OrderedDict() for name in names[1:]}
-        module.__dict__.update(hooks, _parameters=own)
-    try:
-        yield
-    finally:
-        for module, before in zip(modules, kept, strict=True):
-            module.__dict__.update(before)

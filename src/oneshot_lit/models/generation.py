@@ -49,11 +49,6 @@ class Decoding:
             )
         if not 0 < self.top_p <= 1:
             raise OneShotError(f"model.decoding.top_p must be in (0, 1], not {self.top_p}.")
-        if self.backend in ("auto", "refill", "static"):
-            raise OneShotError(
-                f"model.decoding.backend: {self.backend} is gone, as answers now always come in "
-                "batches sorted by length; drop the key, or set it to transformers or vllm."
-            )
         if self.backend not in ("transformers", "vllm"):
             raise OneShotError(
                 f"model.decoding.backend must be transformers or vllm, not {self.backend}."

@@ -8,10 +8,9 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
-from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from oneshot_lit.errors import OneShotError
+from oneshot_lit.strategies.distributed_checkpoint import tensors_only
 from oneshot_lit.strategies.folders import (
     add_own_state,
     pop_own_state,
@@ -66,12 +66,7 @@ def plain_loads() -> Generator[None, None, None]:
     from deepspeed.utils.tensor_fragment import fragment_address
 
     records = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
-    load = torch.load
-
-    def plain(*args: Any, **kwargs: Any) -> Any:
-        return load(*args, **{**kwargs, "weights_only": True})
-
-    with torch.serialization.safe_globals(records), patch.object(torch, "load", plain):
+    with torch.serialization.safe_globals(records), tensors_only():
         yield
 
 
@@ -110,13 +105,6 @@ class HFDeepSpeedStrategy(DeepSpeedStrategy):
         self._hf_config: Any = None
         self._masters: MasterWeights | None = None
         assert isinstance(self.config, dict)
-        zero = self.config.get("zero_optimization", {})
-        for key in ("offload_param", "offload_optimizer"):
-            if (zero.get(key) or {}).get("device") == "nvme":
-                raise OneShotError(
-                    f"trainer.strategy: {key} to nvme is not supported, as weights cannot be read "
-                    "there for export and repair; offload to cpu."
-                )
         # The config may name any torch optimiser, also when its states are offloaded.
         self.config.setdefault("zero_force_ds_cpu_optimizer", False)
 
@@ -130,30 +118,11 @@ class HFDeepSpeedStrategy(DeepSpeedStrategy):
 
     def setup_environment(self) -> None:
         """Set up on GPUs, or on CPUs without the parent's demand for CUDA."""
-        self.require_accelerator()
         if isinstance(self.accelerator, CPUAccelerator):
             self._prepare_for_cpu()
             DDPStrategy.setup_environment(self)
         else:
             super().setup_environment()
-
-    def require_accelerator(self) -> None:
-        """Refuse, before any process is started, what cannot run.
-
-        Raises:
-            OneShotError: on other accelerators than GPUs and CPUs, and for float16 on CPUs.
-        """
-        on_cpu = isinstance(self.accelerator, CPUAccelerator)
-        if not on_cpu and not isinstance(self.accelerator, CUDAAccelerator):
-            raise OneShotError(
-                "trainer.strategy: DeepSpeed runs on NVIDIA GPUs and, slowly, on CPUs; give "
-                "--trainer.accelerator gpu or cpu."
-            )
-        if on_cpu and self.precision_plugin.precision in ("16-mixed", "16-true"):
-            raise OneShotError(
-                f"trainer.precision {self.precision_plugin.precision}: DeepSpeed cannot scale "
-                "losses on CPUs; use bf16-mixed or 32-true."
-            )
 
     def _prepare_for_cpu(self) -> None:
         from deepspeed.accelerator import get_accelerator, set_accelerator

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,20 +45,9 @@ def whole_folder(strategy: ParallelStrategy, path: Any, facts: dict[str, Any]) -
         raise
     strategy.barrier("checkpoint written")
     if strategy.is_global_zero:
-        _flush(fresh)
         write_json_atomically(fresh / FACTS, facts)
         replace_folder(fresh, target)
     strategy.barrier("checkpoint in place")
-
-
-def _flush(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            handle = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
 
 
 def pop_own_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -104,7 +92,7 @@ def add_own_state(strategy: ParallelStrategy, folder: Path, checkpoint: dict[str
 
 
 def facts_of(path: Path) -> dict[str, Any]:
-    """Return what a checkpoint records of itself: ``kind`` file, deepspeed, fsdp2 or unknown, ...
+    """Return what a checkpoint records of itself: ``kind`` (file, deepspeed, fsdp2 or unknown), ...
 
     Raises:
         OneShotError: if there is nothing.
@@ -115,13 +103,8 @@ def facts_of(path: Path) -> dict[str, Any]:
         return {"kind": "file"}
     try:
         facts: dict[str, Any] = json.loads((path / FACTS).read_text(encoding="utf-8"))
-        known = isinstance(facts, dict) and facts.get("kind") in ("fsdp2", "deepspeed")
     except (OSError, ValueError):
-        known = False
-    if not known:
-        if (path / "latest").is_file():
-            return {"kind": "deepspeed"}
-        return {"kind": "fsdp2" if (path / ".metadata").is_file() else "unknown"}
+        return {"kind": "unknown"}
     return facts
 
 

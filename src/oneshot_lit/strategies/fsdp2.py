@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
 from lightning.pytorch.strategies import (
     DeepSpeedStrategy,
     FSDPStrategy,
@@ -40,9 +39,9 @@ from oneshot_lit.strategies.folders import (
 class FSDP2Strategy(ModelParallelStrategy):
     """PyTorch's fully sharded data parallelism, version 2, over all processes.
 
-    `LanguageModelModule.configure_model` shards the model; each process reads only its own rows of
-    the weights. A checkpoint is a folder that is whole or absent, and that any number of processes
-    can resume. Runs on GPUs and, over gloo, on CPUs.
+    `LanguageModelModule.configure_model` shards the model, one process of a machine after another.
+    A checkpoint is a folder that is whole or absent, and that any number of processes can resume.
+    Runs on GPUs and, over gloo, on CPUs.
 
     Args:
         process_group_backend: nccl or gloo; chosen by the device if not given.
@@ -60,21 +59,8 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def setup_environment(self) -> None:
         """Take all processes into one mesh."""
-        self.require_accelerator()
         self._data_parallel_size = self.num_processes * self.num_nodes
         super().setup_environment()
-
-    def require_accelerator(self) -> None:
-        """Refuse, before any process is started, other accelerators than GPUs and CPUs.
-
-        Raises:
-            OneShotError: on others.
-        """
-        if not isinstance(self.accelerator, (CPUAccelerator, CUDAAccelerator)):
-            raise OneShotError(
-                "trainer.strategy: FSDP2 runs on NVIDIA GPUs and, slowly, on CPUs; give "
-                "--trainer.accelerator gpu or cpu."
-            )
 
     def setup(self, trainer: Trainer) -> None:
         """Shard and move the model; evaluate under `no_grad`: FSDP2 shards no inference tensors."""
