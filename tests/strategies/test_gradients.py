@@ -66,13 +66,6 @@ def test_fsdp_version_1_is_refused() -> None:
     gradients.require_readable(stand_in())
 
 
-def test_rows_of_tensor_parallel_processes_are_not_their_own() -> None:
-    trainer = stand_in(0, 4)
-    assert gradients.every_rank_has_own_rows(trainer)
-    trainer.strategy.distributed_sampler_kwargs = {"num_replicas": 2}
-    assert not gradients.every_rank_has_own_rows(trainer)
-
-
 class Regression(LightningModule):
     """One linear layer; the callback's reading runs where the callback would run it."""
 

@@ -122,14 +122,14 @@ class GradientRank(Callback):
             for name in candidates
             if any(fnmatch.fnmatch(name, f"*{pattern}") for pattern in self.patterns)
         ]
-        self._factored = self.mode != "gradient" and gradients.every_rank_has_own_rows(trainer)
+        self._factored = self.mode != "gradient"
         if self.mode == "factors":
             in_layer = {name for name, _, _ in layers_of(pl_module, candidates)}
-            without = [n for n in self._names if n not in in_layer or not self._factored]
+            without = [n for n in self._names if n not in in_layer]
             if without:
                 raise OneShotError(
                     f"GradientRank: {without[0]} has no token factors, as it is in no linear or "
-                    "embedding layer or its layer is split among processes; leave mode out."
+                    "embedding layer; leave mode out."
                 )
         self._due, self._armed, self._at_boundary = False, False, True
         if self.reference is not None:

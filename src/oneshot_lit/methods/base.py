@@ -198,7 +198,8 @@ class LanguageModelModule(PromptScoring, ModelBuilding, RunState):
 
     def compute_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Return the scalar training loss of a batch; override it for another objective."""
-        logits = self(batch["input_ids"], batch["attention_mask"])
+        # Not `self(...)`: ZeRO-3 takes each call of the module for the beginning of a step.
+        logits = self.forward(batch["input_ids"], batch["attention_mask"])
         return next_token_loss(logits, batch["labels"], self.token_weights(batch))
 
     def token_weights(self, batch: dict[str, Tensor]) -> Tensor | None:

@@ -14,14 +14,15 @@ from oneshot_lit.errors import OneShotError, did_you_mean
 from oneshot_lit.models.weight_files import ADAPTER_CONFIG, is_local
 
 # Adapters of these kinds can be merged into the base: the tests train, write, load and merge each.
-# Others, such as prompt tuning, cannot be merged, or need inputs, losses or calls of their own.
+# Others cannot be merged (prompt tuning), need inputs, losses or calls of their own, or share
+# weights between layers, which FSDP2 cannot shard (VBLORA).
 MERGEABLE = frozenset(
     "ADAMSS BOFT C3A DEFT DELORA FOURIERFT FROD GLORA GRALORA HIRA HRA IA3 LN_TUNING LOHA LOKR "
-    "LORA MISS OFT OSF PEANUT PSOFT PVERA RANDLORA ROAD SHIRA SUPERTUNING TINYLORA "
-    "TRAINABLE_TOKENS UNILORA VBLORA VERA WAVEFT".split()
+    "LORA MISS OFT OSF PEANUT PSOFT PVERA RANDLORA ROAD SHIRA SUPERTUNING TRAINABLE_TOKENS VERA "
+    "WAVEFT".split()
 )
 # Options of LoRA that cannot be merged.
-_NOT_OF_LORA = ("alora_invocation_tokens", "arrow_config", "layer_replication")
+_NOT_OF_LORA = ("alora_invocation_tokens", "arrow_config", "layer_replication", "lora_bias")
 # Initial values that need data, or that are random and change the base, which nobody could repeat.
 _NOT_AS_START = ("corda", "eva", "lora_ga", "pissa_niter")
 
@@ -31,30 +32,23 @@ def is_adapter(path: str | Path) -> bool:
     return (Path(path).expanduser() / ADAPTER_CONFIG).is_file()
 
 
-def read_adapter(folder: Path) -> dict[str, Any]:
-    """Return the config of an adapter's folder.
-
-    Raises:
-        OneShotError: if it is not a JSON mapping, or names no base model.
-    """
-    try:
-        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise OneShotError(f"{folder}: {ADAPTER_CONFIG} is not JSON; fix it.") from error
-    if not isinstance(config, dict) or not config.get("base_model_name_or_path"):
-        raise OneShotError(f"{folder}: {ADAPTER_CONFIG} names no base model.")
-    return config
-
-
 def base_of(folder: Path) -> str:
     """Return the base model of an adapter: a hub name, or a folder.
 
     A relative path is looked up in the working folder, then within and beside the adapter.
 
     Raises:
-        OneShotError: if it is a folder that is not there; see also `read_adapter`.
+        OneShotError: if it is a folder that is not there, or the adapter's config does not say.
     """
-    base = str(read_adapter(folder)["base_model_name_or_path"])
+    try:
+        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        base = str(config["base_model_name_or_path"] or "")
+    except (OSError, ValueError) as error:
+        raise OneShotError(f"{folder}: {ADAPTER_CONFIG} is not JSON; fix it.") from error
+    except (KeyError, TypeError):
+        base = ""
+    if not base:
+        raise OneShotError(f"{folder}: {ADAPTER_CONFIG} names no base model.")
     path = Path(base).expanduser()
     for start in (Path(), folder, folder.resolve().parent):
         if (start / path).is_dir():
@@ -80,14 +74,10 @@ def add_adapter(model: Any, options: dict[str, Any]) -> Any:
 
     arguments = dict(options)
     kind = str(arguments.pop("peft_type", "LORA"))
-    known = [t.value for t in PeftType]
-    if kind not in known:
-        raise OneShotError(f"model.peft.peft_type '{kind}'{did_you_mean(kind, known)} is unknown.")
     if kind not in MERGEABLE:
         raise OneShotError(
-            f"model.peft.peft_type {kind}: not supported, because the trained adapter could not be "
-            "tested or would differ from what was trained; use "
-            f"{', '.join(sorted(MERGEABLE))}."
+            f"model.peft.peft_type {kind}: not supported{did_you_mean(kind, MERGEABLE)}, or its "
+            f"output would differ from what was trained; use {', '.join(sorted(MERGEABLE))}."
         )
     arguments.setdefault("task_type", "CAUSAL_LM")
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(kind)]
@@ -108,17 +98,10 @@ def add_adapter(model: Any, options: dict[str, Any]) -> Any:
         )
     try:
         with torch.device("cpu"):
-            adapted = get_peft_model(model, config_class(**arguments))
+            return get_peft_model(model, config_class(**arguments))
     except (ValueError, TypeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise OneShotError(f"model.peft: {reason.rstrip('.')}.") from error
-    if arguments.get("lora_bias"):
-        for name, module in adapted.named_modules():
-            if hasattr(module, "lora_B") and getattr(module.get_base_layer(), "bias", None) is None:
-                raise OneShotError(
-                    f"model.peft.lora_bias: {name} has no bias to merge it into; drop lora_bias."
-                )
-    return adapted
 
 
 def load_adapter(model: Any, folder: Path) -> Any:

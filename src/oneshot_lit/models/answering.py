@@ -13,7 +13,6 @@ from oneshot_lit.errors import OneShotError
 from oneshot_lit.models import vllm
 from oneshot_lit.models.chat_format import answer_form, visible_text
 from oneshot_lit.models.generation import Decoding, Output, answer_texts, generate_answers
-from oneshot_lit.strategies.weights import runs_together
 
 
 class Answering:
@@ -36,12 +35,7 @@ class Answering:
         if self.decoding.backend == "vllm":
             return self._generate_with_vllm(batch)
         return generate_answers(
-            self.model,
-            self.tokenizer,
-            batch,
-            stop_ids=self.stop_ids,
-            decoding=self.decoding,
-            together=runs_together(self.model),
+            self.model, self.tokenizer, batch, stop_ids=self.stop_ids, decoding=self.decoding
         )
 
     def answer_batch(self, batch: dict[str, Tensor]) -> dict[int, Output]:

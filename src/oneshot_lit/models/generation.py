@@ -12,6 +12,7 @@ from transformers import GenerationConfig
 
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.models.chat_format import AnswerForm, answer_form, visible_text
+from oneshot_lit.strategies.weights import runs_together
 
 
 @dataclass
@@ -96,7 +97,6 @@ def generate_answers(
     *,
     stop_ids: list[int],
     decoding: Decoding,
-    together: bool = False,
     form: AnswerForm | None = None,
 ) -> list[str]:
     """Answer a left-padded batch of prompts.
@@ -107,7 +107,6 @@ def generate_answers(
         batch: ``input_ids`` and ``attention_mask``.
         stop_ids: Tokens that end an answer; neither they nor what follows is part of it.
         decoding: How the answers are generated; the model's own generation config plays no part.
-        together: Go on until all processes have their answers, as a sharded model needs.
         form: How answers end and what of them is hidden; by the tokenizer's template if not given.
 
     Returns:
@@ -115,11 +114,10 @@ def generate_answers(
     """
     form = answer_form(tokenizer) if form is None else form
     at_text = {"stop_strings": form.end_text, "tokenizer": tokenizer} if form.end_text else {}
+    tokens = generate_tokens(model, batch, stop_ids, decoding, tokenizer.pad_token_id, **at_text)
     return answer_texts(
         tokenizer,
-        generate_tokens(
-            model, batch, stop_ids, decoding, tokenizer.pad_token_id, together, **at_text
-        ),
+        tokens,
         stop_ids=stop_ids,
         max_new_tokens=decoding.max_new_tokens,
         form=form,
@@ -132,7 +130,6 @@ def generate_tokens(
     stop_ids: list[int],
     decoding: Decoding,
     pad_id: int | None,
-    together: bool = False,
     **options: Any,
 ) -> list[list[int]]:
     """Return the tokens that follow each prompt of a left-padded batch, with any padding.
@@ -143,7 +140,6 @@ def generate_tokens(
         stop_ids: Tokens that end an answer.
         decoding: How the answers are generated.
         pad_id: What follows an answer that ends before the others.
-        together: Whether all processes generate until the last one is done.
         options: More arguments of the model's `generate`.
     """
     # An adapter's `generate` hands over to the model inside, which holds the config.
@@ -156,7 +152,8 @@ def generate_tokens(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
             generation_config=decoding.generation_config(stop_ids, pad_id),
-            synced_gpus=together,
+            # All processes of a sharded model go on until the last one is done.
+            synced_gpus=runs_together(model),
             **options,
         )
     finally:

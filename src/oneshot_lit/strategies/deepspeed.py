@@ -14,7 +14,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from oneshot_lit.errors import OneShotError
@@ -103,7 +103,6 @@ class HFDeepSpeedStrategy(DeepSpeedStrategy):
         require_deepspeed()
         super().__init__(*args, **kwargs)
         self._hf_config: Any = None
-        self._masters: MasterWeights | None = None
         assert isinstance(self.config, dict)
         # The config may name any torch optimiser, also when its states are offloaded.
         self.config.setdefault("zero_force_ds_cpu_optimizer", False)
@@ -177,45 +176,11 @@ class HFDeepSpeedStrategy(DeepSpeedStrategy):
         low = [d for key, d in _LOW.items() if self.config.get(key, {}).get("enabled")]
         if getattr(module, "peft", None) is not None:
             self.exclude_frozen_parameters = True
-        if not low:
-            super().init_deepspeed()
-            self._start_once_a_step(module)
-            return
         training = module.trainer.state.fn == TrainerFn.FITTING
-        self._masters = MasterWeights(module, low[0], keep=training)
+        masters = MasterWeights(module, low[0], keep=training) if low else None
         super().init_deepspeed()
-        self._masters.restore(module)
-        self._masters = None
-        self._start_once_a_step(module)
-
-    def _start_once_a_step(self, module: nn.Module) -> None:
-        """Let ZeRO-3 keep its record of the order in which a step needs the weights.
-
-        By itself it starts a new record with each call of the module. Lightning's training step is
-        such a call, and in it the module calls itself, so the record would never match: nothing
-        would be prefetched, and the processes would compare records in four messages each step.
-        """
-        optimizer = self.deepspeed_engine.optimizer
-        offload = getattr(optimizer, "parameter_offload", optimizer)
-        handle = getattr(offload, "fwd_pre_hook", None)
-        if handle is None:
-            return
-        handle.remove()
-        depth = 0
-
-        def start(*_: Any) -> None:
-            nonlocal depth
-            depth += 1
-            if depth == 1:
-                offload.get_param_coordinator().reset_step()
-
-        def end(*_: Any) -> None:
-            nonlocal depth
-            depth -= 1
-
-        # The engine removes the first hook itself when it is destroyed.
-        offload.fwd_pre_hook = module.register_forward_pre_hook(start, prepend=True)
-        module.register_forward_hook(end, always_call=True)
+        if masters is not None:
+            masters.restore(module)
 
     @property
     def handles_gradient_accumulation(self) -> bool:

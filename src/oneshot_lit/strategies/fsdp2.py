@@ -9,11 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import (
-    DeepSpeedStrategy,
-    FSDPStrategy,
-    ModelParallelStrategy,
-)
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
@@ -115,14 +111,15 @@ class FSDP2Strategy(ModelParallelStrategy):
         if not module.strict_loading:
             trained = {name for name, p in module.named_parameters() if p.requires_grad}
             weights = {name: weight for name, weight in weights.items() if name in trained}
-        read_tensors({"state_dict": weights}, path)
+        optimizers = {f"optimizer_{n}": each for n, each in enumerate(self.optimizers)}
+        state: dict[str, Any] = {"state_dict": weights}
+        if fitting:
+            for name, each in optimizers.items():
+                state[name] = get_optimizer_state_dict(self.model, each)
+        read_tensors(state, path)
         self.model.load_state_dict(weights, strict=module.strict_loading)
-        for index, optimizer in enumerate(self.optimizers if fitting else ()):
-            state = {f"optimizer_{index}": get_optimizer_state_dict(self.model, optimizer)}
-            read_tensors(state, path)
-            set_optimizer_state_dict(
-                self.model, optimizer, optim_state_dict=state[f"optimizer_{index}"]
-            )
+        for name, each in optimizers.items() if fitting else ():
+            set_optimizer_state_dict(self.model, each, optim_state_dict=state[name])
         loaded: dict[str, Any] = torch.load(path / META, map_location="cpu", weights_only=True)
         add_own_state(self, path, loaded)
         return loaded
@@ -145,8 +142,7 @@ def shard(model: nn.Module, mesh: DeviceMesh, precision: str = "32-true") -> Non
         precision: That of the trainer.
 
     Raises:
-        OneShotError: if the mesh has processes for tensor parallelism, which is not supported, or
-            if layers share a weight.
+        OneShotError: if the mesh has processes for tensor parallelism, which is not supported.
     """
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
@@ -159,7 +155,6 @@ def shard(model: nn.Module, mesh: DeviceMesh, precision: str = "32-true") -> Non
     policy = _POLICIES.get(precision, MixedPrecisionPolicy())
     kinds = set(getattr(model, "_no_split_modules", None) or ())
     layers = [module for module in model.modules() if type(module).__name__ in kinds]
-    _require_own_weights(model, layers)
     for unit in [*layers, model]:
         # All parameters of a unit are sent in one message, so they need one dtype.
         for odd in _of_other_dtype(unit):
@@ -168,20 +163,6 @@ def shard(model: nn.Module, mesh: DeviceMesh, precision: str = "32-true") -> Non
     # Generation runs outside of `forward` and needs whole weights, too.
     root: Any = model
     register_fsdp_forward_method(root, "generate")
-
-
-def _require_own_weights(model: nn.Module, layers: list[nn.Module]) -> None:
-    """Refuse weights that layers share, as those of some adapters; head and embedding may."""
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
-    for each, places in names.items():
-        if len(places) > 1 and each in inside:
-            raise OneShotError(
-                f"trainer.strategy: FSDP2 cannot shard {places[0]} and {places[-1]}, which are one "
-                "weight; use ddp or deepspeed, or another kind of adapter."
-            )
 
 
 def _of_other_dtype(unit: nn.Module) -> list[nn.Module]:
@@ -198,20 +179,3 @@ def _of_other_dtype(unit: nn.Module) -> list[nn.Module]:
             sizes[p.dtype] = sizes.get(p.dtype, 0) + p.numel()
     usual = max(sizes, key=lambda dtype: sizes[dtype], default=None)
     return [module for module, dtype in owners if dtype != usual and module is not unit]
-
-
-def require_whole_weights(trainer: Trainer, who: str) -> None:
-    """Refuse strategies that shard the model or wrap its optimiser.
-
-    Args:
-        trainer: The trainer.
-        who: What needs whole weights, for the error.
-
-    Raises:
-        OneShotError: under FSDP and DeepSpeed.
-    """
-    if isinstance(trainer.strategy, (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)):
-        raise OneShotError(
-            f"trainer.strategy: {who} needs the whole model in each process, which "
-            f"{type(trainer.strategy).__name__} does not give; use one device or ddp."
-        )

@@ -46,12 +46,6 @@ def loss_scale(trainer: Trainer) -> float:
     return 1.0 if scaler is None else float(scaler.get_scale())
 
 
-def every_rank_has_own_rows(trainer: Trainer) -> bool:
-    """Whether each process runs whole layers on rows of its own, as without tensor parallelism."""
-    replicas = getattr(trainer.strategy, "distributed_sampler_kwargs", {}).get("num_replicas")
-    return replicas is None or replicas == trainer.world_size
-
-
 def full_shape(parameter: nn.Parameter) -> torch.Size:
     """Return the whole shape of a parameter that may be sharded; under ZeRO-3 `shape` is empty."""
     return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
