@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, takewhile
 from typing import Any
 
 from torch import Tensor
@@ -190,7 +190,7 @@ def _answer(
     form: AnswerForm,
 ) -> Output:
     # An end of turn need not be a special token, which decoding would leave out.
-    own = _until_stop(tokens, stop_ids)
+    own = list(takewhile(lambda token: token not in stop_ids, tokens))
     text = _decoded(tokenizer, own, form)
     ended = len(own) < len(tokens)
     if form.end_text is not None:
@@ -210,8 +210,3 @@ def _decoded(tokenizer: Any, tokens: list[int], form: AnswerForm) -> str:
         for key, part in groupby(tokens, lambda token: token if token in shown else None)
     ]
     return "".join(parts)
-
-
-def _until_stop(tokens: list[int], stop_ids: Sequence[int]) -> list[int]:
-    stops = [position for position, token in enumerate(tokens) if token in stop_ids]
-    return tokens[: stops[0]] if stops else tokens

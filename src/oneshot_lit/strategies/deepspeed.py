@@ -19,13 +19,7 @@ from torch.optim import Optimizer
 
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.strategies.distributed_checkpoint import tensors_only
-from oneshot_lit.strategies.folders import (
-    add_own_state,
-    pop_own_state,
-    require_resumable,
-    whole_folder,
-    write_own_state,
-)
+from oneshot_lit.strategies.folders import add_own_state, require_resumable, whole_folder
 from oneshot_lit.strategies.masters import MasterWeights
 
 
@@ -221,11 +215,8 @@ class HFDeepSpeedStrategy(DeepSpeedStrategy):
         self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
     ) -> None:
         """Write the shards of all processes into a folder that appears only when it is whole."""
-        own = pop_own_state(checkpoint)
-        facts = {**self._kind(), "run": checkpoint.get("run")}
-        with whole_folder(self, filepath, facts) as folder:
+        with whole_folder(self, filepath, self._kind(), checkpoint) as folder:
             super().save_checkpoint(checkpoint, folder, storage_options)
-            write_own_state(self, folder, own)
 
     def load_checkpoint(
         self, checkpoint_path: Any, weights_only: bool | None = None

@@ -22,14 +22,19 @@ _NAMES = {"file": "single or ddp", "fsdp2": "fsdp2", "deepspeed": "deepspeed"}
 
 
 @contextmanager
-def whole_folder(strategy: ParallelStrategy, path: Any, facts: dict[str, Any]) -> Iterator[Path]:
+def whole_folder(
+    strategy: ParallelStrategy, path: Any, kind: dict[str, Any], checkpoint: dict[str, Any]
+) -> Iterator[Path]:
     """Yield a folder, the same on all processes, that takes its place only when all have written.
 
     Args:
         strategy: The running strategy; all processes call this together.
         path: Where the checkpoint goes, on a file system that all processes share.
-        facts: What `require_resumable` needs to know.
+        kind: What `require_resumable` needs to know.
+        checkpoint: What goes there; its `own_state` is taken out, and written for each process.
     """
+    own = checkpoint.pop(_OWN_KEY, {})
+    facts = {**kind, "run": checkpoint.get("run")}
     target = Path(strategy.broadcast(path))
     fresh = target.with_name(f".{target.name}.new")
     if strategy.is_global_zero:
@@ -39,6 +44,8 @@ def whole_folder(strategy: ParallelStrategy, path: Any, facts: dict[str, Any]) -
     strategy.barrier("checkpoint begun")
     try:
         yield fresh
+        if own:
+            torch.save(own, fresh / OWN.format(rank=strategy.global_rank))
     except BaseException as error:
         # The others may still write into it: the next save removes what is left.
         name_full_disk(error, target)
@@ -50,12 +57,6 @@ def whole_folder(strategy: ParallelStrategy, path: Any, facts: dict[str, Any]) -
     strategy.barrier("checkpoint in place")
 
 
-def pop_own_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Take out of a checkpoint what each process keeps for itself, such as parts of weights."""
-    own: dict[str, Any] = checkpoint.pop(_OWN_KEY, {})
-    return own
-
-
 def own_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Return the part of a checkpoint in which a process puts what is its own.
 
@@ -65,20 +66,12 @@ def own_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return own
 
 
-def write_own_state(strategy: ParallelStrategy, folder: Path, own: dict[str, Any]) -> None:
-    """Write what this process keeps for itself beside the shards."""
-    if own:
-        torch.save(own, folder / OWN.format(rank=strategy.global_rank))
-
-
 def add_own_state(strategy: ParallelStrategy, folder: Path, checkpoint: dict[str, Any]) -> None:
     """Put what this process kept for itself back into a checkpoint.
 
     Raises:
         OneShotError: if another number of processes kept it.
     """
-    if not folder.is_dir():
-        return
     saved = len(list(folder.glob("process-*.pt")))
     if saved == 0:
         return

@@ -23,13 +23,7 @@ from torch.optim import Optimizer
 
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.strategies.distributed_checkpoint import META, read_tensors
-from oneshot_lit.strategies.folders import (
-    add_own_state,
-    pop_own_state,
-    require_resumable,
-    whole_folder,
-    write_own_state,
-)
+from oneshot_lit.strategies.folders import add_own_state, require_resumable, whole_folder
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -75,11 +69,9 @@ class FSDP2Strategy(ModelParallelStrategy):
         self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
     ) -> None:
         """Write the shards of all processes into a folder that appears only when it is whole."""
-        own = pop_own_state(checkpoint)
-        facts = {"kind": "fsdp2", "world_size": self.world_size, "run": checkpoint.get("run")}
-        with whole_folder(self, filepath, facts) as folder:
+        kind = {"kind": "fsdp2", "world_size": self.world_size}
+        with whole_folder(self, filepath, kind, checkpoint) as folder:
             super().save_checkpoint(checkpoint, folder, storage_options)
-            write_own_state(self, folder, own)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Return the optimiser's state; asking for it changes nothing.

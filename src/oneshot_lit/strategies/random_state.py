@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from lightning.pytorch import Trainer
-from torch import Tensor, distributed
+from torch import Tensor
+
+from oneshot_lit.strategies.exchange import everyones
 
 
 def random_states(trainer: Trainer) -> list[dict[str, Tensor]]:
@@ -18,11 +18,7 @@ def random_states(trainer: Trainer) -> list[dict[str, Tensor]]:
     device = trainer.strategy.root_device
     if device.type == "cuda":
         own["cuda"] = torch.cuda.get_rng_state(device)
-    states: list[Any] = [own]
-    if trainer.world_size > 1 and distributed.is_initialized():
-        states = [None] * trainer.world_size
-        distributed.all_gather_object(states, own)
-    return states
+    return everyones(trainer, own)
 
 
 def restore_random_state(trainer: Trainer, states: list[dict[str, Tensor]]) -> None:

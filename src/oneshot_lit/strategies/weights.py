@@ -82,7 +82,7 @@ def whole_weight(parameter: Any) -> Tensor:
         whole = safe_get_full_fp32_param(parameter)
         return whole.view(getattr(parameter, "ds_shape", parameter.shape))
     if hasattr(parameter, "ds_tensor"):
-        from deepspeed.zero import GatheredParameters
+        from deepspeed.runtime.zero import GatheredParameters
 
         with GatheredParameters([parameter]):
             return parameter.detach().clone()  # type: ignore[no-any-return]
