@@ -35,13 +35,19 @@ class ModelBuilding:
         """
         if mesh is None:
             return self._prepared(self._whole_model())
-        model: Any = None
+        model, failed = None, None
         for turn in range(self.trainer.strategy.num_processes):  # type: ignore[attr-defined]
             if turn == self.trainer.local_rank:
-                with torch.device("cpu"):
-                    model = self._prepared(self._whole_model())
-                shard(model, mesh, str(self.trainer.precision))
+                try:
+                    with torch.device("cpu"):
+                        model = self._prepared(self._whole_model())
+                    shard(model, mesh, str(self.trainer.precision))
+                except Exception as error:
+                    # The others wait for this process, and will most likely fail, too.
+                    failed = error
             self.trainer.strategy.barrier("a process has its shards")
+        if failed is not None:
+            raise failed
         return model
 
     def _whole_model(self) -> Any:
