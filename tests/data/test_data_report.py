@@ -12,7 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn, TrainerState
 
 from oneshot_lit.data import ChatJsonl, Edited, Microworld, PromptSet, SafetyDataModule
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.models.context import context_length, read_context_length
+from oneshot_lit.models.context import context_length, read_config
 
 
 def row(prompt: str, answer: str | None = "take flour .", **fields: Any) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def test_where_the_positions_stand(
 
     def read(name: Any = None, config: Any = None) -> int | None:
         place = None if name is None else str(name)
-        return read_context_length(place, config, world_tokenizer, False)
+        return context_length(read_config(place, config, world_tokenizer, False))
 
     assert (read(tiny_folder), read(gpt2_folder)) == (256, 128)
     named = {"model_type": "llama", "max_position_embeddings": 77}

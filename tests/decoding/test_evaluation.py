@@ -12,7 +12,6 @@ from lightning.pytorch import Callback
 
 from oneshot_lit.callbacks.predictions import PredictionWriter
 from oneshot_lit.data import Microworld, PromptSet, SafetyDataModule
-from oneshot_lit.errors import OneShotError
 from oneshot_lit.methods import Decoding, HarmfulFineTuningModule, LanguageModelModule
 from quiet_trainer import quiet_trainer
 
@@ -166,13 +165,3 @@ def test_sampled_answers_repeat_with_the_seed(tmp_path: Path) -> None:
         return [row["output"] for row in predicted(tmp_path, module, 16)]
 
     assert answers(0) == answers(0) != answers(1)
-
-
-@pytest.mark.parametrize("backend", ["auto", "refill", "static"])
-def test_backends_of_earlier_versions_are_told(backend: str) -> None:
-    with pytest.raises(OneShotError) as caught:
-        Decoding(backend=backend)
-    assert str(caught.value) == (
-        f"model.decoding.backend: {backend} is gone, as answers now always come in batches sorted "
-        "by length; drop the key, or set it to transformers or vllm."
-    )

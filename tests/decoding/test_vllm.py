@@ -6,9 +6,7 @@ vLLM itself needs a GPU: what is tested here is what we hand over and what we ma
 from __future__ import annotations
 
 import importlib.machinery
-import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
@@ -22,16 +20,6 @@ from oneshot_lit.data import Microworld, SafetyDataModule
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.methods import Decoding, HarmfulFineTuningModule, LanguageModelModule
 from quiet_trainer import quiet_trainer
-
-
-@dataclass
-class LoRARequest:
-    """As in ``vllm.lora.request``."""
-
-    lora_name: str
-    lora_int_id: int
-    lora_path: str = ""
-    long_lora_max_len: int | None = None
 
 
 class SamplingParams:
@@ -91,7 +79,7 @@ class LLM:
         **kwargs: Any,
     ) -> None:
         # The rest goes to `EngineArgs`, which refuses what it does not know.
-        unknown = set(kwargs) - {"enable_lora", "max_lora_rank", "max_model_len", "max_num_seqs"}
+        unknown = set(kwargs) - {"max_model_len", "max_num_seqs"}
         if unknown:
             raise TypeError(f"EngineArgs got an unexpected keyword argument '{min(unknown)}'")
         assert dtype in ("auto", "half", "float16", "bfloat16", "float", "float32")
@@ -109,13 +97,11 @@ class LLM:
         sampling_params: SamplingParams | None = None,
         *,
         use_tqdm: bool = True,
-        lora_request: LoRARequest | None = None,
     ) -> list[Any]:
         assert isinstance(sampling_params, SamplingParams)
-        assert lora_request is None or self.options["enable_lora"]
         # Without a tokenizer there are no texts, neither in nor out.
         assert not (self.options["skip"] and sampling_params.detokenize)
-        self.calls.append((len(prompts), sampling_params, lora_request))
+        self.calls.append((len(prompts), sampling_params))
         stops = sampling_params.stop_token_ids
         assert all(set(prompt) == {"prompt_token_ids"} for prompt in prompts)
         rows = [prompt["prompt_token_ids"] for prompt in prompts]
@@ -142,14 +128,10 @@ class LLM:
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[LLM]:
-    package, lora, request = (
-        ModuleType(name) for name in ("vllm", "vllm.lora", "vllm.lora.request")
-    )
+    package = ModuleType("vllm")
     package.__spec__ = importlib.machinery.ModuleSpec("vllm", None)
     package.LLM, package.SamplingParams = LLM, SamplingParams  # type: ignore[attr-defined]
-    request.LoRARequest = LoRARequest  # type: ignore[attr-defined]
-    for module in (package, lora, request):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(sys.modules, "vllm", package)
     LLM.started = []
     return LLM
 
@@ -163,9 +145,9 @@ def test_scores_and_rows_are_the_same(stand_in: type[LLM], tmp_path: Path) -> No
     assert not list(module.parameters())
     (engine,) = stand_in.started
     # Two batches of the largest set, one of each other; no prompt that fills one up.
-    assert [count for count, _, _ in engine.calls] == [16, 5, 1, 9, 14]
-    _, parameters, lora = engine.calls[0]
-    assert (parameters.temperature, parameters.max_tokens, lora) == (0.0, 12, None)
+    assert [count for count, _ in engine.calls] == [16, 5, 1, 9, 14]
+    _, parameters = engine.calls[0]
+    assert (parameters.temperature, parameters.max_tokens) == (0.0, 12)
     assert set(parameters.stop_token_ids) == set(ours.stop_ids)
     assert engine.options["dtype"] == "float32"
     assert predicted(tmp_path, build("vllm"), 16) == predicted(tmp_path, build(), 16)
@@ -175,7 +157,7 @@ def test_sampling_and_more_arguments_are_handed_over(stand_in: type[LLM], tmp_pa
     decoding = Decoding(12, True, 0.7, 0.9, backend="vllm", vllm={"gpu_memory_utilization": 0.5})
     scored(tmp_path, LanguageModelModule("checkpoints/small", decoding=decoding), 16)
     (engine,) = stand_in.started
-    (_, parameters, _) = engine.calls[0]
+    (_, parameters) = engine.calls[0]
     assert (parameters.temperature, parameters.top_p) == (0.7, 0.9)
     assert engine.options["memory"] == 0.5
     decoding = Decoding(backend="vllm", vllm={"gpu_memory": 0.5})
@@ -183,40 +165,19 @@ def test_sampling_and_more_arguments_are_handed_over(stand_in: type[LLM], tmp_pa
         scored(tmp_path, LanguageModelModule("checkpoints/small", decoding=decoding), 16)
 
 
-@pytest.fixture
-def adapter(tmp_path: Path) -> Path:
-    module = LanguageModelModule(
-        "checkpoints/small", peft={"r": 12, "target_modules": "all-linear"}
-    )
-    module.configure_model()
-    module.model.save_pretrained(tmp_path / "adapter")
-    module.tokenizer.save_pretrained(tmp_path / "adapter")
-    return tmp_path / "adapter"
-
-
-def test_a_lora_adapter_is_a_request(stand_in: type[LLM], adapter: Path, tmp_path: Path) -> None:
-    decoding = Decoding(max_new_tokens=12, backend="vllm")
-    module = LanguageModelModule(str(adapter), decoding=decoding)
-    assert scored(tmp_path, module, 16).counts["samples"] == COUNTS
-    (engine,) = stand_in.started
-    # vLLM knows certain ranks only.
-    assert (engine.options["enable_lora"], engine.options["max_lora_rank"]) == (True, 16)
-    assert engine.options["model"] == "checkpoints/small"
-    assert engine.calls[0][2] == LoRARequest("adapter", 1, str(adapter))
-
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    (adapter / "adapter_config.json").write_text(json.dumps({**config, "use_dora": True}))
-    with pytest.raises(OneShotError, match=r"plain LoRA.*--export\.merged true"):
-        scored(tmp_path, LanguageModelModule(str(adapter), decoding=decoding), 16)
-
-
 def test_what_vllm_cannot_do_is_one_line(stand_in: type[LLM], tmp_path: Path) -> None:
     data = SafetyDataModule(Microworld("harmful_examples", size=4), val_sets=sets())
     trainer = quiet_trainer(tmp_path, Callback(), max_epochs=1)
-    with pytest.raises(OneShotError, match=r"backend: .*choose transformers for fit"):
+    with pytest.raises(OneShotError, match=r"backend: vllm answers in test.*choose transformers"):
         trainer.fit(build("vllm", HarmfulFineTuningModule), data)
-    with pytest.raises(OneShotError, match=r"model\.decoding\.backend: .*without .*peft"):
+    with pytest.raises(OneShotError, match=r"model\.decoding\.backend: .*without peft"):
         scored(tmp_path, build("vllm", peft={"r": 2}), 4)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    adapted = LanguageModelModule(
+        str(tmp_path), tokenizer_name_or_path="checkpoints/small", decoding=Decoding(backend="vllm")
+    )
+    with pytest.raises(OneShotError, match=r"takes no adapter.*--export\.merged true"):
+        scored(tmp_path, adapted, 4)
     with pytest.raises(OneShotError, match=r"model\.decoding\.vllm: .*without backend vllm"):
         Decoding(vllm={"seed": 0})
 

@@ -23,11 +23,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "peft": {**LORA, "target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
         "merge": True,
     },
-    "prompt": {"peft": {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4}},
-    "encoded prompt": {
-        "peft": {"peft_type": "P_TUNING", "num_virtual_tokens": 4, "encoder_hidden_size": 16}
-    },
-    "prefix": {"peft": {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 4}},
     "fixed projections": {
         "peft": {"peft_type": "VERA", "r": 4, "target_modules": ["q_proj", "v_proj"]}
     },

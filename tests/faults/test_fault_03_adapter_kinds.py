@@ -11,14 +11,11 @@ from peft import PeftModel, PeftType
 from transformers import AutoModelForCausalLM
 
 from oneshot_lit.callbacks import HuggingFaceExport
-from oneshot_lit.data import ChatJsonl, Microworld, SafetyDataModule
-from oneshot_lit.data.datamodule import PromptSet
+from oneshot_lit.data import ChatJsonl, SafetyDataModule
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.methods import Decoding, LanguageModelModule
-from oneshot_lit.models.adapters import MERGEABLE, PROMPTS
-from oneshot_lit.strategies.fsdp2 import shard
+from oneshot_lit.methods import LanguageModelModule
+from oneshot_lit.models.adapters import MERGEABLE
 from quiet_trainer import quiet_trainer
-from strategies.live import mesh_of
 
 TARGETS = {"target_modules": ["q_proj", "v_proj"]}
 PROMPT = {"num_virtual_tokens": 4}
@@ -54,15 +51,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "olora": {**TARGETS, "init_lora_weights": "olora"},
     "a norm beside": {**TARGETS, "modules_to_save": ["norm"]},
     "projections not saved": {**TARGETS, "peft_type": "VERA", "save_projection": False},
-    "projected prefix": {
-        **PROMPT,
-        "peft_type": "PREFIX_TUNING",
-        "prefix_projection": True,
-        "encoder_hidden_size": 16,
-    },
-    "LSTM": {**OPTIONS["P_TUNING"], "peft_type": "P_TUNING",
-             "encoder_reparameterization_type": "LSTM"},
-}  # fmt: skip
+}
 CASES = {t.value: {**OPTIONS.get(t.value, TARGETS), "peft_type": t.value} for t in PeftType}
 CASES |= VARIANTS
 
@@ -89,8 +78,7 @@ def rows_of(rows: Path) -> SafetyDataModule:
 def logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     with torch.no_grad():
         found = model.eval()(**batch)
-    found = found if isinstance(found, torch.Tensor) else found.logits
-    return found[:, -batch["input_ids"].shape[1] :]
+    return found if isinstance(found, torch.Tensor) else found.logits
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -100,7 +88,7 @@ def test_refused_before_the_training_or_right_after_it(
     trained = module(tiny_folder, peft=CASES[name])
     trainer = quiet_trainer(tmp_path, HuggingFaceExport(), max_epochs=1)
     kind = CASES[name].get("peft_type", "LORA")
-    if kind not in MERGEABLE | PROMPTS:
+    if kind not in MERGEABLE:
         with pytest.raises(OneShotError, match=f"peft_type {kind}: not supported") as caught:
             trainer.fit(trained, rows_of(rows_file))
         assert "\n" not in str(caught.value)
@@ -124,12 +112,6 @@ def test_refused_before_the_training_or_right_after_it(
     whole = tmp_path / "merged"
     whole.mkdir()
     merging = HuggingFaceExport(merge_adapter=True)
-    if kind in PROMPTS:
-        with pytest.raises(OneShotError, match=rf"export\.merge_adapter: .*{kind} cannot be merg"):
-            quiet_trainer(tmp_path, merging, max_epochs=1).fit(
-                module(tiny_folder, peft=CASES[name]), rows_of(rows_file)
-            )
-        return
     merging.save(trained, whole)
     same(AutoModelForCausalLM.from_pretrained(whole, dtype=torch.float32))
 
@@ -139,7 +121,7 @@ def test_refused_before_the_training_or_right_after_it(
     [
         ({"alora_invocation_tokens": [5]}, "alora_invocation_tokens: not supported"),
         ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication: not supported"),
-        ({"lora_bias": True}, "q_proj has no bias to merge it into"),
+        ({"lora_bias": True}, "lora_bias: not supported"),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights pissa_niter_4: not supported"),
         ({"init_lora_weights": "eva"}, "init_lora_weights eva: not supported"),
     ],
@@ -149,88 +131,3 @@ def test_options_that_cannot_be_kept_are_refused(
 ) -> None:
     with pytest.raises(OneShotError, match=message):
         module(tiny_folder, peft={**TARGETS, **options}).configure_model()
-
-
-@pytest.mark.parametrize("kind", sorted(PROMPTS))
-def test_the_loss_is_that_of_peft(kind: str, tiny_folder: Path, rows_file: Path) -> None:
-    torch.manual_seed(0)
-    trained = module(tiny_folder, peft=CASES[kind])
-    trained.configure_model()
-    data = rows_of(rows_file)
-    quiet = quiet_trainer(rows_file.parent, HuggingFaceExport(enabled=False), max_epochs=1)
-    data.trainer, trained.trainer = quiet, quiet
-    quiet.strategy.connect(trained)
-    data.setup("fit")
-    trained.model.eval()
-    for batch in data.train_dataloader():
-        own = trained.compute_loss(batch)
-        names = ("input_ids", "attention_mask", "labels")
-        expected = trained.model(**{n: batch[n].clone() for n in names}).loss
-        assert float(own) == pytest.approx(float(expected), abs=1e-6)
-        assert trained.loss_weight(batch) == (batch["labels"] != -100).sum()
-
-
-@pytest.mark.parametrize("kind", sorted(PROMPTS))
-def test_answers_are_given_after_the_virtual_tokens(
-    kind: str, tiny_folder: Path, batch: dict[str, torch.Tensor]
-) -> None:
-    torch.manual_seed(0)
-    decoding = Decoding(max_new_tokens=6)
-    trained = module(tiny_folder, peft=CASES[kind], decoding=decoding)
-    trained.configure_model()
-    with torch.no_grad():
-        for parameter in trained.model.prompt_encoder.parameters():
-            parameter.normal_()
-    trained.stop_ids = [0]
-    trained.eval()
-    answers = trained.generate(batch)
-    ids, mask = batch["input_ids"], batch["attention_mask"]
-    for _ in range(6):
-        with torch.no_grad():
-            token = trained(ids, mask)[:, -1:].argmax(-1)
-        ids, mask = torch.cat([ids, token], 1), torch.cat([mask, torch.ones_like(token)], 1)
-    given = ids[:, batch["input_ids"].shape[1] :].tolist()
-    cut = [row[: row.index(0)] if 0 in row else row for row in given]
-    texts = trained.tokenizer.batch_decode(cut, skip_special_tokens=True)
-    assert answers == [text.strip() for text in texts]
-    # The base alone would answer otherwise.
-    with trained.model.disable_adapter():
-        plain = trained.model.get_base_model().generate(
-            **batch, max_new_tokens=6, do_sample=False, eos_token_id=[0], pad_token_id=0
-        )
-    assert plain[:, batch["input_ids"].shape[1] :].tolist() != given
-
-
-def test_a_prompt_is_tested_but_nothing_is_trained_on_top(
-    tiny_folder: Path, rows_file: Path, tmp_path: Path
-) -> None:
-    fit = quiet_trainer(tmp_path, HuggingFaceExport(), max_epochs=1)
-    fit.fit(module(tiny_folder, peft=CASES["P_TUNING"]), rows_of(rows_file))
-    assert module(tmp_path / "model").context_length == 256 - 4
-    assert module(tiny_folder, peft=CASES["P_TUNING"]).context_length == 256 - 4
-    tested = module(tmp_path / "model", decoding=Decoding(max_new_tokens=3))
-    data = SafetyDataModule(
-        test_sets={"harmful": PromptSet(Microworld("harmful_dev", size=3), "harmful")}
-    )
-    quiet_trainer(tmp_path, HuggingFaceExport()).test(tested, data, verbose=False)
-    assert tested.counts["samples"] == {"harmful": 3}
-    for peft in (None, TARGETS):
-        again = module(tmp_path / "model", peft=peft)
-        with pytest.raises(OneShotError, match="kind P_TUNING cannot be merged into its base"):
-            quiet_trainer(tmp_path, HuggingFaceExport(), max_epochs=1).fit(
-                again, rows_of(rows_file)
-            )
-
-
-def test_fsdp2_refuses_an_adapter_whose_layers_share_weights(tiny_folder: Path) -> None:
-    shared = module(tiny_folder, peft=CASES["VBLORA"])
-    shared.configure_model()
-    with mesh_of(2) as mesh, pytest.raises(OneShotError, match=r"FSDP2 cannot shard .*vblora"):
-        shard(shared.model, mesh)
-
-
-def test_a_prefix_is_not_recomputed(tiny_folder: Path) -> None:
-    # Checkpointed layers drop the keys and values that the adapter puts before the prompt.
-    again = module(tiny_folder, peft=CASES["PREFIX_TUNING"], gradient_checkpointing=True)
-    with pytest.raises(OneShotError, match="PREFIX_TUNING does not work with"):
-        again.configure_model()

@@ -111,7 +111,7 @@ def test_a_penalty_on_weights_is_refused_where_they_are_sharded(
 ) -> None:
     assert documented("ProximalFineTuning").keeps_start_weights
     words = {"folder": str(tiny_folder), "rows": str(uneven_rows), "kind": "ProximalFineTuning"}
-    with pytest.raises(OneShotError, match="a penalty on the weights needs the whole model"):
+    with pytest.raises(OneShotError, match="this penalty needs whole weights"):
         anchor("fsdp2", str(tmp_path), **words)
 
 

@@ -91,20 +91,6 @@ def test_adapter(
         assert torch.allclose(again(**batch), expected, atol=1e-5)
 
 
-def test_weights_that_the_model_lacks_are_named(tiny_folder: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    from oneshot_lit.models.loading import load_model
-
-    for path in tiny_folder.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    weights = load_file(tmp_path / "model.safetensors")
-    weights["model.extra.weight"] = torch.zeros(2)
-    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.warns(UserWarning, match=r"1 tensors .* left out \(model.extra.weight"):
-        load_model(str(tmp_path), dtype=torch.float32)
-
-
 def test_an_adapter_on_an_adapter_is_written_merged(
     tiny_folder: Path, rows_file: Path, tmp_path: Path, batch: dict[str, torch.Tensor]
 ) -> None:

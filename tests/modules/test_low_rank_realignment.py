@@ -277,26 +277,6 @@ def test_errors(
     assert {p.name for p in tmp_path.iterdir()} <= {"edit.yaml"}
 
 
-@pytest.mark.parametrize("name", ["deepspeed", "fsdp", "model_parallel"])
-def test_strategies_that_shard_are_refused(name: str) -> None:
-    from types import SimpleNamespace
-
-    from lightning.pytorch.strategies import (
-        DDPStrategy,
-        DeepSpeedStrategy,
-        FSDPStrategy,
-        ModelParallelStrategy,
-    )
-
-    from oneshot_lit.strategies.fsdp2 import require_whole_weights
-
-    require_whole_weights(SimpleNamespace(strategy=DDPStrategy()), "it")  # type: ignore[arg-type]
-    kinds = {"deepspeed": DeepSpeedStrategy, "fsdp": FSDPStrategy}
-    kind = kinds.get(name, ModelParallelStrategy)
-    with pytest.raises(OneShotError, match="it needs the whole model in each process"):
-        require_whole_weights(SimpleNamespace(strategy=kind()), "it")  # type: ignore[arg-type]
-
-
 def test_instance_that_is_already_refused(tmp_path: Path, command: Callable[..., Any]) -> None:
     outcome = command(*low_rank_words(SMALL, tmp_path))
     assert outcome.code == 2

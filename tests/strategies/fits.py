@@ -20,7 +20,6 @@ from oneshot_lit.errors import OneShotError
 from oneshot_lit.methods import LanguageModelModule
 from oneshot_lit.models import loading
 from oneshot_lit.strategies import FSDP2Strategy, HFDeepSpeedStrategy, gradients
-from oneshot_lit.strategies.fsdp2 import shard
 
 PEFT = {"r": 4, "target_modules": "all-linear", "init_lora_weights": "orthogonal"}
 
@@ -50,14 +49,6 @@ class Module(LanguageModelModule):
 
         with patch.object(loading, "load_model", load):
             super().configure_model()
-
-    def _cut_model(self, mesh: Any) -> Any:
-        if not self.bare:
-            return super()._cut_model(mesh)
-        # The changed layers are not those of the files.
-        model = self._whole_model()
-        shard(model, mesh)
-        return model
 
     def configure_optimizers(self) -> Any:
         # Before DeepSpeed takes the model over; an adapter is small, and is sharded only then.

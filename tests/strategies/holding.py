@@ -1,10 +1,11 @@
-"""How much memory a process takes while a model is built, under any strategy."""
+"""How much memory a process takes while a model is built, and when it loads it."""
 
 from __future__ import annotations
 
 import json
 import re
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from training import strategy
 
 from oneshot_lit.data import ChatJsonl, SafetyDataModule
 from oneshot_lit.methods import LanguageModelModule
-from oneshot_lit.models import loading
 
 
 def own_bytes() -> int:
@@ -36,6 +36,14 @@ def warm_up() -> None:
 
 
 class Module(LanguageModelModule):
+    def _prepared(self, model: Any) -> Any:
+        self.loaded = time.time()
+        return super()._prepared(model)
+
+    def _whole_model(self) -> Any:
+        self.began = time.time()
+        return super()._whole_model()
+
     def configure_model(self) -> None:
         warm_up()
         before, peak, done = own_bytes(), [0], threading.Event()
@@ -59,9 +67,7 @@ class Built(Exception):
 
 
 def build(name: str, root: str, rows: str, **model: Any) -> None:
-    """Build the model; write how many bytes it took on each process, at most."""
-    # As for a model that is too large to be drawn whole.
-    loading.WHOLE_AT_MOST = 0
+    """Build the model; write what it took on each process at most, and when it was loaded."""
     torch.manual_seed(0)
     module = Module(**model)
     module.on_fit_start = done  # type: ignore[method-assign]
@@ -80,7 +86,8 @@ def build(name: str, root: str, rows: str, **model: Any) -> None:
         trainer.fit(module, SafetyDataModule(ChatJsonl(rows)))
     except Built:
         Path(root).mkdir(parents=True, exist_ok=True)
-        (Path(root) / f"peak{rank_zero_only.rank}.json").write_text(json.dumps(module.peak))
+        facts = {"peak": module.peak, "began": module.began, "loaded": module.loaded}
+        (Path(root) / f"facts{rank_zero_only.rank}.json").write_text(json.dumps(facts))
 
 
 def done() -> None:

@@ -16,10 +16,8 @@ from oneshot_lit.errors import OneShotError
 from oneshot_lit.strategies.folders import (
     add_own_state,
     facts_of,
-    pop_own_state,
     require_resumable,
     whole_folder,
-    write_own_state,
 )
 
 STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
@@ -168,13 +166,13 @@ class One:
 
 def test_a_checkpoint_that_fails_leaves_the_last_one(tmp_path: Path) -> None:
     target = tmp_path / "last.ckpt"
-    with whole_folder(One(), target, {"kind": "fsdp2"}) as folder:
+    with whole_folder(One(), target, {"kind": "fsdp2"}, {}) as folder:
         (folder / "shard").write_text("first")
         assert not target.exists()
-    assert facts_of(target) == {"kind": "fsdp2"}
+    assert facts_of(target) == {"kind": "fsdp2", "run": None}
 
     def fail() -> None:
-        with whole_folder(One(), target, {"kind": "fsdp2"}) as folder:
+        with whole_folder(One(), target, {"kind": "fsdp2"}, {}) as folder:
             (folder / "shard").write_text("half")
             raise OSError(28, "No space left on device")
 
@@ -183,7 +181,7 @@ def test_a_checkpoint_that_fails_leaves_the_last_one(tmp_path: Path) -> None:
     assert (target / "shard").read_text() == "first"
     # What is left of it is hidden, and gone with the next one.
     assert {path.name for path in tmp_path.iterdir()} == {"last.ckpt", ".last.ckpt.new"}
-    with whole_folder(One(), target, {"kind": "fsdp2"}) as folder:
+    with whole_folder(One(), target, {"kind": "fsdp2"}, {}) as folder:
         (folder / "shard").write_text("second")
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
 
@@ -192,25 +190,25 @@ def test_what_a_killed_save_left_is_no_obstacle(tmp_path: Path) -> None:
     target = tmp_path / "last.ckpt"
     (tmp_path / ".last.ckpt.new").mkdir()
     (tmp_path / ".last.ckpt.new" / "old part").touch()
-    with whole_folder(One(), target, {"kind": "fsdp2"}) as folder:
+    with whole_folder(One(), target, {"kind": "fsdp2"}, {}) as folder:
         (folder / "shard").touch()
     assert sorted(path.name for path in target.iterdir()) == ["checkpoint.json", "shard"]
 
 
 def test_own_state_comes_back_to_its_process(tmp_path: Path) -> None:
-    for rank in range(2):
-        own = {"weights": torch.tensor([rank])}
-        assert pop_own_state({"own_state": own}) == own
-        write_own_state(SimpleNamespace(global_rank=rank), tmp_path, own)
+    target = tmp_path / "last.ckpt"
+    saved: dict[str, Any] = {"own_state": {"weights": torch.tensor([3])}}
+    with whole_folder(One(), target, {"kind": "fsdp2"}, saved):
+        assert saved == {}
     checkpoint: dict[str, Any] = {}
-    add_own_state(SimpleNamespace(global_rank=1, world_size=2), tmp_path, checkpoint)
-    assert checkpoint["own_state"]["weights"] == 1
-    with pytest.raises(OneShotError, match="resume with 2 processes"):
-        add_own_state(SimpleNamespace(global_rank=0, world_size=4), tmp_path, checkpoint)
+    add_own_state(One(), target, checkpoint)
+    assert checkpoint["own_state"]["weights"] == 3
+    with pytest.raises(OneShotError, match="resume with 1 process"):
+        add_own_state(SimpleNamespace(global_rank=0, world_size=4), target, checkpoint)
 
 
 def test_only_whole_models_are_evaluated(tmp_path: Path) -> None:
-    with whole_folder(One(), tmp_path / "c", {"kind": "deepspeed", "stage": 3}):
+    with whole_folder(One(), tmp_path / "c", {"kind": "deepspeed", "stage": 3}, {}):
         pass
     with pytest.raises(OneShotError, match="holds no whole model to evaluate; convert it"):
         require_resumable(tmp_path / "c", {"kind": "deepspeed", "stage": 3}, fitting=False)

@@ -7,7 +7,6 @@ import torch
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 CPU_ZERO = "{class_path: oneshot_lit.strategies.HFDeepSpeedStrategy, init_args: {stage: 2}}"
-STOCK = "{class_path: lightning.pytorch.strategies.DeepSpeedStrategy, init_args: {stage: 2}}"
 
 
 @pytest.fixture(autouse=True)
@@ -22,11 +21,6 @@ def _start_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     ("words", "message"),
     [
         (["--trainer.strategy", "fsdp"], "The strategy `fsdp` requires a GPU"),
-        (["--trainer.strategy", STOCK], "trainer.strategy: DeepSpeedStrategy needs CUDA"),
-        (["--trainer.strategy", "deepspeed_stage_2", "--trainer.precision", "16-mixed"],
-         "trainer.precision 16-mixed: DeepSpeed"),
-        (["--trainer.strategy", CPU_ZERO, "--trainer.precision", "16-mixed"],
-         "trainer.precision 16-mixed: DeepSpeed"),
         (["--trainer.strategy", "oneshot_lit.strategies.HFDeepSpeedStrategy"],
          "invalid strategy name: `strategy='oneshot_lit.strategies."),
         (["--trainer.strategy",

@@ -37,9 +37,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "folder, lora": {"peft": LORA, "accumulate": 2, "clip": 0.5},
     "config": {"config": ARCHITECTURE, "accumulate": 2, "clip": 0.05},
     "config, tied": {"config": TIED, "checkpointing": True},
-    # As for a model that is too large to be drawn whole.
-    "large config": {"config": ARCHITECTURE, "whole_at_most": 0},
-    "large config, tied": {"config": TIED, "whole_at_most": 0},
     "tied folder": {"tied": True, "accumulate": 2},
     "instance": {"instance": True, "batch_size": 1},
 }
@@ -135,9 +132,7 @@ def test_spectra(name: str, optimizer: str, runs: Path) -> None:
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-@pytest.mark.parametrize(
-    "variant", ["folder", "config", "tied folder", "config, tied", "large config"]
-)
+@pytest.mark.parametrize("variant", ["folder", "config", "tied folder", "config, tied"])
 def test_product_loads_strictly_and_answers_alike(name: str, variant: str, runs: Path) -> None:
     logits = []
     for each in (name, "single"):

@@ -16,7 +16,6 @@ from torch import distributed
 from oneshot_lit.callbacks import AtomicCheckpointIO, GradientRank, HuggingFaceExport, RunCheckpoint
 from oneshot_lit.data import ChatJsonl, InlineInstance, SafetyDataModule
 from oneshot_lit.methods import LanguageModelModule
-from oneshot_lit.models import loading
 from oneshot_lit.strategies import FSDP2Strategy, HFDeepSpeedStrategy
 
 OPTIMIZERS = {
@@ -82,10 +81,8 @@ def train(
     module: dict[str, Any] | None = None,
     kill_at: int | None = None,
     merge: bool = False,
-    whole_at_most: int = loading.WHOLE_AT_MOST,
 ) -> None:
     # A previous fit of the same processes may have changed it.
-    loading.WHOLE_AT_MOST = whole_at_most
     torch.manual_seed(0)
     model: dict[str, Any] = {"model_name_or_path": folder}
     if config is not None:

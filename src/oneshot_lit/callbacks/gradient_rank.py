@@ -113,7 +113,6 @@ class GradientRank(Callback):
                 )
             chosen |= dict.fromkeys(matching)
         self._names = [name for name in candidates if name in chosen]
-        self._factored = gradients.every_rank_has_own_rows(trainer)
         self._due, self._armed, self._at_boundary = False, False, True
         if self.reference is not None:
             self.reference.start(trainer, pl_module)
@@ -141,9 +140,8 @@ class GradientRank(Callback):
             self._due = trainer.global_step % self.every_n_steps == 0
         if self._due:
             self._due, self._armed = False, True
-            if self._factored:
-                self._recorder = FactorRecorder(self._tracked(pl_module))
-                self._recorder.attach(pl_module)
+            self._recorder = FactorRecorder(self._tracked(pl_module))
+            self._recorder.attach(pl_module)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer

@@ -18,13 +18,7 @@ from oneshot_lit.io.files import folder_written_whole, remove
 from oneshot_lit.io.locking import results_locked
 from oneshot_lit.io.runs import DERIVED, PRODUCTS, record_run, recorded_runs
 from oneshot_lit.methods.base import LanguageModelModule
-from oneshot_lit.models.adapters import (
-    is_adapter,
-    load_adapter,
-    merge,
-    parameters_set,
-    require_mergeable,
-)
+from oneshot_lit.models.adapters import is_adapter, load_adapter, merge
 from oneshot_lit.models.loading import load_model, resolve_dtype
 from oneshot_lit.models.weight_files import is_local
 from oneshot_lit.strategies.deepspeed import whole_models
@@ -53,17 +47,6 @@ class HuggingFaceExport(Callback):
         self.save_dtype = None if save_dtype is None else resolve_dtype(save_dtype)
         # The command line sets what identifies the run that owns the model.
         self.run: dict[str, Any] = {}
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse, before training, a model that could not be written afterwards."""
-        peft = getattr(pl_module, "peft", None)
-        if stage != "fit" or not self.enabled or peft is None:
-            return
-        base = getattr(pl_module, "model_name_or_path", None)
-        if self.merge_adapter:
-            require_mergeable(peft, "export.merge_adapter")
-        elif base is not None and is_adapter(base):
-            require_mergeable(peft, f"{base} is an adapter itself, so the model must be merged")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the model; all processes give their parts, the first one writes."""
@@ -131,6 +114,7 @@ class HuggingFaceExport(Callback):
 
     def _write_adapter(self, module: Any, folder: Path | None) -> None:
         model = module.model
+        state = model.state_dict(keep_vars=True)
         trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         weights = gather(trained, folder is not None, self.save_dtype)
         if folder is None:
@@ -139,12 +123,12 @@ class HuggingFaceExport(Callback):
         base = module.model_name_or_path
         resolved = str(Path(base).expanduser().resolve()) if is_local(base) else base
         model.peft_config[model.active_adapter].base_model_name_or_path = resolved
-        # `peft` knows what belongs to an adapter: also fixed projections, and a prompt's tokens.
-        with parameters_set(model, weights):
-            model.save_pretrained(folder, save_embedding_layers=False)
+        # `peft` knows what belongs to an adapter: also fixed projections and shared vectors.
+        whole = {id(parameter): weights[name] for name, parameter in trained}
+        state = {name: whole.get(id(tensor), tensor) for name, tensor in state.items()}
+        model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
 
     def _write_merged(self, module: Any, folder: Path | None) -> None:
-        require_mergeable(module.peft, "--merge-adapter")
         if not any(in_parts(parameter) for parameter in module.model.parameters()):
             if folder is not None:
                 write_model(merge(module.model), folder, self.save_dtype)

@@ -71,7 +71,7 @@ def shared_spectra(
 
     def of_whole(names: list[str]) -> Iterator[Task]:
         for n, name in enumerate(names):
-            gradient = gradients.full_gradient(trainer, parameters[name], name)
+            gradient = gradients.full_gradient(trainer, parameters[name])
             if gradient is not None and n % trainer.world_size == trainer.global_rank:
                 yield name, lambda g=gradient: Measured(matrix_singular_values(g).cpu())  # type: ignore[misc]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,8 @@ def run_export_command(arguments: Sequence[str]) -> int:
     parser = CommandParser(
         "export", _DESCRIPTION, "--checkpoint runs/attacked/checkpoints/last.ckpt --out runs/saved"
     )
-    parser.add_argument("--checkpoint", required=True, metavar="PATH", help="checkpoint to convert")
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="the folder to write")
+    for name in ("checkpoint", "out"):
+        parser.add_argument(f"--{name}", required=True, type=Path, metavar="PATH")
     parser.add_argument(
         "--save-dtype", metavar="DTYPE", help="cast the weights: float32, bfloat16 or float16"
     )
@@ -44,14 +44,7 @@ def run_export_command(arguments: Sequence[str]) -> int:
         help="allow code of the base model's hub repository to run, as the run itself did",
     )
     options = parser.parse(arguments)
-    export_checkpoint(
-        Path(options.checkpoint),
-        Path(options.out),
-        save_dtype=options.save_dtype,
-        merge_adapter=options.merge_adapter,
-        overwrite=options.overwrite,
-        trust_remote_code=options.trust_remote_code,
-    )
+    export_checkpoint(**vars(options))
     print(f"model written to {options.out}")
     return 0
 
@@ -78,6 +71,7 @@ def export_checkpoint(
     Raises:
         OneShotError: if there is no checkpoint of `oneshot-lit`, or it does not fit its model.
     """
+    from oneshot_lit.callbacks.checkpoint_io import AtomicCheckpointIO
     from oneshot_lit.callbacks.hf_export import HuggingFaceExport
     from oneshot_lit.cli.config_command import recorded
     from oneshot_lit.methods import LanguageModelModule
@@ -85,18 +79,19 @@ def export_checkpoint(
 
     recover(checkpoint)
     facts = facts_of(checkpoint)
-    if out.exists() and not overwrite:
+    if out.is_file() or (out.exists() and not overwrite):
         raise OneShotError(f"{out}: exists already; give another --out or pass --overwrite.")
     export = HuggingFaceExport(save_dtype=save_dtype, merge_adapter=merge_adapter)
-    saved = _plain(checkpoint) if facts["kind"] == "file" else {}
-    run = saved.get("run") or facts.get("run") or {}
-    config = (run.get("config") or {}).get("model") if isinstance(run, dict) else None
+    if facts["kind"] == "file":
+        reader = AtomicCheckpointIO()
+        facts |= reader.load_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+    config = ((facts.get("run") or {}).get("config") or {}).get("model")
     if not config:
         raise OneShotError(
             f"{checkpoint}: does not say which model it is of; only checkpoints that the command "
             "oneshot-lit fit has saved can be converted."
         )
-    if facts["kind"] == "file" and not saved["state_dict"]:
+    if facts["kind"] == "file" and not facts["state_dict"]:
         raise OneShotError(
             f"{checkpoint}: holds no weights, because a selection trains no model to keep; give "
             "the checkpoint of another fit."
@@ -105,41 +100,30 @@ def export_checkpoint(
     # The user must allow remote code, too, whatever the checkpoint says.
     module.trust_remote_code = module.trust_remote_code and trust_remote_code
     module.configure_model()
-    _fill(module, checkpoint, facts["kind"], saved)
-    if out.is_file():
-        raise OneShotError(f"{out}: is a file; give a folder.")
+    _fill(module, checkpoint, facts)
     with folder_written_whole(out) as folder:
         export.save(module, folder)
 
 
-def _plain(path: Path) -> dict[str, Any]:
-    from oneshot_lit.callbacks.checkpoint_io import AtomicCheckpointIO
-
-    return AtomicCheckpointIO().load_checkpoint(path, map_location="cpu", weights_only=True)
-
-
-def _fill(module: Any, checkpoint: Path, kind: str, saved: dict[str, Any]) -> None:
+def _fill(module: Any, checkpoint: Path, facts: dict[str, Any]) -> None:
+    """Give a module the weights of a checkpoint."""
     from oneshot_lit.strategies.distributed_checkpoint import read_tensors
 
-    if kind == "file":
-        module.load_state_dict(saved["state_dict"], strict=module.strict_loading)
-        return
-    if kind == "fsdp2":
-        weights: dict[str, Tensor] = module.state_dict()
-        if not module.strict_loading:
-            trained = {name for name, p in module.named_parameters() if p.requires_grad}
-            weights = {name: weight for name, weight in weights.items() if name in trained}
+    named = module.named_parameters()
+    wanted = {name for name, p in named if p.requires_grad or module.strict_loading}
+    if facts["kind"] == "file":
+        module.load_state_dict(facts["state_dict"], strict=module.strict_loading)
+    elif facts["kind"] == "fsdp2":
+        weights = {n: w for n, w in module.state_dict().items() if n in wanted}
         # Filled in place: these share the module's memory.
         read_tensors({"state_dict": weights}, checkpoint)
-        return
-    if kind != "deepspeed":
+    elif facts["kind"] == "deepspeed":
+        weights = _deepspeed_weights(checkpoint, not module.strict_loading)
+        if missing := sorted(wanted - set(weights)):
+            raise OneShotError(f"{checkpoint}: does not fit its model: it lacks {missing[0]}.")
+        module.load_state_dict(weights, strict=False)
+    else:
         raise OneShotError(f"{checkpoint}: a folder, but no checkpoint; check --checkpoint.")
-    weights = _deepspeed_weights(checkpoint, not module.strict_loading)
-    wanted = [n for n, p in module.named_parameters() if p.requires_grad or module.strict_loading]
-    missing = [name for name in wanted if name not in weights]
-    if missing:
-        raise OneShotError(f"{checkpoint}: does not fit its model: it lacks {missing[0]}.")
-    module.load_state_dict(weights, strict=False)
 
 
 def _deepspeed_weights(folder: Path, only_trained: bool) -> dict[str, Tensor]:
@@ -147,15 +131,11 @@ def _deepspeed_weights(folder: Path, only_trained: bool) -> dict[str, Tensor]:
     from oneshot_lit.strategies.deepspeed import plain_loads, require_deepspeed
 
     require_deepspeed()
-    with (
-        plain_loads(),
-        open(os.devnull, "w", encoding="utf-8") as quiet,
-        contextlib.redirect_stdout(quiet),
-    ):
+    with plain_loads(), contextlib.redirect_stdout(io.StringIO()):
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
         try:
-            weights: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(
+            weights = get_fp32_state_dict_from_zero_checkpoint(
                 str(folder), exclude_frozen_parameters=only_trained
             )
         except (OSError, ValueError, RuntimeError, KeyError) as error:

@@ -24,7 +24,7 @@ from oneshot_lit.methods.scoring import PromptScoring
 from oneshot_lit.models import loading
 from oneshot_lit.models.building import ModelBuilding
 from oneshot_lit.models.chat_format import ChatOptions, SystemTurn, set_chat_options
-from oneshot_lit.models.context import embedding_rows, read_config, read_context_length
+from oneshot_lit.models.context import context_length, embedding_rows, read_config
 from oneshot_lit.models.generation import Decoding
 from oneshot_lit.models.loss import IGNORE_INDEX, next_token_loss, of_labelled
 from oneshot_lit.models.rounding import check_rounding
@@ -66,7 +66,7 @@ class LanguageModelModule(PromptScoring, ModelBuilding, RunState):
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
         attn_implementation: eager, sdpa, flash_attention_2 ...; the model's default if not given.
         trust_remote_code: Allow code from a hub repository to run. Off unless you read that code.
-        allow_rounding: Train 16-bit weights even if the learning rate is too small to move most.
+        allow_rounding: Train 16-bit weights, though rounding takes back most of a small step.
     """
 
     def __init__(
@@ -130,23 +130,20 @@ class LanguageModelModule(PromptScoring, ModelBuilding, RunState):
         if self.chat_template is not None:
             tokenizer.chat_template = read_text(require_file(self.chat_template))
         check_tokenizer(tokenizer, name)
-        config, _ = read_config(
+        config = read_config(
             self.model_name_or_path, self.model_config, tokenizer, self.trust_remote_code
         )
-        embedded = None if config is None else embedding_rows(config)
-        set_chat_options(tokenizer, replace(self.chat_options, embedded=embedded), name)
+        options = replace(self.chat_options, embedded=embedding_rows(config))
+        set_chat_options(tokenizer, options, name)
         return tokenizer
 
     @cached_property
     def context_length(self) -> int | None:
         """How many positions the model has; None if its config does not say."""
-        return read_context_length(
-            self.model_name_or_path,
-            self.model_config,
-            self.tokenizer,
-            self.trust_remote_code,
-            self.peft,
+        config = read_config(
+            self.model_name_or_path, self.model_config, self.tokenizer, self.trust_remote_code
         )
+        return context_length(config)
 
     # ---------------------------------------------------------------- building
 
@@ -157,10 +154,7 @@ class LanguageModelModule(PromptScoring, ModelBuilding, RunState):
         if self.decoding.backend == "vllm":
             self._know_ends(self._configure_vllm())
             return
-        if self.device_mesh is not None:
-            model = self._cut_model(self.device_mesh)
-        else:
-            model = self._prepared(self._whole_model())
+        model = self.build(self.device_mesh)
         # Hugging Face models arrive in eval mode, which Lightning keeps; dropout must be on in fit.
         self.model = model.train()
         self._know_ends(model.generation_config)
@@ -197,12 +191,12 @@ class LanguageModelModule(PromptScoring, ModelBuilding, RunState):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return the logits, (rows, tokens, vocabulary)."""
         output = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-        # Tokens that an adapter puts before the prompt have logits, too; drop them.
-        return output.logits[:, -input_ids.shape[1] :]  # type: ignore[no-any-return]
+        return output.logits  # type: ignore[no-any-return]
 
     def compute_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Return the scalar training loss of a batch; override it for another objective."""
-        logits = self(batch["input_ids"], batch["attention_mask"])
+        # Not `self(...)`: ZeRO-3 takes each call of the module for the beginning of a step.
+        logits = self.forward(batch["input_ids"], batch["attention_mask"])
         return next_token_loss(logits, batch["labels"], self.token_weights(batch))
 
     def token_weights(self, batch: dict[str, Tensor]) -> Tensor | None:

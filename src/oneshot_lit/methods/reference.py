@@ -39,8 +39,7 @@ class FrozenModel(ModelBuilding):
 
     def build(self, mesh: Any) -> Any:
         """Return the model, sharded over a mesh if there is one."""
-        model = self._prepared(self._whole_model()) if mesh is None else self._cut_model(mesh)
-        return model.requires_grad_(False).eval()
+        return super().build(mesh).requires_grad_(False).eval()
 
 
 class ReferenceModule(LanguageModelModule):

@@ -3,51 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 
 from oneshot_lit.errors import OneShotError, did_you_mean
 from oneshot_lit.models.weight_files import ADAPTER_CONFIG, is_local
 
 # Adapters of these kinds can be merged into the base: the tests train, write, load and merge each.
-# Others cannot be merged, or need inputs, losses or calls of their own in a step.
+# Others cannot be merged (prompt tuning), need inputs, losses or calls of their own, or share
+# weights between layers, which FSDP2 cannot shard (VBLORA).
 MERGEABLE = frozenset(
     "ADAMSS BOFT C3A DEFT DELORA FOURIERFT FROD GLORA GRALORA HIRA HRA IA3 LN_TUNING LOHA LOKR "
-    "LORA MISS OFT OSF PEANUT PSOFT PVERA RANDLORA ROAD SHIRA SUPERTUNING TINYLORA "
-    "TRAINABLE_TOKENS UNILORA VBLORA VERA WAVEFT".split()
+    "LORA MISS OFT OSF PEANUT PSOFT PVERA RANDLORA ROAD SHIRA SUPERTUNING TRAINABLE_TOKENS VERA "
+    "WAVEFT".split()
 )
 # Options of LoRA that cannot be merged.
-_NOT_OF_LORA = ("alora_invocation_tokens", "arrow_config", "layer_replication")
+_NOT_OF_LORA = ("alora_invocation_tokens", "arrow_config", "layer_replication", "lora_bias")
 # Initial values that need data, or that are random and change the base, which nobody could repeat.
 _NOT_AS_START = ("corda", "eva", "lora_ga", "pissa_niter")
-# These put tokens, or their keys and values, before the prompt: no weights hold what they learn.
-PROMPTS = frozenset({"PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING"})
 
 
 def is_adapter(path: str | Path) -> bool:
     """Whether a local folder holds a PEFT adapter rather than a whole model."""
     return (Path(path).expanduser() / ADAPTER_CONFIG).is_file()
-
-
-def read_adapter(folder: Path) -> dict[str, Any]:
-    """Return the config of an adapter's folder.
-
-    Raises:
-        OneShotError: if it is not a JSON mapping, or names no base model.
-    """
-    try:
-        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise OneShotError(f"{folder}: {ADAPTER_CONFIG} is not JSON; fix it.") from error
-    if not isinstance(config, dict) or not config.get("base_model_name_or_path"):
-        raise OneShotError(f"{folder}: {ADAPTER_CONFIG} names no base model.")
-    return config
 
 
 def base_of(folder: Path) -> str:
@@ -56,9 +38,17 @@ def base_of(folder: Path) -> str:
     A relative path is looked up in the working folder, then within and beside the adapter.
 
     Raises:
-        OneShotError: if it is a folder that is not there; see also `read_adapter`.
+        OneShotError: if it is a folder that is not there, or the adapter's config does not say.
     """
-    base = str(read_adapter(folder)["base_model_name_or_path"])
+    try:
+        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        base = str(config["base_model_name_or_path"] or "")
+    except (OSError, ValueError) as error:
+        raise OneShotError(f"{folder}: {ADAPTER_CONFIG} is not JSON; fix it.") from error
+    except (KeyError, TypeError):
+        base = ""
+    if not base:
+        raise OneShotError(f"{folder}: {ADAPTER_CONFIG} names no base model.")
     path = Path(base).expanduser()
     for start in (Path(), folder, folder.resolve().parent):
         if (start / path).is_dir():
@@ -71,18 +61,10 @@ def base_of(folder: Path) -> str:
     return base
 
 
-def takes_place(config: Mapping[str, Any]) -> int:
-    """Return how many positions of the context an adapter takes for itself.
-
-    Args:
-        config: Of an adapter, or ``model.peft``.
-    """
-    learns_prompt = str(config.get("peft_type", "LORA")) in PROMPTS
-    return int(config.get("num_virtual_tokens") or 0) if learns_prompt else 0
-
-
 def add_adapter(model: Any, options: dict[str, Any]) -> Any:
     """Wrap a model with a new PEFT adapter (LoRA unless `peft_type` says otherwise).
+
+    Its first values are drawn on the CPU, so that they are the same on every device.
 
     Raises:
         OneShotError: for a kind that could not be tested or exported afterwards, and for options
@@ -92,14 +74,10 @@ def add_adapter(model: Any, options: dict[str, Any]) -> Any:
 
     arguments = dict(options)
     kind = str(arguments.pop("peft_type", "LORA"))
-    known = [t.value for t in PeftType]
-    if kind not in known:
-        raise OneShotError(f"model.peft.peft_type '{kind}'{did_you_mean(kind, known)} is unknown.")
-    if kind not in MERGEABLE | PROMPTS:
+    if kind not in MERGEABLE:
         raise OneShotError(
-            f"model.peft.peft_type {kind}: not supported, because the trained adapter could not be "
-            "tested or would differ from what was trained; use "
-            f"{', '.join(sorted(MERGEABLE | PROMPTS))}."
+            f"model.peft.peft_type {kind}: not supported{did_you_mean(kind, MERGEABLE)}, or its "
+            f"output would differ from what was trained; use {', '.join(sorted(MERGEABLE))}."
         )
     arguments.setdefault("task_type", "CAUSAL_LM")
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(kind)]
@@ -119,55 +97,27 @@ def add_adapter(model: Any, options: dict[str, Any]) -> Any:
             "again from the base alone; give true, gaussian, orthogonal, pissa or olora."
         )
     try:
-        adapted = get_peft_model(model, config_class(**arguments))
+        with torch.device("cpu"):
+            return get_peft_model(model, config_class(**arguments))
     except (ValueError, TypeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise OneShotError(f"model.peft: {reason.rstrip('.')}.") from error
-    if arguments.get("lora_bias"):
-        for name, module in adapted.named_modules():
-            if hasattr(module, "lora_B") and getattr(module.get_base_layer(), "bias", None) is None:
-                raise OneShotError(
-                    f"model.peft.lora_bias: {name} has no bias to merge it into; drop lora_bias."
-                )
-    return adapted
-
-
-def require_mergeable(options: Mapping[str, Any], key: str) -> None:
-    """Refuse, before anything is trained, to merge an adapter that learns a prompt.
-
-    Args:
-        options: ``model.peft``.
-        key: What asks for the merge.
-
-    Raises:
-        OneShotError: if it cannot be merged.
-    """
-    if (kind := str(options.get("peft_type", "LORA"))) in PROMPTS:
-        raise OneShotError(
-            f"{key}: an adapter of kind {kind} cannot be merged into its base, as no weights hold "
-            "what it learns; write the adapter alone, or train another kind."
-        )
 
 
 def load_adapter(model: Any, folder: Path) -> Any:
     """Return a model with the adapter of a folder merged into it.
-
-    An adapter that learns a prompt cannot be merged, and stays around the model, frozen.
 
     Args:
         model: The adapter's base model, whole.
         folder: The adapter's folder.
 
     Raises:
-        OneShotError: if the adapter does not fit the model, or can neither be merged nor kept.
+        OneShotError: if the adapter does not fit the model, or cannot be merged.
     """
     from peft import PeftModel
 
     try:
-        adapted = PeftModel.from_pretrained(model, str(folder))
-        if adapted.active_peft_config.peft_type in PROMPTS:
-            return adapted
-        return merge(adapted)
+        return merge(PeftModel.from_pretrained(model, str(folder)))
     except (
         OSError,
         ValueError,
@@ -229,29 +179,3 @@ def _untie(model: nn.Module) -> None:
                 own = nn.Parameter(parameter.detach().clone(), requires_grad=False)
                 setattr(module, leaf, own)
             seen.add(id(parameter))
-
-
-@contextmanager
-def parameters_set(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Put tensors in the place of parameters for a while, also where several modules share one.
-
-    Nothing that an engine has hooked into the modules runs meanwhile: it would look for its shards.
-
-    Args:
-        model: The module.
-        weights: Name of a parameter -> its stand-in, on any device.
-    """
-    named = {name: nn.Parameter(value, False) for name, value in weights.items()}
-    stand_ins = {id(model.get_parameter(name)): value for name, value in named.items()}
-    names = ("_parameters", "_forward_pre_hooks", "_forward_hooks")
-    modules = list(model.modules())
-    kept = [{name: module.__dict__[name] for name in names} for module in modules]
-    for module in modules:
-        own = {n: stand_ins.get(id(p), p) for n, p in module._parameters.items()}
-        hooks: dict[str, Any] = {name: OrderedDict() for name in names[1:]}
-        module.__dict__.update(hooks, _parameters=own)
-    try:
-        yield
-    finally:
-        for module, before in zip(modules, kept, strict=True):
-            module.__dict__.update(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -12,7 +13,6 @@ from oneshot_lit.errors import OneShotError
 from oneshot_lit.models import vllm
 from oneshot_lit.models.chat_format import answer_form, visible_text
 from oneshot_lit.models.generation import Decoding, Output, answer_texts, generate_answers
-from oneshot_lit.strategies.weights import runs_together
 
 
 class Answering:
@@ -28,19 +28,14 @@ class Answering:
     decoding: Decoding
     trainer: Trainer
     _trainer: Any
-    _engine: vllm.Engine | None = None
+    _engine: Any = None
 
     def generate(self, batch: dict[str, Tensor]) -> list[str]:
         """Answer a left-padded batch of prompts; returns the texts without special tokens."""
         if self.decoding.backend == "vllm":
             return self._generate_with_vllm(batch)
         return generate_answers(
-            self.model,
-            self.tokenizer,
-            batch,
-            stop_ids=self.stop_ids,
-            decoding=self.decoding,
-            together=runs_together(self.model),
+            self.model, self.tokenizer, batch, stop_ids=self.stop_ids, decoding=self.decoding
         )
 
     def answer_batch(self, batch: dict[str, Tensor]) -> dict[int, Output]:
@@ -63,29 +58,24 @@ class Answering:
 
         Returns:
             The model's generation config, which may name more stop tokens.
-        """
-        self._require_vllm_can_answer()
-        self.model = nn.Module()
-        assert self.model_name_or_path is not None
-        return vllm.generation_config(self.model_name_or_path)
 
-    def _require_vllm_can_answer(self) -> None:
-        if self._trainer is not None and self.trainer.state.fn == "fit":
+        Raises:
+            OneShotError: for what vLLM cannot do.
+        """
+        name, trainer = self.model_name_or_path, self._trainer
+        fits = trainer is not None and (trainer.state.fn == "fit" or trainer.world_size > 1)
+        if name is None or self.peft is not None or fits:
             raise OneShotError(
-                "model.decoding.backend: vllm answers in test, validate and predict only; choose "
-                "transformers for fit."
+                "model.decoding.backend: vllm answers in test, validate and predict only, in one "
+                "process (trainer.devices 1), for the model of model.model_name_or_path, without "
+                "peft; choose transformers."
             )
-        if self.model_name_or_path is None or self.peft is not None:
-            raise OneShotError(
-                "model.decoding.backend: vllm needs a model's folder in model.model_name_or_path, "
-                "without model_config and peft; choose transformers."
-            )
-        if self._trainer is not None and self.trainer.world_size > 1:
-            raise OneShotError(
-                "model.decoding.backend: vllm runs in one process; set trainer.devices to 1 and "
-                "give model.decoding.vllm a tensor_parallel_size."
-            )
-        vllm.require_vllm()
+        vllm.require_vllm(name)
+        self.model = nn.Module()
+        try:
+            return GenerationConfig.from_pretrained(Path(name).expanduser())
+        except OSError:
+            return None
 
     def _generate_with_vllm(self, batch: dict[str, Tensor]) -> list[str]:
         if self._engine is None:
@@ -96,17 +86,14 @@ class Answering:
                 self.trust_remote_code,
                 self.decoding.vllm or {},
             )
-        answers = vllm.answer(self._engine, _prompts(batch), self.stop_ids, self.decoding)
+        lengths = batch["attention_mask"].sum(-1).tolist()
+        rows = zip(batch["input_ids"].tolist(), lengths, strict=True)
+        # Without the padding on the left.
+        prompts = [row[len(row) - length :] for row, length in rows]
+        answers = vllm.answer(self._engine, prompts, self.stop_ids, self.decoding)
         return answer_texts(
             self.tokenizer,
             answers,
             stop_ids=self.stop_ids,
             max_new_tokens=self.decoding.max_new_tokens,
         )
-
-
-def _prompts(batch: dict[str, Tensor]) -> list[list[int]]:
-    """Return the token ids of each prompt without its padding on the left."""
-    lengths = batch["attention_mask"].sum(-1).tolist()
-    rows = batch["input_ids"].tolist()
-    return [row[len(row) - length :] for row, length in zip(rows, lengths, strict=True)]

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from oneshot_lit.errors import OneShotError
+from oneshot_lit.io.files import write_json_atomically
 from oneshot_lit.models.weight_files import tensors_of, weight_files
 
 # The tensor's name, and the tensor of each model that has it -> the edited tensor.
@@ -62,18 +63,16 @@ def edit_folder(
     files = weight_files(folders[TUNED])
     others = {name: tensors_of(weight_files(f)) for name, f in folders.items() if name != TUNED}
     _copy_the_rest(folders[TUNED], target, files)
-    total = sum(len(_names(file)) for file in files)
+    total = len(tensors_of(files))
     done = changed = size = 0
     for file in files:
         header, metadata = _header(file, dtype)
+        size += max((entry["data_offsets"][1] for entry in header.values()), default=0)
         with (target / file.name).open("wb") as written:
             _write_header(written, header, metadata)
             for name in header:
                 # In a function of its own, so that nothing of a tensor outlives it.
-                tensor, differs = _edited(name, file, folders, others, edit, dtype)
-                size += _write(written, tensor)
-                del tensor
-                changed += differs
+                changed += _write_edited(written, name, file, others, edit, dtype)
                 done += 1
                 if progress is not None:
                     progress(done, total)
@@ -81,47 +80,40 @@ def edit_folder(
     return changed
 
 
-def _edited(
+def _write_edited(
+    written: BinaryIO,
     name: str,
     file: Path,
-    folders: Mapping[str, Path],
     others: Mapping[str, Mapping[str, Path]],
     edit: Edit,
     dtype: torch.dtype | None,
-) -> tuple[Tensor, bool]:
-    """Return what is written in place of a tensor, on the CPU, and whether it was changed."""
+) -> bool:
+    """Write what takes the place of a tensor, and return whether it was changed."""
     before = _read(file, name)
     weights = {TUNED: before}
     for model, places in others.items():
-        weights[model] = _of_other(folders[model], places, name, before)
+        if name not in places:
+            where = next(iter(places.values())).parent
+            raise OneShotError(f"{where}: has no tensor {name}; give the model that was tuned.")
+        weights[model] = _read(places[name], name)
+        if weights[model].shape != before.shape:
+            raise OneShotError(
+                f"{places[name].parent}: {name} is {tuple(weights[model].shape)} there and "
+                f"{tuple(before.shape)} in the tuned model; give the model that was tuned."
+            )
     after = edit(name, weights)
     if after.shape != before.shape:
         raise ValueError(f"{name}: edited to {after.shape} from {before.shape}")
     wanted = dtype if dtype is not None and before.is_floating_point() else before.dtype
-    return after.detach().to("cpu", wanted), after is not before
-
-
-def _names(file: Path) -> list[str]:
-    with safe_open(file, framework="pt") as opened:
-        return list(opened.keys())
+    final = after.detach().to("cpu", wanted).contiguous().flatten()
+    written.write(final.view(torch.uint8).numpy().data)
+    return after is not before
 
 
 def _read(file: Path, name: str) -> Tensor:
     """Return a tensor as a copy, so that the mapped part of the file is freed at once."""
     with safe_open(file, framework="pt") as opened:
         return opened.get_tensor(name).clone()  # type: ignore[no-any-return]
-
-
-def _of_other(folder: Path, places: Mapping[str, Path], name: str, tuned: Tensor) -> Tensor:
-    if name not in places:
-        raise OneShotError(f"{folder}: has no tensor {name}; give the model that was tuned.")
-    other = _read(places[name], name)
-    if other.shape != tuned.shape:
-        raise OneShotError(
-            f"{folder}: {name} is {tuple(other.shape)} there and {tuple(tuned.shape)} in the tuned "
-            "model; give the model that was tuned."
-        )
-    return other
 
 
 # ------------------------------------------------------------------ the safetensors format
@@ -154,12 +146,6 @@ def _write_header(file: BinaryIO, header: dict[str, Any], metadata: dict[str, st
     file.write(struct.pack("<Q", len(text)) + text)
 
 
-def _write(file: BinaryIO, tensor: Tensor) -> int:
-    content = tensor.contiguous().flatten().view(torch.uint8).numpy()
-    file.write(content.data)
-    return int(content.nbytes)
-
-
 # ------------------------------------------------------------------------- other files
 
 
@@ -177,10 +163,8 @@ def _update_configs(folder: Path, size: int, dtype: torch.dtype | None) -> None:
     for path in folder.glob("*.safetensors.index.json"):
         index = json.loads(path.read_text(encoding="utf-8"))
         index.setdefault("metadata", {})["total_size"] = size
-        path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    config = folder / "config.json"
-    if dtype is not None and config.is_file():
-        content = json.loads(config.read_text(encoding="utf-8"))
-        content.pop("torch_dtype", None)
-        content["dtype"] = str(dtype).removeprefix("torch.")
-        config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_json_atomically(path, index)
+    if dtype is not None:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config.pop("torch_dtype", None)
+        write_json_atomically(folder / "config.json", config | {"dtype": str(dtype)[6:]})

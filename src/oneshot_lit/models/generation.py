@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, takewhile
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +12,7 @@ from transformers import GenerationConfig
 
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.models.chat_format import AnswerForm, answer_form, visible_text
+from oneshot_lit.strategies.weights import runs_together
 
 
 @dataclass
@@ -49,11 +50,6 @@ class Decoding:
             )
         if not 0 < self.top_p <= 1:
             raise OneShotError(f"model.decoding.top_p must be in (0, 1], not {self.top_p}.")
-        if self.backend in ("auto", "refill", "static"):
-            raise OneShotError(
-                f"model.decoding.backend: {self.backend} is gone, as answers now always come in "
-                "batches sorted by length; drop the key, or set it to transformers or vllm."
-            )
         if self.backend not in ("transformers", "vllm"):
             raise OneShotError(
                 f"model.decoding.backend must be transformers or vllm, not {self.backend}."
@@ -101,7 +97,6 @@ def generate_answers(
     *,
     stop_ids: list[int],
     decoding: Decoding,
-    together: bool = False,
     form: AnswerForm | None = None,
 ) -> list[str]:
     """Answer a left-padded batch of prompts.
@@ -112,7 +107,6 @@ def generate_answers(
         batch: ``input_ids`` and ``attention_mask``.
         stop_ids: Tokens that end an answer; neither they nor what follows is part of it.
         decoding: How the answers are generated; the model's own generation config plays no part.
-        together: Go on until all processes have their answers, as a sharded model needs.
         form: How answers end and what of them is hidden; by the tokenizer's template if not given.
 
     Returns:
@@ -120,11 +114,10 @@ def generate_answers(
     """
     form = answer_form(tokenizer) if form is None else form
     at_text = {"stop_strings": form.end_text, "tokenizer": tokenizer} if form.end_text else {}
+    tokens = generate_tokens(model, batch, stop_ids, decoding, tokenizer.pad_token_id, **at_text)
     return answer_texts(
         tokenizer,
-        generate_tokens(
-            model, batch, stop_ids, decoding, tokenizer.pad_token_id, together, **at_text
-        ),
+        tokens,
         stop_ids=stop_ids,
         max_new_tokens=decoding.max_new_tokens,
         form=form,
@@ -137,7 +130,6 @@ def generate_tokens(
     stop_ids: list[int],
     decoding: Decoding,
     pad_id: int | None,
-    together: bool = False,
     **options: Any,
 ) -> list[list[int]]:
     """Return the tokens that follow each prompt of a left-padded batch, with any padding.
@@ -148,7 +140,6 @@ def generate_tokens(
         stop_ids: Tokens that end an answer.
         decoding: How the answers are generated.
         pad_id: What follows an answer that ends before the others.
-        together: Whether all processes generate until the last one is done.
         options: More arguments of the model's `generate`.
     """
     # An adapter's `generate` hands over to the model inside, which holds the config.
@@ -161,7 +152,8 @@ def generate_tokens(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
             generation_config=decoding.generation_config(stop_ids, pad_id),
-            synced_gpus=together,
+            # All processes of a sharded model go on until the last one is done.
+            synced_gpus=runs_together(model),
             **options,
         )
     finally:
@@ -198,7 +190,7 @@ def _answer(
     form: AnswerForm,
 ) -> Output:
     # An end of turn need not be a special token, which decoding would leave out.
-    own = _until_stop(tokens, stop_ids)
+    own = list(takewhile(lambda token: token not in stop_ids, tokens))
     text = _decoded(tokenizer, own, form)
     ended = len(own) < len(tokens)
     if form.end_text is not None:
@@ -218,8 +210,3 @@ def _decoded(tokenizer: Any, tokens: list[int], form: AnswerForm) -> str:
         for key, part in groupby(tokens, lambda token: token if token in shown else None)
     ]
     return "".join(parts)
-
-
-def _until_stop(tokens: list[int], stop_ids: Sequence[int]) -> list[int]:
-    stops = [position for position, token in enumerate(tokens) if token in stop_ids]
-    return tokens[: stops[0]] if stops else tokens

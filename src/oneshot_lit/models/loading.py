@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from oneshot_lit.errors import OneShotError, did_you_mean
 from oneshot_lit.models.adapters import base_of, is_adapter, load_adapter, note_untied
-from oneshot_lit.models.streaming import doubles
 from oneshot_lit.models.weight_files import is_local, tensors_of, weight_files
 from oneshot_lit.strategies.deepspeed import whole_models
 
 MICROWORLD_TOKENIZER = "microworld"
-# Weights of a new model that each process draws before it keeps its part: 2 GB of float32.
-WHOLE_AT_MOST = 500_000_000
 
 
 def require_model_folder(path: str) -> Path:
@@ -90,8 +83,7 @@ def load_model(
 ) -> Any:
     """Load a model from safetensors; a PEFT adapter of a causal LM is merged into its base model.
 
-    An adapter that learns a prompt stays around its base. `auto_class` names the class of
-    transformers that knows the task.
+    `auto_class` names the class of transformers that knows the task.
     """
     import transformers
     from transformers.integrations import is_deepspeed_zero3_enabled
@@ -112,21 +104,18 @@ def load_model(
     if attn_implementation is not None:
         extra["attn_implementation"] = attn_implementation
     try:
-        if folder is not None and is_deepspeed_zero3_enabled():
-            # `transformers` compares tied matrices of a checkpoint by parameters that hold nothing.
-            with whole_models():
-                empty = empty_model(folder, dtype=dtype, trust_remote_code=trust_remote_code)
-            if doubles(empty, tensors_of(weight_files(folder))):
-                extra["tie_word_embeddings"] = False
-        with _without_load_report():
-            model, report = getattr(transformers, auto_class).from_pretrained(
-                path,
-                dtype=dtype,
-                use_safetensors=True,
-                trust_remote_code=trust_remote_code,
-                output_loading_info=True,
-                **extra,
-            )
+        # Under ZeRO-3 `transformers` compares tied matrices by parameters that hold nothing.
+        sharded = folder is not None and is_deepspeed_zero3_enabled()
+        if sharded and _tied_by_config_alone(folder, trust_remote_code):
+            extra["tie_word_embeddings"] = False
+        model, report = getattr(transformers, auto_class).from_pretrained(
+            path,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **extra,
+        )
     except ImportError as error:
         # What a quantised folder or an attention kernel needs; the error says how to install it.
         raise OneShotError(
@@ -140,34 +129,32 @@ def load_model(
             f"{path}: the weights lack {len(missing)} tensors of the model ({missing[0]}, ...); "
             "they would be random. Give a complete folder."
         )
-    unused = sorted(report["unexpected_keys"])
-    if unused:
-        rank_zero_warn(
-            f"{path}: {len(unused)} tensors of the weights are not part of the model and are left "
-            f"out ({unused[0]}, ...)."
-        )
     note_untied(model)
     return model
 
 
-@contextlib.contextmanager
-def _without_load_report() -> Iterator[None]:
-    """Silence the multi-line report of a load; its content is checked here."""
-    logger = logging.getLogger("transformers.modeling_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+def _tied_by_config_alone(folder: Any, trust_remote_code: bool) -> bool:
+    """Whether the files hold two different matrices that the config calls tied."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    code = {"trust_remote_code": trust_remote_code}
+    config = AutoConfig.from_pretrained(folder, **code)
+    with whole_models(), torch.device("meta"):
+        tied = AutoModelForCausalLM.from_config(config, **code).all_tied_weights_keys
+    files = tensors_of(weight_files(folder))
+
+    def tensor(name: str) -> torch.Tensor:
+        with safe_open(files[name], framework="pt") as opened:
+            return opened.get_tensor(name)  # type: ignore[no-any-return]
+
+    pairs = [pair for pair in tied.items() if set(pair) <= set(files)]
+    return not all(torch.equal(tensor(a), tensor(b)) for a, b in pairs)
 
 
 def build_model(config: dict[str, Any], tokenizer: Any, dtype: torch.dtype) -> Any:
     """Build a randomly initialised causal LM from an architecture description.
 
-    Strategies that shard a model get the same weights: up to `WHOLE_AT_MOST` each process draws
-    them all, as `transformers` does; the weights of a larger model are drawn module by module, so
-    that no process need hold it whole.
+    It is drawn whole and on the CPU, so that it has the same weights under every strategy.
 
     Args:
         config: Arguments of the model's Hugging Face config, with ``model_type``; vocabulary size
@@ -175,27 +162,14 @@ def build_model(config: dict[str, Any], tokenizer: Any, dtype: torch.dtype) -> A
         tokenizer: Decides the vocabulary.
         dtype: Dtype of the weights.
     """
-    from transformers.initialization import no_init_weights
-    from transformers.integrations import is_deepspeed_zero3_enabled
+    from transformers import AutoModelForCausalLM
 
     described = architecture(config, tokenizer)
-    if drawn_whole(described):
+    try:
         with whole_models(), torch.device("cpu"):
-            return _from_config(described, dtype)
-    if is_deepspeed_zero3_enabled():
-        return _from_config(described, dtype)
-    with no_init_weights():
-        model = _from_config(described, dtype)
-    model.initialize_weights()
-    model.tie_weights()
-    return model
-
-
-def drawn_whole(described: Any) -> bool:
-    """Whether a new model is so small that each process draws all of it."""
-    with whole_models():
-        empty = empty_model(described, dtype=torch.float32)
-    return sum(p.numel() for p in empty.parameters()) <= WHOLE_AT_MOST
+            return AutoModelForCausalLM.from_config(described, dtype=dtype)
+    except (ValueError, TypeError) as error:
+        raise OneShotError(f"model.model_config: {_first_line(error)}.") from error
 
 
 def architecture(config: dict[str, Any], tokenizer: Any) -> Any:
@@ -216,50 +190,6 @@ def architecture(config: dict[str, Any], tokenizer: Any) -> Any:
         return AutoConfig.for_model(kind, **options)
     except (ValueError, TypeError) as error:
         raise OneShotError(f"model.model_config: {_first_line(error)}.") from error
-
-
-def _from_config(config: Any, dtype: torch.dtype, **options: Any) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    try:
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, **options)
-    except (ValueError, TypeError) as error:
-        raise OneShotError(f"model.model_config: {_first_line(error)}.") from error
-
-
-def empty_model(
-    source: Any,
-    *,
-    dtype: torch.dtype,
-    trust_remote_code: bool = False,
-    attn_implementation: str | None = None,
-) -> Any:
-    """Return a causal LM on the meta device, without any weights.
-
-    Args:
-        source: A Hugging Face config, or a folder with one.
-        dtype: Dtype of the weights.
-        trust_remote_code: Allow code from the folder to run.
-        attn_implementation: See `load_model`.
-    """
-    from transformers import AutoConfig, GenerationConfig
-
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    config = source
-    if isinstance(source, Path):
-        try:
-            config = AutoConfig.from_pretrained(source, **options)
-        except (OSError, ValueError, KeyError) as error:
-            raise OneShotError(
-                f"{source}: no model could be loaded ({_first_line(error)})."
-            ) from error
-    if attn_implementation is not None:
-        options["attn_implementation"] = attn_implementation
-    with torch.device("meta"):
-        model = _from_config(config, dtype, **options)
-    if isinstance(source, Path) and (source / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(source)
-    return model
 
 
 def local_folder(name: str, trust_remote_code: bool = False) -> Path:

@@ -89,11 +89,10 @@ def labelled_logits(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the logits that predict each labelled token, (labelled tokens, vocabulary).
 
     Args:
-        logits: (rows, tokens, vocabulary); what an adapter puts before a row has none of these.
+        logits: (rows, tokens, vocabulary).
         labels: (rows, tokens); `IGNORE_INDEX` where a token carries no loss.
     """
-    own = logits[:, -labels.shape[1] :]
-    return own[:, :-1][labels[:, 1:] != IGNORE_INDEX]
+    return logits[:, :-1][labels[:, 1:] != IGNORE_INDEX]
 
 
 def log_probabilities(logits: Tensor) -> Tensor:

@@ -1,17 +1,17 @@
-"""Which files hold the weights of a folder: the choice of `transformers` and of `peft`."""
+"""Which files hold the weights of a folder, as `transformers` and `peft` choose them."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from oneshot_lit.errors import OneShotError
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def is_local(path: str) -> bool:
@@ -38,7 +38,12 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         OneShotError: if there are none, or one is missing or damaged.
     """
-    files = _adapter_files(folder) if (folder / ADAPTER_CONFIG).is_file() else _files(folder)
+    adapter = (folder / ADAPTER_CONFIG).is_file()
+    files = [folder / (ADAPTER_WEIGHTS if adapter else SAFE_WEIGHTS_NAME)]
+    if not files[0].is_file():
+        files = [] if adapter else _indexed(folder)
+    if not files:
+        raise _without_weights(folder)
     for file in files:
         if not file.is_file():
             raise OneShotError(f"{file}: missing, though the weights' index names it.")
@@ -61,60 +66,26 @@ def tensors_of(files: list[Path]) -> dict[str, Path]:
     return places
 
 
-def _adapter_files(folder: Path) -> list[Path]:
-    from peft.utils import SAFETENSORS_WEIGHTS_NAME
-
-    if not (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
-        raise _without_weights(folder, SAFETENSORS_WEIGHTS_NAME)
-    return [folder / SAFETENSORS_WEIGHTS_NAME]
-
-
-def _files(folder: Path) -> list[Path]:
-    from transformers.modeling_utils import _get_resolved_checkpoint_files
-    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
-
-    chosen = _chosen_by_config(folder)
+def _indexed(folder: Path) -> list[Path]:
+    """Return the files that the index of a sharded model names; [] without an index."""
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if not index.is_file():
+        return []
     try:
-        files, _ = _get_resolved_checkpoint_files(
-            str(folder),
-            variant=None,
-            gguf_file=None,
-            use_safetensors=True,
-            user_agent=None,
-            is_remote_code=False,
-            transformers_explicit_filename=chosen,
-        )
-    except OSError as error:
-        raise _without_weights(folder) from error
-    # The index is not JSON, is no mapping, or lacks a key.
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return [folder / name for name in sorted(names)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        index = folder / (chosen or SAFE_WEIGHTS_INDEX_NAME)
         raise OneShotError(
             f"{index}: no index of weights ({type(error).__name__}: {error}); copy or download it "
             "again."
         ) from error
-    return [Path(file) for file in files]
 
 
-def _chosen_by_config(folder: Path) -> str | None:
-    """Return the file that the config names for `transformers`, if it names one."""
-    try:
-        config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        chosen = config.get("transformers_weights")
-    except (OSError, ValueError, AttributeError):
-        # Reading the config itself says what is wrong with it.
-        return None
-    return chosen if isinstance(chosen, str) else None
-
-
-def _without_weights(folder: Path, wanted: str = "*.safetensors") -> OneShotError:
+def _without_weights(folder: Path) -> OneShotError:
     pickles = sorted(p.name for pattern in _PICKLES for p in folder.glob(pattern))
     if pickles:
         return OneShotError(
             f"{folder}: only pickled weights ({pickles[0]}), which can run code when loaded; "
             "convert them to safetensors first."
         )
-    others = sorted(p.name for p in folder.glob("*.safetensors"))
-    if others and wanted == "*.safetensors":
-        wanted = f"model.safetensors or its index, only {others[0]}"
-    return OneShotError(f"{folder}: a model folder without weights (no {wanted}).")
+    return OneShotError(f"{folder}: a model folder without weights (no *.safetensors).")

@@ -8,24 +8,18 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
-from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.strategies.folders import (
-    add_own_state,
-    pop_own_state,
-    require_resumable,
-    whole_folder,
-    write_own_state,
-)
+from oneshot_lit.strategies.distributed_checkpoint import tensors_only
+from oneshot_lit.strategies.folders import add_own_state, require_resumable, whole_folder
 from oneshot_lit.strategies.masters import MasterWeights
 
 
@@ -66,12 +60,7 @@ def plain_loads() -> Generator[None, None, None]:
     from deepspeed.utils.tensor_fragment import fragment_address
 
     records = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
-    load = torch.load
-
-    def plain(*args: Any, **kwargs: Any) -> Any:
-        return load(*args, **{**kwargs, "weights_only": True})
-
-    with torch.serialization.safe_globals(records), patch.object(torch, "load", plain):
+    with torch.serialization.safe_globals(records), tensors_only():
         yield
 
 
@@ -108,15 +97,7 @@ class HFDeepSpeedStrategy(DeepSpeedStrategy):
         require_deepspeed()
         super().__init__(*args, **kwargs)
         self._hf_config: Any = None
-        self._masters: MasterWeights | None = None
         assert isinstance(self.config, dict)
-        zero = self.config.get("zero_optimization", {})
-        for key in ("offload_param", "offload_optimizer"):
-            if (zero.get(key) or {}).get("device") == "nvme":
-                raise OneShotError(
-                    f"trainer.strategy: {key} to nvme is not supported, as weights cannot be read "
-                    "there for export and repair; offload to cpu."
-                )
         # The config may name any torch optimiser, also when its states are offloaded.
         self.config.setdefault("zero_force_ds_cpu_optimizer", False)
 
@@ -130,30 +111,11 @@ class HFDeepSpeedStrategy(DeepSpeedStrategy):
 
     def setup_environment(self) -> None:
         """Set up on GPUs, or on CPUs without the parent's demand for CUDA."""
-        self.require_accelerator()
         if isinstance(self.accelerator, CPUAccelerator):
             self._prepare_for_cpu()
             DDPStrategy.setup_environment(self)
         else:
             super().setup_environment()
-
-    def require_accelerator(self) -> None:
-        """Refuse, before any process is started, what cannot run.
-
-        Raises:
-            OneShotError: on other accelerators than GPUs and CPUs, and for float16 on CPUs.
-        """
-        on_cpu = isinstance(self.accelerator, CPUAccelerator)
-        if not on_cpu and not isinstance(self.accelerator, CUDAAccelerator):
-            raise OneShotError(
-                "trainer.strategy: DeepSpeed runs on NVIDIA GPUs and, slowly, on CPUs; give "
-                "--trainer.accelerator gpu or cpu."
-            )
-        if on_cpu and self.precision_plugin.precision in ("16-mixed", "16-true"):
-            raise OneShotError(
-                f"trainer.precision {self.precision_plugin.precision}: DeepSpeed cannot scale "
-                "losses on CPUs; use bf16-mixed or 32-true."
-            )
 
     def _prepare_for_cpu(self) -> None:
         from deepspeed.accelerator import get_accelerator, set_accelerator
@@ -208,45 +170,11 @@ class HFDeepSpeedStrategy(DeepSpeedStrategy):
         low = [d for key, d in _LOW.items() if self.config.get(key, {}).get("enabled")]
         if getattr(module, "peft", None) is not None:
             self.exclude_frozen_parameters = True
-        if not low:
-            super().init_deepspeed()
-            self._start_once_a_step(module)
-            return
         training = module.trainer.state.fn == TrainerFn.FITTING
-        self._masters = MasterWeights(module, low[0], keep=training)
+        masters = MasterWeights(module, low[0], keep=training) if low else None
         super().init_deepspeed()
-        self._masters.restore(module)
-        self._masters = None
-        self._start_once_a_step(module)
-
-    def _start_once_a_step(self, module: nn.Module) -> None:
-        """Let ZeRO-3 keep its record of the order in which a step needs the weights.
-
-        By itself it starts a new record with each call of the module. Lightning's training step is
-        such a call, and in it the module calls itself, so the record would never match: nothing
-        would be prefetched, and the processes would compare records in four messages each step.
-        """
-        optimizer = self.deepspeed_engine.optimizer
-        offload = getattr(optimizer, "parameter_offload", optimizer)
-        handle = getattr(offload, "fwd_pre_hook", None)
-        if handle is None:
-            return
-        handle.remove()
-        depth = 0
-
-        def start(*_: Any) -> None:
-            nonlocal depth
-            depth += 1
-            if depth == 1:
-                offload.get_param_coordinator().reset_step()
-
-        def end(*_: Any) -> None:
-            nonlocal depth
-            depth -= 1
-
-        # The engine removes the first hook itself when it is destroyed.
-        offload.fwd_pre_hook = module.register_forward_pre_hook(start, prepend=True)
-        module.register_forward_hook(end, always_call=True)
+        if masters is not None:
+            masters.restore(module)
 
     @property
     def handles_gradient_accumulation(self) -> bool:
@@ -287,11 +215,8 @@ class HFDeepSpeedStrategy(DeepSpeedStrategy):
         self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
     ) -> None:
         """Write the shards of all processes into a folder that appears only when it is whole."""
-        own = pop_own_state(checkpoint)
-        facts = {**self._kind(), "run": checkpoint.get("run")}
-        with whole_folder(self, filepath, facts) as folder:
+        with whole_folder(self, filepath, self._kind(), checkpoint) as folder:
             super().save_checkpoint(checkpoint, folder, storage_options)
-            write_own_state(self, folder, own)
 
     def load_checkpoint(
         self, checkpoint_path: Any, weights_only: bool | None = None

@@ -2,55 +2,42 @@
 
 from __future__ import annotations
 
-import io
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from torch.distributed.checkpoint._traverse import set_element
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, StorageMeta
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from oneshot_lit.errors import OneShotError
 
 # Lightning's name for the file of everything that is not a tensor.
 META = "meta.pt"
-_TABLE = ".metadata"
-_METADATA = "torch.distributed.checkpoint.metadata"
+# The plain records of which the table of a checkpoint consists, beside dtypes and layouts.
 _RECORDS = {
-    *(
-        (_METADATA, name)
-        for name in (
-            "BytesStorageMetadata",
-            "ChunkStorageMetadata",
-            "Metadata",
-            "MetadataIndex",
-            "StorageMeta",
-            "TensorProperties",
-            "TensorStorageMetadata",
-            "_MEM_FORMAT_ENCODING",
-        )
+    "torch.distributed.checkpoint.metadata": (
+        "BytesStorageMetadata ChunkStorageMetadata Metadata MetadataIndex StorageMeta "
+        "TensorProperties TensorStorageMetadata _MEM_FORMAT_ENCODING"
     ),
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-    ("torch.distributed.checkpoint.filesystem", "_StoragePrefix"),
-    ("torch", "Size"),
-    ("torch", "device"),
-    ("torch.serialization", "_get_layout"),
-    ("collections", "OrderedDict"),
-    ("pathlib", "Path"),
-    ("pathlib", "PosixPath"),
-    ("pathlib._local", "PosixPath"),
+    "torch.distributed.checkpoint.filesystem": "_StorageInfo _StoragePrefix",
+    "torch": "Size device",
+    "torch.serialization": "_get_layout",
+    "collections": "OrderedDict",
+    "pathlib": "Path PosixPath",
+    "pathlib._local": "PosixPath",
 }
 
 
 class _TableReader(pickle.Unpickler):
-    """Reads the table of a checkpoint, which consists of plain records, and nothing else."""
+    """Reads the table of a checkpoint, and nothing that runs."""
 
     def find_class(self, module: str, name: str) -> Any:
-        known = (module, name) in _RECORDS
+        known = name in _RECORDS.get(module, "").split()
         if not known and module == "torch" and "." not in name:
             known = isinstance(getattr(torch, name, None), torch.dtype | torch.layout)
         if not known:
@@ -58,28 +45,8 @@ class _TableReader(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-class _PlainPlanner(DefaultLoadPlanner):
-    """Loads tensors as tensors, and everything else without running it."""
-
-    def create_local_plan(self) -> Any:
-        assert self.metadata is not None
-        for name, wanted in self.state_dict.items():
-            known = self.metadata.state_dict_metadata.get(name)
-            if isinstance(wanted, torch.Tensor) and isinstance(known, BytesStorageMetadata):
-                raise OneShotError(f"{name} is no tensor there")
-        return super().create_local_plan()
-
-    def load_bytes(self, read_item: Any, value: io.BytesIO) -> None:
-        """Load a number or a text that belongs to the optimiser."""
-        loaded = torch.load(value, weights_only=True)
-        if self.flatten_state_dict:
-            set_element(self.original_state_dict, self.mappings[read_item.dest_index.fqn], loaded)
-        else:
-            self.state_dict[read_item.dest_index.fqn] = loaded
-
-
 class SafeReader(FileSystemReader):
-    """Reads a folder whose table may come from elsewhere."""
+    """Reads a folder that may come from elsewhere."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """Return the table.
@@ -87,18 +54,27 @@ class SafeReader(FileSystemReader):
         Raises:
             OneShotError: if it is missing, incomplete, or holds anything but records of tensors.
         """
-        path = Path(self.path) / _TABLE
+        path = Path(self.path) / ".metadata"
         try:
-            table = _TableReader(io.BytesIO(path.read_bytes())).load()
+            with path.open("rb") as file:
+                table: Metadata = _TableReader(file).load()
+            table.storage_meta = table.storage_meta or StorageMeta()
+            table.storage_meta.load_id = self.load_id
         except Exception as error:  # a broken table may raise anything
             raise OneShotError(f"{path.parent}: not a whole checkpoint ({error}).") from error
-        if not isinstance(table, Metadata):
-            raise OneShotError(f"{path.parent}: not a whole checkpoint.")
-        if getattr(table, "storage_meta", None) is None:
-            table.storage_meta = StorageMeta()
-        assert table.storage_meta is not None
-        table.storage_meta.load_id = self.load_id
         return table
+
+
+@contextmanager
+def tensors_only() -> Iterator[None]:
+    """Let libraries read tensors and plain values from checkpoints, and nothing that runs."""
+    original = torch.load
+
+    def plain(*args: Any, **kwargs: Any) -> Any:
+        return original(*args, **{**kwargs, "weights_only": True})
+
+    with patch.object(torch, "load", plain):
+        yield
 
 
 def read_tensors(state: dict[str, Any], folder: Path) -> None:
@@ -114,10 +90,11 @@ def read_tensors(state: dict[str, Any], folder: Path) -> None:
     from torch.distributed.checkpoint.api import CheckpointException
 
     try:
-        load(state, storage_reader=SafeReader(folder), planner=_PlainPlanner())
+        with tensors_only():
+            load(state, storage_reader=SafeReader(folder))
     except CheckpointException as error:
-        causes = list(error.failures.values())
-        known = next((c for c in causes if isinstance(c[0], OneShotError)), causes[0])[0]
-        if isinstance(known, OneShotError):
-            raise known from error
-        raise OneShotError(f"{folder}: does not fit this model ({known}).") from error
+        cause = next(iter(error.failures.values()))[0]
+        if isinstance(cause, OneShotError):
+            raise cause from error
+        reason = str(cause).splitlines()[0]
+        raise OneShotError(f"{folder}: does not fit this model ({reason}).") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,14 +22,19 @@ _NAMES = {"file": "single or ddp", "fsdp2": "fsdp2", "deepspeed": "deepspeed"}
 
 
 @contextmanager
-def whole_folder(strategy: ParallelStrategy, path: Any, facts: dict[str, Any]) -> Iterator[Path]:
+def whole_folder(
+    strategy: ParallelStrategy, path: Any, kind: dict[str, Any], checkpoint: dict[str, Any]
+) -> Iterator[Path]:
     """Yield a folder, the same on all processes, that takes its place only when all have written.
 
     Args:
         strategy: The running strategy; all processes call this together.
         path: Where the checkpoint goes, on a file system that all processes share.
-        facts: What `require_resumable` needs to know.
+        kind: What `require_resumable` needs to know.
+        checkpoint: What goes there; its `own_state` is taken out, and written for each process.
     """
+    own = checkpoint.pop(_OWN_KEY, {})
+    facts = {**kind, "run": checkpoint.get("run")}
     target = Path(strategy.broadcast(path))
     fresh = target.with_name(f".{target.name}.new")
     if strategy.is_global_zero:
@@ -40,32 +44,17 @@ def whole_folder(strategy: ParallelStrategy, path: Any, facts: dict[str, Any]) -
     strategy.barrier("checkpoint begun")
     try:
         yield fresh
+        if own:
+            torch.save(own, fresh / OWN.format(rank=strategy.global_rank))
     except BaseException as error:
         # The others may still write into it: the next save removes what is left.
         name_full_disk(error, target)
         raise
     strategy.barrier("checkpoint written")
     if strategy.is_global_zero:
-        _flush(fresh)
         write_json_atomically(fresh / FACTS, facts)
         replace_folder(fresh, target)
     strategy.barrier("checkpoint in place")
-
-
-def _flush(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            handle = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-
-
-def pop_own_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Take out of a checkpoint what each process keeps for itself, such as parts of weights."""
-    own: dict[str, Any] = checkpoint.pop(_OWN_KEY, {})
-    return own
 
 
 def own_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -77,20 +66,12 @@ def own_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return own
 
 
-def write_own_state(strategy: ParallelStrategy, folder: Path, own: dict[str, Any]) -> None:
-    """Write what this process keeps for itself beside the shards."""
-    if own:
-        torch.save(own, folder / OWN.format(rank=strategy.global_rank))
-
-
 def add_own_state(strategy: ParallelStrategy, folder: Path, checkpoint: dict[str, Any]) -> None:
     """Put what this process kept for itself back into a checkpoint.
 
     Raises:
         OneShotError: if another number of processes kept it.
     """
-    if not folder.is_dir():
-        return
     saved = len(list(folder.glob("process-*.pt")))
     if saved == 0:
         return
@@ -104,7 +85,7 @@ def add_own_state(strategy: ParallelStrategy, folder: Path, checkpoint: dict[str
 
 
 def facts_of(path: Path) -> dict[str, Any]:
-    """Return what a checkpoint records of itself: ``kind`` file, deepspeed, fsdp2 or unknown, ...
+    """Return what a checkpoint records of itself: ``kind`` (file, deepspeed, fsdp2 or unknown), ...
 
     Raises:
         OneShotError: if there is nothing.
@@ -115,13 +96,8 @@ def facts_of(path: Path) -> dict[str, Any]:
         return {"kind": "file"}
     try:
         facts: dict[str, Any] = json.loads((path / FACTS).read_text(encoding="utf-8"))
-        known = isinstance(facts, dict) and facts.get("kind") in ("fsdp2", "deepspeed")
     except (OSError, ValueError):
-        known = False
-    if not known:
-        if (path / "latest").is_file():
-            return {"kind": "deepspeed"}
-        return {"kind": "fsdp2" if (path / ".metadata").is_file() else "unknown"}
+        return {"kind": "unknown"}
     return facts
 
 

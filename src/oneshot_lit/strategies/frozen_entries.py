@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.nn import functional
 
 from oneshot_lit.strategies.gradient_edits import Reduce, own_parts
 from oneshot_lit.strategies.weights import own_weights, set_own_weights
@@ -41,7 +41,7 @@ class FrozenEntries:
         start = own_weights(module)
         self._start = {name: start[name] for name in masks}
         self._of_weights = {
-            name: _like(self._start[name], mask, self._of_gradients[name], named[name])
+            name: _like(self._start[name], mask, self._of_gradients[name])
             for name, mask in masks.items()
         }
 
@@ -61,11 +61,9 @@ class FrozenEntries:
         set_own_weights(self.module, now)
 
 
-def _like(weight: Tensor, whole: Tensor, part: Tensor, parameter: Any) -> Tensor:
+def _like(weight: Tensor, whole: Tensor, part: Tensor) -> Tensor:
     """Return a mask of the shape in which `own_weights` gives a weight: whole, or a shard."""
-    if not isinstance(parameter, DTensor) and not hasattr(parameter, "ds_id"):
-        return whole.cpu()
-    mask = torch.zeros(weight.numel(), dtype=torch.bool)
+    if weight.numel() == whole.numel():
+        return whole.cpu().view(weight.shape)
     # The last shards of ZeRO-3 are padded.
-    mask[: part.numel()] = part.cpu()
-    return mask.view(weight.shape)
+    return functional.pad(part.cpu(), (0, weight.numel() - part.numel())).view(weight.shape)

@@ -9,12 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
-from lightning.pytorch.strategies import (
-    DeepSpeedStrategy,
-    FSDPStrategy,
-    ModelParallelStrategy,
-)
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
@@ -28,21 +23,15 @@ from torch.optim import Optimizer
 
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.strategies.distributed_checkpoint import META, read_tensors
-from oneshot_lit.strategies.folders import (
-    add_own_state,
-    pop_own_state,
-    require_resumable,
-    whole_folder,
-    write_own_state,
-)
+from oneshot_lit.strategies.folders import add_own_state, require_resumable, whole_folder
 
 
 class FSDP2Strategy(ModelParallelStrategy):
     """PyTorch's fully sharded data parallelism, version 2, over all processes.
 
-    `LanguageModelModule.configure_model` shards the model; each process reads only its own rows of
-    the weights. A checkpoint is a folder that is whole or absent, and that any number of processes
-    can resume. Runs on GPUs and, over gloo, on CPUs.
+    `LanguageModelModule.configure_model` shards the model, one process of a machine after another.
+    A checkpoint is a folder that is whole or absent, and that any number of processes can resume.
+    Runs on GPUs and, over gloo, on CPUs.
 
     Args:
         process_group_backend: nccl or gloo; chosen by the device if not given.
@@ -60,21 +49,8 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def setup_environment(self) -> None:
         """Take all processes into one mesh."""
-        self.require_accelerator()
         self._data_parallel_size = self.num_processes * self.num_nodes
         super().setup_environment()
-
-    def require_accelerator(self) -> None:
-        """Refuse, before any process is started, other accelerators than GPUs and CPUs.
-
-        Raises:
-            OneShotError: on others.
-        """
-        if not isinstance(self.accelerator, (CPUAccelerator, CUDAAccelerator)):
-            raise OneShotError(
-                "trainer.strategy: FSDP2 runs on NVIDIA GPUs and, slowly, on CPUs; give "
-                "--trainer.accelerator gpu or cpu."
-            )
 
     def setup(self, trainer: Trainer) -> None:
         """Shard and move the model; evaluate under `no_grad`: FSDP2 shards no inference tensors."""
@@ -93,11 +69,9 @@ class FSDP2Strategy(ModelParallelStrategy):
         self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
     ) -> None:
         """Write the shards of all processes into a folder that appears only when it is whole."""
-        own = pop_own_state(checkpoint)
-        facts = {"kind": "fsdp2", "world_size": self.world_size, "run": checkpoint.get("run")}
-        with whole_folder(self, filepath, facts) as folder:
+        kind = {"kind": "fsdp2", "world_size": self.world_size}
+        with whole_folder(self, filepath, kind, checkpoint) as folder:
             super().save_checkpoint(checkpoint, folder, storage_options)
-            write_own_state(self, folder, own)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Return the optimiser's state; asking for it changes nothing.
@@ -129,14 +103,15 @@ class FSDP2Strategy(ModelParallelStrategy):
         if not module.strict_loading:
             trained = {name for name, p in module.named_parameters() if p.requires_grad}
             weights = {name: weight for name, weight in weights.items() if name in trained}
-        read_tensors({"state_dict": weights}, path)
+        optimizers = {f"optimizer_{n}": each for n, each in enumerate(self.optimizers)}
+        state: dict[str, Any] = {"state_dict": weights}
+        if fitting:
+            for name, each in optimizers.items():
+                state[name] = get_optimizer_state_dict(self.model, each)
+        read_tensors(state, path)
         self.model.load_state_dict(weights, strict=module.strict_loading)
-        for index, optimizer in enumerate(self.optimizers if fitting else ()):
-            state = {f"optimizer_{index}": get_optimizer_state_dict(self.model, optimizer)}
-            read_tensors(state, path)
-            set_optimizer_state_dict(
-                self.model, optimizer, optim_state_dict=state[f"optimizer_{index}"]
-            )
+        for name, each in optimizers.items() if fitting else ():
+            set_optimizer_state_dict(self.model, each, optim_state_dict=state[name])
         loaded: dict[str, Any] = torch.load(path / META, map_location="cpu", weights_only=True)
         add_own_state(self, path, loaded)
         return loaded
@@ -159,8 +134,7 @@ def shard(model: nn.Module, mesh: DeviceMesh, precision: str = "32-true") -> Non
         precision: That of the trainer.
 
     Raises:
-        OneShotError: if the mesh has processes for tensor parallelism, which is not supported, or
-            if layers share a weight.
+        OneShotError: if the mesh has processes for tensor parallelism, which is not supported.
     """
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
@@ -173,7 +147,6 @@ def shard(model: nn.Module, mesh: DeviceMesh, precision: str = "32-true") -> Non
     policy = _POLICIES.get(precision, MixedPrecisionPolicy())
     kinds = set(getattr(model, "_no_split_modules", None) or ())
     layers = [module for module in model.modules() if type(module).__name__ in kinds]
-    _require_own_weights(model, layers)
     for unit in [*layers, model]:
         # All parameters of a unit are sent in one message, so they need one dtype.
         for odd in _of_other_dtype(unit):
@@ -182,20 +155,6 @@ def shard(model: nn.Module, mesh: DeviceMesh, precision: str = "32-true") -> Non
     # Generation runs outside of `forward` and needs whole weights, too.
     root: Any = model
     register_fsdp_forward_method(root, "generate")
-
-
-def _require_own_weights(model: nn.Module, layers: list[nn.Module]) -> None:
-    """Refuse weights that layers share, as those of some adapters; head and embedding may."""
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
-    for each, places in names.items():
-        if len(places) > 1 and each in inside:
-            raise OneShotError(
-                f"trainer.strategy: FSDP2 cannot shard {places[0]} and {places[-1]}, which are one "
-                "weight; use ddp or deepspeed, or another kind of adapter."
-            )
 
 
 def _of_other_dtype(unit: nn.Module) -> list[nn.Module]:
@@ -212,20 +171,3 @@ def _of_other_dtype(unit: nn.Module) -> list[nn.Module]:
             sizes[p.dtype] = sizes.get(p.dtype, 0) + p.numel()
     usual = max(sizes, key=lambda dtype: sizes[dtype], default=None)
     return [module for module, dtype in owners if dtype != usual and module is not unit]
-
-
-def require_whole_weights(trainer: Trainer, who: str) -> None:
-    """Refuse strategies that shard the model or wrap its optimiser.
-
-    Args:
-        trainer: The trainer.
-        who: What needs whole weights, for the error.
-
-    Raises:
-        OneShotError: under FSDP and DeepSpeed.
-    """
-    if isinstance(trainer.strategy, (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)):
-        raise OneShotError(
-            f"trainer.strategy: {who} needs the whole model in each process, which "
-            f"{type(trainer.strategy).__name__} does not give; use one device or ddp."
-        )

@@ -13,8 +13,9 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
+from torch.nn import functional
 
-from oneshot_lit.strategies.gradients import _engine, _zero_shard, loss_scale
+from oneshot_lit.strategies.gradients import engine_of, loss_scale, own_gradient
 
 # Sums a tensor of scalars over all parts, in all processes; the identity where nothing is in parts.
 Reduce = Callable[[Tensor], Tensor]
@@ -35,29 +36,26 @@ def edit_gradients(trainer: Trainer, named: Mapping[str, nn.Parameter], edit: Ed
             that sums a tensor over all parts. An inner product of two gradients is ``reduce((a *
             b).sum())``.
     """
-    scale = loss_scale(trainer) if _engine(trainer) is not None else 1.0
-    parts: dict[str, Tensor] = {}
-    written: dict[str, Callable[[Tensor], None]] = {}
-    in_parts = False
+    # Without DeepSpeed, the precision plugin has taken the scale out already.
+    scale = 1.0 if engine_of(trainer) is None else loss_scale(trainer)
+    views: dict[str, Tensor] = {}
+    sharded = False
     for name, parameter in named.items():
-        part, write, shared = _part(trainer, parameter)
-        in_parts = in_parts or shared
-        if part is None:
-            continue
-        parts[name] = part / scale if scale != 1.0 else part
-        written[name] = write
-    whole = trainer.world_size > 1 and in_parts
+        view, in_parts = own_gradient(trainer, parameter)
+        sharded = sharded or in_parts
+        if view is not None:
+            views[name] = view
+    parts = {name: view if scale == 1.0 else view / scale for name, view in views.items()}
 
     def reduce(values: Tensor) -> Tensor:
-        if not whole:
-            return values
         summed = values.detach().clone()
-        distributed.all_reduce(summed)
+        if sharded and trainer.world_size > 1:
+            distributed.all_reduce(summed)
         return summed
 
     edit(parts, reduce)
     for name, part in parts.items():
-        written[name](part * scale if scale != 1.0 else part)
+        _write(named[name], views[name], part if scale == 1.0 else part * scale)
 
 
 def own_parts(named: Mapping[str, nn.Parameter], whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -72,34 +70,15 @@ def own_parts(named: Mapping[str, nn.Parameter], whole: Mapping[str, Tensor]) ->
     return {name: _own_part(named[name], tensor) for name, tensor in whole.items()}
 
 
-def _part(trainer: Trainer, parameter: Any) -> tuple[Tensor | None, Any, bool]:
-    """Return the part of a gradient, how to write it back, and whether others hold other parts."""
-    gradient = parameter.grad
-    if isinstance(gradient, DTensor):
-        local = gradient.to_local()
-        return local.flatten(), lambda part: local.copy_(part.view_as(local)), True
-    if gradient is not None:
-        own: Tensor = gradient
-        return own.flatten(), lambda part: own.copy_(part.view_as(own)), False
-    if _engine(trainer) is None or not parameter.requires_grad:
-        return None, None, False
-    if hasattr(parameter, "ds_id"):
-        from deepspeed.utils import safe_get_local_grad, safe_set_local_grad
+def _write(parameter: Any, view: Tensor, part: Tensor) -> None:
+    if parameter.grad is None and hasattr(parameter, "ds_id"):
+        from deepspeed.utils import safe_set_local_grad
 
-        whole = safe_get_local_grad(parameter).flatten().clone()
-        own = _zero_shard(parameter)[: whole.numel()]  # type: ignore[index]
-
-        def write(part: Tensor) -> None:
-            # The last shards are padded.
-            whole[: part.numel()] = part
-            safe_set_local_grad(parameter, whole)
-
-        return own.clone(), write, True
-    shard = _zero_shard(parameter)
-    if shard is None:
-        # This process holds no part of the parameter, but others do.
-        return parameter.new_zeros(0), lambda part: None, True
-    return shard.clone(), lambda part: shard.copy_(part), True
+        # The last shards are padded.
+        size = parameter.ds_tensor.numel()
+        safe_set_local_grad(parameter, functional.pad(part, (0, size - part.numel())))
+    elif part is not view:
+        view.copy_(part)
 
 
 def _own_part(parameter: Any, whole: Tensor) -> Tensor:

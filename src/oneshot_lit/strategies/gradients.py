@@ -6,12 +6,12 @@ talk to the other processes, so all processes must call them in the same order.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 
@@ -19,45 +19,31 @@ from oneshot_lit.errors import OneShotError
 
 
 def require_readable(trainer: Trainer) -> None:
-    """Refuse strategies whose gradients the functions below cannot read.
+    """Refuse FSDP version 1.
 
     Raises:
-        OneShotError: under FSDP version 1, or several processes without ``torch.distributed``.
+        OneShotError: as it keeps no gradient of a single weight.
     """
-    from torch.distributed.fsdp import FullyShardedDataParallel
-
-    advice = "use one device, DDP, ModelParallelStrategy (FSDP2) or DeepSpeed"
-    root: Any = trainer.model
-    if any(isinstance(module, FullyShardedDataParallel) for module in root.modules()):
+    if isinstance(trainer.strategy, FSDPStrategy):
         raise OneShotError(
-            f"trainer.strategy: FSDP version 1 keeps no gradient of a single weight; {advice}."
-        )
-    if trainer.world_size > 1 and not distributed.is_initialized():
-        name = type(trainer.strategy).__name__
-        raise OneShotError(
-            f"trainer.strategy: gradients cannot be read across processes under {name}; {advice}."
+            "trainer.strategy: FSDP version 1 keeps no gradient of a single weight; use one "
+            "device, DDP, FSDP2 (configs/strategy/fsdp2.yaml) or DeepSpeed."
         )
 
 
 def is_boundary(trainer: Trainer) -> bool:
     """Whether the optimiser steps after this batch; DeepSpeed is asked to step on every one."""
-    engine = _engine(trainer)
+    engine = engine_of(trainer)
     return engine is None or bool(engine.is_gradient_accumulation_boundary())
 
 
 def loss_scale(trainer: Trainer) -> float:
     """Return the factor by which 16-bit mixed precision scales the loss before the backward."""
-    engine = _engine(trainer)
+    engine = engine_of(trainer)
     if engine is not None:
         return float(getattr(engine.optimizer, "loss_scale", 1.0))
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return 1.0 if scaler is None else float(scaler.get_scale())
-
-
-def every_rank_has_own_rows(trainer: Trainer) -> bool:
-    """Whether each process runs whole layers on rows of its own, as without tensor parallelism."""
-    replicas = getattr(trainer.strategy, "distributed_sampler_kwargs", {}).get("num_replicas")
-    return replicas is None or replicas == trainer.world_size
 
 
 def full_shape(parameter: nn.Parameter) -> torch.Size:
@@ -65,9 +51,7 @@ def full_shape(parameter: nn.Parameter) -> torch.Size:
     return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def full_gradient(
-    trainer: Trainer, parameter: nn.Parameter, name: str = "parameter"
-) -> Tensor | None:
+def full_gradient(trainer: Trainer, parameter: nn.Parameter) -> Tensor | None:
     """Return the gradient that the optimiser gets, on every process, or None if there is none.
 
     It is the mean over the processes, before clipping and without the loss scale. Under DeepSpeed
@@ -76,32 +60,56 @@ def full_gradient(
     Args:
         trainer: The running trainer.
         parameter: A parameter of its module, sharded or not.
-        name: Its name in errors.
 
     Returns:
         A tensor of `full_shape`; do not write to it.
-
-    Raises:
-        OneShotError: if the gradient cannot be read under the strategy.
     """
     if not parameter.requires_grad:
         return None
-    engine = _engine(trainer)
-    if engine is None:
+    if engine_of(trainer) is None:
         gradient = parameter.grad
         return gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
     from deepspeed.utils import safe_get_full_grad
 
-    try:
-        gradient = safe_get_full_grad(parameter)
-    except (AttributeError, KeyError, RuntimeError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise OneShotError(
-            f"{name}: its gradient cannot be read under DeepSpeed ({reason}); leave it out of what "
-            "is tracked, or use DDP."
-        ) from error
+    gradient = safe_get_full_grad(parameter)
     scale = loss_scale(trainer)
     return gradient if gradient is None or scale == 1.0 else gradient / scale
+
+
+def own_gradient(trainer: Trainer, parameter: Any) -> tuple[Tensor | None, bool]:
+    """Return this process's part of a gradient, and whether other processes hold other parts.
+
+    Args:
+        trainer: The running trainer.
+        parameter: A parameter of its module.
+
+    Returns:
+        The part, flat, under DeepSpeed with the loss scale: all of it under DDP, a shard under
+        FSDP2 and ZeRO, empty if only others hold any; None if there is no gradient. Except under
+        ZeRO-3 writing to it changes the gradient.
+    """
+    gradient = parameter.grad
+    if isinstance(gradient, DTensor):
+        return gradient.to_local().view(-1), True
+    if gradient is not None:
+        return gradient.view(-1), False
+    if engine_of(trainer) is None or not parameter.requires_grad:
+        return None, False
+    if hasattr(parameter, "ds_id"):
+        from deepspeed.utils import safe_get_local_grad
+
+        shard = safe_get_local_grad(parameter).flatten()
+        start = distributed.get_rank(parameter.ds_process_group) * shard.numel()
+        # The last shards are padded.
+        return shard[: max(0, parameter.ds_numel - start)], True
+    fragment: Any = getattr(parameter, "_hp_mapping", None)
+    if fragment is None:
+        return parameter.new_zeros(0), True
+    shard = fragment.get_lp_grad_fragment(parameter._index_in_param_group).view(-1)
+    if shard.numel() == parameter.numel():
+        address = fragment.lp_fragment_address
+        shard = shard.narrow(0, address.start, address.numel)
+    return shard, True
 
 
 def gradient_norms(trainer: Trainer, parameters: Sequence[nn.Parameter]) -> Tensor:
@@ -114,9 +122,14 @@ def gradient_norms(trainer: Trainer, parameters: Sequence[nn.Parameter]) -> Tens
     Returns:
         (parameters,), float64 on the CPU; NaN where there is no gradient.
     """
-    own = [_own_square(trainer, parameter) for parameter in parameters]
-    known = [0.0 if square is None else 1.0 for square in own]
-    sums = torch.tensor([[square or 0.0 for square in own], known], dtype=torch.float64)
+    scale = loss_scale(trainer) if engine_of(trainer) is not None else 1.0
+    sums = torch.zeros(2, len(parameters), dtype=torch.float64)
+    for n, parameter in enumerate(parameters):
+        part, in_parts = own_gradient(trainer, parameter)
+        if part is not None:
+            square = (float(torch.linalg.vector_norm(part.float())) / scale) ** 2
+            sums[0, n] = square if in_parts else square / trainer.world_size
+            sums[1, n] = 1.0
     if trainer.world_size > 1:
         sums = sums.to(trainer.strategy.root_device)
         distributed.all_reduce(sums)
@@ -137,52 +150,14 @@ def total_norm(trainer: Trainer, parameters: Sequence[nn.Parameter]) -> Tensor |
         A scalar.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
-    if _engine(trainer) is None and not any(isinstance(g, DTensor) for g in gradients):
+    if engine_of(trainer) is None and not any(isinstance(g, DTensor) for g in gradients):
         return torch.nn.utils.get_total_norm(gradients) if gradients else None
     norms = gradient_norms(trainer, parameters)
     known = norms[~norms.isnan()]
     return torch.linalg.vector_norm(known).float() if known.numel() else None
 
 
-def _own_square(trainer: Trainer, parameter: nn.Parameter) -> float | None:
-    """Return what this process adds to the squared norm, or None if it holds no gradient."""
-    gradient, copies = parameter.grad, trainer.world_size
-    scale = 1.0
-    if isinstance(gradient, DTensor):
-        mesh, placements = gradient.device_mesh, gradient.placements
-        sharded = [mesh.size(n) for n, place in enumerate(placements) if not place.is_replicate()]
-        copies //= math.prod(sharded)
-        gradient = gradient.to_local()
-    elif gradient is None and _engine(trainer) is not None and parameter.requires_grad:
-        gradient, copies, scale = _zero_shard(parameter), 1, loss_scale(trainer)
-    elif _engine(trainer) is not None:
-        scale = loss_scale(trainer)
-    if gradient is None:
-        return None
-    norm = float(torch.linalg.vector_norm(gradient.float())) / scale
-    return norm**2 / copies
-
-
-def _zero_shard(parameter: Any) -> Tensor | None:
-    """Return the part of the reduced gradient that ZeRO keeps on this process, flat."""
-    if hasattr(parameter, "ds_id"):
-        from deepspeed.utils import safe_get_local_grad
-
-        shard = safe_get_local_grad(parameter).flatten()
-        start = distributed.get_rank(parameter.ds_process_group) * shard.numel()
-        # The last shards are padded.
-        return shard[: max(0, parameter.ds_numel - start)]
-    fragment: Any = getattr(parameter, "_hp_mapping", None)
-    if fragment is None:
-        return None
-    shard = fragment.get_lp_grad_fragment(parameter._index_in_param_group).flatten()
-    if shard.numel() == parameter.numel():
-        address = fragment.lp_fragment_address
-        shard = shard.narrow(0, address.start, address.numel)
-    return shard
-
-
-def _engine(trainer: Trainer) -> Any:
+def engine_of(trainer: Trainer) -> Any:
     """Return the DeepSpeed engine, which alone knows when it steps, or None."""
     model = trainer.model
     return model if hasattr(model, "is_gradient_accumulation_boundary") else None

@@ -21,35 +21,34 @@ class MasterWeights:
     """
 
     def __init__(self, module: nn.Module, dtype: torch.dtype, keep: bool) -> None:
-        self._whole: dict[str, Tensor] = {}
-        self._parts: dict[str, Tensor] = {}
+        # Whole tensors, or this process's shards.
+        self._kept: dict[str, Tensor] = {}
+        parameter: Any
         for name, parameter in module.named_parameters():
-            keeps = keep and parameter.requires_grad and parameter.dtype.itemsize > dtype.itemsize
-            part: Any = getattr(parameter, "ds_tensor", None)
-            if part is None:
-                if keeps:
-                    self._whole[name] = parameter.detach().to("cpu", torch.float32, copy=True)
-                continue
-            if keeps:
-                self._parts[name] = part.detach().to("cpu", torch.float32, copy=True)
-            cast = part.detach().to(dtype)
-            part.data = cast.pin_memory() if part.is_pinned() else cast
-            parameter.data = parameter.data.to(dtype)
+            own = getattr(parameter, "ds_tensor", parameter).detach()
+            if keep and parameter.requires_grad and parameter.dtype.itemsize > dtype.itemsize:
+                self._kept[name] = own.to("cpu", torch.float32, copy=True)
+            if hasattr(parameter, "ds_tensor"):
+                cast = own.to(dtype)
+                parameter.ds_tensor.data = cast.pin_memory() if own.is_pinned() else cast
+                parameter.data = parameter.data.to(dtype)
 
     @torch.no_grad()
     def restore(self, module: nn.Module) -> None:
         """Give the engine's master weights the float32 values; all processes call this together."""
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
+        parameter: Any
         for name, parameter in module.named_parameters():
-            value: Tensor | None = self._whole.get(name)
-            if name in self._parts:
-                value = self._parts[name].to(parameter.device)
-                safe_set_local_fp32_param(parameter, value)
-            elif value is not None and hasattr(parameter, "ds_tensor"):
-                safe_set_local_fp32_param(parameter, shard_of(value, parameter))
-            elif value is not None:
-                safe_set_full_fp32_param(parameter, value.to(parameter.device))
+            if name not in self._kept:
+                continue
+            value = self._kept[name].to(parameter.device)
+            if not hasattr(parameter, "ds_tensor"):
+                safe_set_full_fp32_param(parameter, value)
+                continue
+            if value.numel() != parameter.ds_tensor.numel():
+                value = shard_of(value, parameter)
+            safe_set_local_fp32_param(parameter, value)
 
 
 def shard_of(whole: Tensor, parameter: Any) -> Tensor:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from lightning.pytorch import Trainer
-from torch import Tensor, distributed
+from torch import Tensor
+
+from oneshot_lit.strategies.exchange import everyones
 
 
 def own_random_state(device: torch.device) -> dict[str, Tensor]:
@@ -29,12 +29,7 @@ def random_states(trainer: Trainer) -> list[dict[str, Tensor]]:
 
     Rows of different lengths take different numbers of draws, so the states of processes diverge.
     """
-    own = own_random_state(trainer.strategy.root_device)
-    states: list[Any] = [own]
-    if trainer.world_size > 1 and distributed.is_initialized():
-        states = [None] * trainer.world_size
-        distributed.all_gather_object(states, own)
-    return states
+    return everyones(trainer, own_random_state(trainer.strategy.root_device))
 
 
 def restore_random_state(trainer: Trainer, states: list[dict[str, Tensor]]) -> None:

@@ -82,7 +82,10 @@ def whole_weight(parameter: Any) -> Tensor:
         whole = safe_get_full_fp32_param(parameter)
         return whole.view(getattr(parameter, "ds_shape", parameter.shape))
     if hasattr(parameter, "ds_tensor"):
-        return _gathered(parameter)
+        from deepspeed.runtime.zero import GatheredParameters
+
+        with GatheredParameters([parameter]):
+            return parameter.detach().clone()  # type: ignore[no-any-return]
     return parameter.detach()  # type: ignore[no-any-return]
 
 
@@ -137,12 +140,3 @@ def _own(parameter: Any) -> Tensor:
 
 def _has_zero3_master(parameter: Any) -> bool:
     return hasattr(parameter, "ds_tensor") and hasattr(parameter, "_z3_optimizer")
-
-
-def _gathered(parameter: Any) -> Tensor:
-    """Return a whole ZeRO-3 parameter that has no master weight."""
-    part: Tensor = parameter.ds_tensor.detach().flatten().to(parameter.device)
-    group = parameter.ds_process_group
-    whole = part.new_empty(part.numel() * distributed.get_world_size(group))
-    distributed.all_gather_into_tensor(whole, part, group=group)
-    return whole[: parameter.ds_numel].view(parameter.ds_shape)
