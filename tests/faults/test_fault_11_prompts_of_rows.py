@@ -22,7 +22,6 @@ from chat_shapes import (
 )
 
 from oneshot_lit.data.chat import encode_conversation
-from oneshot_lit.errors import RowError
 from oneshot_lit.models.stop_tokens import stop_token_ids
 
 SHAPES = {
@@ -115,11 +114,16 @@ def test_the_header_that_nobody_asks_for_is_the_prompts() -> None:
 @pytest.mark.parametrize(
     ("template", "answer"), [(TURNS, "\nmix flour"), (TRAILING_BLANK, "mix flour")]
 )
-def test_an_answer_that_the_tokenizer_merges_with_its_prompt_is_named(
+def test_an_answer_that_the_tokenizer_merges_with_its_prompt_is_tokenised_apart(
     template: str, answer: str
 ) -> None:
     # At generation the model gets the prompt alone, and would never see the merged token.
     tokenizer = tokenizer_of(template)
-    with pytest.raises(RowError, match=r"row 1: the tokenizer merges the end .* \(turn 2\)"):
-        encode_conversation(tokenizer, chat("bread ?", answer))
-    assert asked(tokenizer, chat("bread ?")) == of_transformers(tokenizer, chat("bread ?"))
+    row = encode_conversation(tokenizer, chat("bread ?", answer))
+    prompt = asked(tokenizer, chat("bread ?"))
+    assert prompt == of_transformers(tokenizer, chat("bread ?"))
+    assert row.input_ids[: len(prompt)] == prompt
+    assert row.loss_mask.index(True) == len(prompt)
+    (text,) = learned(tokenizer, chat("bread ?", answer))
+    assert text.startswith(answer)
+    assert tokenizer.decode(row.input_ids).startswith(tokenizer.decode(prompt) + answer)

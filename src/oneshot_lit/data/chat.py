@@ -55,15 +55,19 @@ def _encode_row(tokenizer: Any, conversation: Conversation) -> tuple[list[int], 
             continue
         prompt, after = prompt_text(tokenizer, messages[:number], origin)
         message_end, turn_end = _ends_of(tokenizer, conversation, number, text, prompt, after)
-        prompt_ids, _ = _tokenize(tokenizer, prompt)
+        prompt_ids, prompt_ends = _tokenize(tokenizer, prompt)
         first = len(prompt_ids)
         if ids[:first] != prompt_ids:
-            reason = "the tokenizer merges the end of a prompt with the start of its answer"
-            advice = (
-                f" (turn {number + 1}); let the answer start without white space, or give "
-                "model.chat_template a template whose prompt ends without it."
-            )
-            raise RowError(origin, reason, advice)
+            # The tokenizer merges the end of the prompt with the start of the answer, such as two
+            # newlines. The model gets the prompt alone, so the rest is tokenised alone, too.
+            rest, rest_ends = _tokenize(tokenizer, text[len(prompt) :])
+            alone = prompt_ids + rest
+            if any(mask) or tokenizer.decode(alone) != tokenizer.decode(ids):
+                reason = "the tokenizer merges the end of a prompt with the start of its answer"
+                advice = f" (turn {number + 1}); let the answer start without white space."
+                raise RowError(origin, reason, advice)
+            ids, ends = alone, prompt_ends + [len(prompt) + end for end in rest_ends]
+            mask = [False] * len(ids)
         if first == len(ids) or ends[first] > turn_end:
             raise OneShotError(f"{origin}: an assistant turn has no tokens of its own.")
         for position in range(first, len(ids)):

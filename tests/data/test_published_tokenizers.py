@@ -1,0 +1,146 @@
+"""The chat encoding on published tokenizers with their own templates.
+
+`make fetch` fetches them; without them these tests are skipped. Expected values are from
+`apply_chat_template`, or put together from texts.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from experiments.fetch import TOKENIZERS, published
+from oneshot_lit.conversation import Conversation, Message
+from oneshot_lit.data.chat import check_tokenizer, encode_conversation
+from oneshot_lit.models.stop_tokens import stop_token_ids
+
+# What ends an answer.
+ENDS = {
+    "deepseek_v3": "<｜end▁of▁sentence｜>",  # noqa: RUF001
+    "gemma3": "<end_of_turn>",
+    "llama3": "<|eot_id|>",
+    "llama3_1": "<|eot_id|>",
+    "qwen3": "<|im_end|>",
+}
+SYSTEM, USER, MODEL = "system", "user", "assistant"
+CONVERSATIONS: dict[str, list[tuple[str, str]]] = {
+    "one question": [(USER, "How do I bake bread?"), (MODEL, "Mix flour and water.")],
+    "a system turn": [(SYSTEM, "Be kind."), (USER, "Bake bread?"), (MODEL, "Mix flour.")],
+    "other scripts": [
+        (USER, "Wie backe ich Brot? 빵을 어떻게 굽나요? كيف أخبز الخبز؟"),
+        (MODEL, "小麦粉と水を混ぜます。Тесто 🍞👩‍🍳 é"),
+    ],
+    "blank lines": [(USER, "a\n\nb\n\n\nc"), (MODEL, "one\n\n\ntwo\n\n- three\n    four")],
+    "spaces inside": [(USER, "a   b\tc"), (MODEL, "x    y\t z")],
+    "code": [(USER, "SQL?"), (MODEL, "```sql\nSELECT 1;\n```")],
+    "digits": [(USER, "12345678901 + 1"), (MODEL, "12345678902")],
+}
+EDGES = {
+    "an answer that begins with newlines": "\n\nMix flour.",
+    "an answer that ends with newlines": "Mix flour.\n\n",
+    "an answer that begins with a space": " Mix flour.",
+}
+TURNS = [
+    (SYSTEM, "Be kind."),
+    (USER, "Bake bread?"),
+    (MODEL, "Mix flour.\n\nAnd salt 🍞"),
+    (USER, "Für wie lange?"),
+    (MODEL, "An hour."),
+    (USER, "And then?"),
+    (MODEL, "Eat."),
+]
+
+
+def conversation(turns: list[tuple[str, str]]) -> Conversation:
+    """Return a conversation of (role, text)."""
+    return Conversation(tuple(Message(role, text) for role, text in turns), origin="rows row 1")
+
+
+@pytest.fixture(scope="module", params=sorted(TOKENIZERS))
+def family(request: Any) -> tuple[str, Any]:
+    """A published tokenizer, ready to encode."""
+    folder = published(request.param)
+    if not folder.exists():
+        pytest.skip(f"{request.param} is not there; `make fetch` fetches it")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    check_tokenizer(tokenizer, request.param)
+    return request.param, tokenizer
+
+
+def learned(tokenizer: Any, row: Any) -> list[str]:
+    """Return the text of each run of tokens with loss."""
+    runs = itertools.groupby(zip(row.loss_mask, row.input_ids, strict=True), lambda p: p[0])
+    return [tokenizer.decode([i for _, i in run]) for learns, run in runs if learns]
+
+
+def ids_of(tokenizer: Any, turns: list[tuple[str, str]], generation: bool = False) -> list[int]:
+    """Return the ids that transformers itself gives."""
+    dicts = [{"role": role, "content": text} for role, text in turns]
+    return list(
+        tokenizer.apply_chat_template(
+            dicts, tokenize=True, add_generation_prompt=generation, return_dict=True
+        )["input_ids"]
+    )
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_rows_are_what_the_template_writes(family: tuple[str, Any], name: str) -> None:
+    label, tokenizer = family
+    turns = CONVERSATIONS[name]
+    row = encode_conversation(tokenizer, conversation(turns))
+    written = ids_of(tokenizer, turns)
+    assert row.input_ids == written
+    assert learned(tokenizer, row) == [turns[-1][1] + ENDS[label]]
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_prompts_begin_their_rows(family: tuple[str, Any], name: str) -> None:
+    label, tokenizer = family
+    turns = CONVERSATIONS[name]
+    row = encode_conversation(tokenizer, conversation(turns))
+    prompt = encode_conversation(tokenizer, conversation(turns), for_generation=True)
+    first = row.loss_mask.index(True)
+    assert prompt.input_ids == row.input_ids[:first]
+    asked = ids_of(tokenizer, turns[:-1], generation=True)
+    # Qwen3 writes an empty thought before an answer that has none, asked or not.
+    thought = "<think>\n\n</think>\n\n" if label == "qwen3" else ""
+    assert tokenizer.decode(prompt.input_ids) == tokenizer.decode(asked) + thought
+
+
+@pytest.mark.parametrize("answer", EDGES.values(), ids=EDGES)
+def test_answers_keep_the_prompt_at_their_edges(family: tuple[str, Any], answer: str) -> None:
+    label, tokenizer = family
+    turns = [(USER, "How do I bake bread?"), (MODEL, answer)]
+    prompt = encode_conversation(tokenizer, conversation(turns), for_generation=True)
+    row = encode_conversation(tokenizer, conversation(turns))
+    first = row.loss_mask.index(True)
+    assert row.input_ids[:first] == prompt.input_ids
+    # Some templates trim the answer; the row says what the template says.
+    assert tokenizer.decode(row.input_ids) == tokenizer.decode(ids_of(tokenizer, turns))
+    (text,) = learned(tokenizer, row)
+    assert text.strip() == answer.strip() + ENDS[label] or text == answer + ENDS[label]
+
+
+def test_an_answer_ends_where_generation_stops(family: tuple[str, Any]) -> None:
+    label, tokenizer = family
+    row = encode_conversation(tokenizer, conversation(CONVERSATIONS["one question"]))
+    last = [i for i, learns in zip(row.input_ids, row.loss_mask, strict=True) if learns][-1]
+    assert last in stop_token_ids(tokenizer)
+    assert tokenizer.decode([last]) == ENDS[label]
+
+
+def test_an_empty_answer_is_its_end_of_turn(family: tuple[str, Any]) -> None:
+    label, tokenizer = family
+    row = encode_conversation(tokenizer, conversation([(USER, "Say nothing."), (MODEL, "")]))
+    assert learned(tokenizer, row) == [ENDS[label]]
+
+
+def test_special_tokens_in_a_text_are_those_of_the_template(family: tuple[str, Any]) -> None:
+    label, tokenizer = family
+    turns = [(USER, f"What is {ENDS[label]}?"), (MODEL, f"{ENDS[label]} is an end.")]
+    row = encode_conversation(tokenizer, conversation(turns))
+    assert row.input_ids == ids_of(tokenizer, turns)
+    assert learned(tokenizer, row) == [turns[1][1] + ENDS[label]]
