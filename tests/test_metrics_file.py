@@ -76,11 +76,15 @@ def test_a_test_waits_for_a_judge_that_is_adding_its_scores(tmp_path: Path, monk
 
     monkeypatch.setattr(metrics_writer.MetricsWriter, "content", lambda *_: {"metrics": {"a/x": 1}})
     monkeypatch.setattr(metrics_writer, "show_scores", lambda module: None)
+    monkeypatch.setattr(metrics_writer, "gathered_rows", lambda *_: [])
     trainer = SimpleNamespace(
-        is_global_zero=True, fast_dev_run=False, default_root_dir=str(tmp_path)
+        is_global_zero=True,
+        fast_dev_run=False,
+        default_root_dir=str(tmp_path),
+        test_dataloaders=[],
     )
     writer = metrics_writer.MetricsWriter()
-    test = threading.Thread(target=writer.on_test_end, args=(trainer, None))
+    test = threading.Thread(target=writer.on_test_end, args=(trainer, SimpleNamespace(outcomes=[])))
     with results_locked(tmp_path):
         test.start()
         test.join(0.3)

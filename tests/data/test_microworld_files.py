@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from oneshot_lit.cli.main import main
-from oneshot_lit.data.sources import ChatJsonl
+from oneshot_lit.data import ChatJsonl
 from oneshot_lit.microworld.splits import NAMES, load_split
 
 SPLITS = [n for n in NAMES if n != "pretrain_then_align"]

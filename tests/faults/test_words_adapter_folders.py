@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.judges.classifier import model_digest
-from oneshot_lit.evaluation.lm_eval import model_arguments
+from oneshot_lit.evaluation.lm_eval import _place
 from oneshot_lit.methods import LanguageModelModule
 from oneshot_lit.models.loading import load_model, load_tokenizer
 
@@ -52,7 +52,7 @@ def test_the_base_is_found_wherever_the_command_runs(name: str, folders: Path) -
     changed = {name for name, weight in loaded.items() if not torch.equal(weight, plain[name])}
     assert changed
     assert all(name.endswith("q_proj.weight") for name in changed)
-    arguments = model_arguments(adapter, {})
+    arguments = _place(adapter)
     assert Path(arguments["pretrained"]).resolve().name == "base"
     assert model_digest(adapter) is not None
 

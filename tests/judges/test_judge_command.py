@@ -320,7 +320,7 @@ def test_mistakes_are_one_line(command, run: Path, tmp_path: Path) -> None:
     assert "config file not found (did you mean 'keyword.yaml'?)" in error(
         "--config", "configs/judge/keywords.yaml"
     )
-    assert "required: judge" in error("--run", run)
+    assert "judge missing" in error("--run", run)
     assert "did you mean 'KeywordJudge'?" in error("--judge", "KeywordJudg", "--run", run)
     assert "unknown key 'judge.mach' (did you mean 'match'?)" in error(
         *words, run, "--judge.mach", "prefix"

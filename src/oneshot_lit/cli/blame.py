@@ -79,6 +79,13 @@ def blamed(
     return where, name, value or str(node[-1] if isinstance(node, tuple) else node)
 
 
+def given_keys(words: Sequence[str]) -> set[str]:
+    """Return the first parts of all keys that a command line and its config files give."""
+    files, others = split_configs(words)
+    typed = {w[2:].partition("=")[0].partition(".")[0] for w in others if w.startswith("--")}
+    return typed | {str(key) for file in files for key in _loaded(Path(file))}
+
+
 def _loaded(file: Path) -> dict[Any, Any]:
     content = _with_places(yaml.compose(read_text(file), Loader=yaml.SafeLoader), file)
     return content if isinstance(content, dict) else {}

@@ -11,7 +11,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from oneshot_lit.cli.blame import blamed
+from oneshot_lit.cli.blame import blamed, given_keys
 from oneshot_lit.cli.parsing import MistakeError, begin_parsing
 from oneshot_lit.errors import OneShotError, causes, did_you_mean
 from oneshot_lit.io.users_code import raised_in, users_error
@@ -112,6 +112,10 @@ def parsed(parser: ArgumentParser, words: Sequence[str], keys: ArgumentParser) -
     told = plain(refused)
     if not isinstance(told, OneShotError):
         raise told from None
+
+    needed = {key.partition(".")[0]: key for key in getattr(keys, "required_args", ())}
+    if absent := sorted(needed[key] for key in needed.keys() - given_keys(words)):
+        raise OneShotError(f"--{' and --'.join(absent)} missing; see --help.") from refused
 
     def mistake(line: Sequence[str]) -> str | None:
         try:

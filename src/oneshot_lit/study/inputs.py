@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,11 @@ def named_in(arguments: Sequence[str]) -> tuple[set[str], set[Path]]:
     waiting: list[tuple[Any, Path]] = [
         (_parsed(read_text(file)), Path(file).parent) for file in files
     ]
-    for key, value in zip(words[::2], words[1::2], strict=True):
-        waiting.append(({key.rpartition(".")[2]: value}, Path()))
+    # As ``--key value`` or ``--key=value``.
+    parts = [part for word in words for part in word.split("=", 1 if word[:2] == "--" else 0)]
+    for key, value in pairwise(parts):
+        if key.startswith("--"):
+            waiting.append(({key.rpartition(".")[2]: value}, Path()))
     texts: set[str] = set()
     paths: set[Path] = set()
     while waiting:
