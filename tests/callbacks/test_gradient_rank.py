@@ -14,7 +14,7 @@ from oneshot_lit.callbacks import GradientRank
 from oneshot_lit.data import ChatJsonl, SafetyDataModule
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.methods import LanguageModelModule
-from oneshot_lit.strategies import gradients
+from oneshot_lit.spectral.recorder import FactorRecorder
 from quiet_trainer import quiet_trainer
 
 
@@ -253,8 +253,8 @@ def test_spectra_change_no_weight(tiny_folder: Path, rows_file: Path, tmp_path: 
 def test_whole_gradients(
     tiny_folder: Path, ragged_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those of what is trained, as under tensor parallelism, where there are no factors."""
-    monkeypatch.setattr(gradients, "every_rank_has_own_rows", lambda trainer: False)
+    """Those of what is trained, as of weights that are in no layer, where there are no factors."""
+    monkeypatch.setattr(FactorRecorder, "factors", lambda recorder: {})
     run(tiny_folder, ragged_rows, tmp_path / "all", GradientRank())
     expected = explicit_gradients(tiny_folder, ragged_rows, 4)
     found = read(tmp_path / "all")
