@@ -120,10 +120,6 @@ class SelectionModule(Job):
         if self.trains:
             self.configure_optimizers()
 
-    def pool_batches(self) -> list[Batch]:
-        """Return right-padded batches of all candidates, with their ``index``."""
-        return self.batches(self.pool)
-
     def batches(self, rows: list[Conversation]) -> list[Batch]:
         """Return right-padded batches of conversations, with their ``index``."""
         longest = self.trainer.datamodule.max_length  # type: ignore[attr-defined]

@@ -47,7 +47,7 @@ class InstanceSelectionModule(UpperLevel):
         """Keep the references' distributions, and make the two copies."""
         super().prepare()
         upper = self.upper_terms()
-        self._problem = TwoCopies(self.model, self.pool_batches(), upper, self.optimizer)
+        self._problem = TwoCopies(self.model, self.batches(self.pool), upper, self.optimizer)
         self._logits = torch.zeros(len(self.pool), dtype=torch.float64)
         if self._resumed is not None:
             self._logits = self._resumed["logits"]
