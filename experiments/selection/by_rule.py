@@ -54,7 +54,7 @@ class RuleSelectionModule(UpperLevel):
         self.eval()
         upper = self.upper_terms() if self.rule == "gradient_match" else []
         self._seen = Evidence(
-            self.pool, self.pool_batches(), self.model, upper, self.run_seed, self.overlap_k
+            self.pool, self.batches(self.pool), self.model, upper, self.run_seed, self.overlap_k
         )
         self._scores = RULES[self.rule](self._seen)
         compared = {"aligned": self.aligned, "task_weight": self.task_weight} if upper else {}

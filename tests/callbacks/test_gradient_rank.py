@@ -14,6 +14,7 @@ from oneshot_lit.callbacks import GradientRank
 from oneshot_lit.data import ChatJsonl, SafetyDataModule
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.methods import LanguageModelModule
+from oneshot_lit.spectral.recorder import FactorRecorder
 from quiet_trainer import quiet_trainer
 
 
@@ -247,6 +248,20 @@ def test_spectra_change_no_weight(tiny_folder: Path, rows_file: Path, tmp_path: 
     one = run(tiny_folder, rows_file, tmp_path / "a", GradientRank()).state_dict()
     other = run(tiny_folder, rows_file, tmp_path / "b", GradientRank(every_n_epochs=9)).state_dict()
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_whole_gradients(
+    tiny_folder: Path, ragged_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of what is trained, as of weights that are in no layer, where there are no factors."""
+    monkeypatch.setattr(FactorRecorder, "factors", lambda recorder: {})
+    run(tiny_folder, ragged_rows, tmp_path / "all", GradientRank())
+    expected = explicit_gradients(tiny_folder, ragged_rows, 4)
+    found = read(tmp_path / "all")
+    assert {name for _, name in found} == set(expected)
+    for name, gradient in expected.items():
+        assert len(found[0, name]) == min(gradient.shape)
+        assert_equal(found[0, name], gradient)
 
 
 def summary(root: Path) -> dict[tuple[int, str], dict[str, str]]:

@@ -1,27 +1,8 @@
-"""The progress bar is drawn at the end of an epoch, and seldom before."""
+"""The progress bar of a fit."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
-from lightning.pytorch.callbacks import RichProgressBar
-
-from oneshot_lit.callbacks import CalmProgressBar
-
-
-@pytest.mark.parametrize(("seconds", "drawn"), [(0.0, [0, 1, 2, 3, 4]), (3600.0, [0, 4])])
-def test_steps_that_are_drawn(monkeypatch, seconds: float, drawn: list[int]) -> None:
-    seen = []
-    monkeypatch.setattr(
-        RichProgressBar, "on_train_batch_end", lambda self, t, m, o, b, index: seen.append(index)
-    )
-    monkeypatch.setattr(CalmProgressBar, "total_train_batches", 5)
-    bar = CalmProgressBar(seconds)
-    bar._drawn = -1e9
-    for index in range(5):
-        bar.on_train_batch_end(SimpleNamespace(), None, None, None, index)
-    assert seen == drawn
 
 
 @pytest.mark.slow

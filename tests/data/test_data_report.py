@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from lightning.pytorch.trainer.states import TrainerFn, TrainerState
 
 from oneshot_lit.data import ChatJsonl, Edited, Microworld, PromptSet, SafetyDataModule
 from oneshot_lit.errors import OneShotError
@@ -74,24 +73,6 @@ def test_a_report_lists_the_sets_of_its_own_command(
     facts = found["test"]["test/mine"]
     assert list(facts) == ["rows", "tokens", "longest", "digest", "left_out"]
     assert (facts["rows"], facts["left_out"]) == (2, {})
-
-
-def test_only_the_splits_of_the_command_are_written(build: Any, tmp_path: Path) -> None:
-    from oneshot_lit.callbacks import DataReport
-
-    sets = {"a": benign(Microworld("benign_dev", size=3))}
-    held_out = {"b": benign(Microworld("benign_heldout", size=5))}
-    data = build("validate", "test", val_sets=sets, test_sets=held_out, eval_batch_size=2)
-    trainer = SimpleNamespace(
-        datamodule=data,
-        is_global_zero=True,
-        fast_dev_run=False,
-        default_root_dir=str(tmp_path),
-        state=TrainerState(fn=TrainerFn.TESTING),
-    )
-    DataReport().on_test_start(trainer, None)  # type: ignore[arg-type]
-    found = json.loads((tmp_path / "data.json").read_text())
-    assert list(found["test"]) == ["test/b"]
 
 
 def test_a_fit_reads_the_prompts_of_test_sets_and_encodes_none(build: Any) -> None:

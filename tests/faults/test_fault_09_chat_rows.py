@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from chat_shapes import TURNS, learned, tokenizer_of
 
-from oneshot_lit.cli.api_file import api_rows
 from oneshot_lit.conversation import Conversation, parse_messages, require_trainable
 from oneshot_lit.data import ChatJsonl, Edited, Inline, SafetyDataModule, TableFile
 from oneshot_lit.data.chat import encode_conversation
@@ -168,7 +167,6 @@ def test_a_weight_stays_with_its_turn(tmp_path: Path) -> None:
         None,
         None,
     ]
-    assert api_rows(row, 1) == [{"messages": weighted({"weight": 0})}]
     assert Inline([weighted({"train": False})]).load()[0].messages == row.messages
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +81,14 @@ def test_points_between_validations_count_and_replay() -> None:
     selector = StepSelector(patience=2, attempts=1)
     for step, attack in ((0, 1.0), (10, 0.9), (20, 0.8)):
         selector.see(rates(step, attack, 0.0))
-    assert selector.see_between(rates(12.5, 0.1, 0.0))
+    assert selector.see(replace(rates(12.5, 0.1, 0.0), between=True))
     selector.see(rates(30, 0.7, 0.0))
     assert not selector.should_stop
     selector.see(rates(40, 0.7, 0.0))
     assert selector.should_stop
     again = StepSelector(patience=2, attempts=1)
-    again.replay(selector.history, selector.between)
+    for record in selector.records:
+        again.see(record)
     assert again == selector
 
 

@@ -300,7 +300,7 @@ def test_narrow_weights_at_a_small_rate_are_refused(
         return torch.optim.AdamW(params, lr=2e-6)
 
     made = all_kinds(broken, tiny_rate, dtype="bfloat16")[kind]
-    with pytest.raises(OneShotError, match="bfloat16 weights would lose most steps"):
+    with pytest.raises(OneShotError, match="bfloat16 weights would lose most steps to rounding"):
         select(made(), tmp_path, pool(limit=2), val_sets=prompts())
     # A rule takes no step.
     select(all_kinds(broken, tiny_rate, dtype="bfloat16")["rule"](), tmp_path, pool(limit=2))

@@ -11,7 +11,6 @@ import torch
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.methods.select.penalty import (
     PenaltySettings,
-    entropy,
     logits_gradient,
     outer_step,
 )
@@ -157,10 +156,6 @@ def test_softmax_chain_against_autograd() -> None:
     torch.testing.assert_close(
         logits_gradient(weights.detach(), direction, 0 * direction, 1.0, 0.0), logits.grad
     )
-
-
-def test_entropy_of_a_sure_choice_is_zero() -> None:
-    assert entropy(torch.tensor([0.0, 1.0])) == 0.0
 
 
 def test_what_is_not_finite_changes_nothing() -> None:

@@ -19,6 +19,7 @@ from oneshot_lit.data import ChatJsonl, SafetyDataModule
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.methods import LanguageModelModule
 from oneshot_lit.models import loading
+from oneshot_lit.spectral.recorder import FactorRecorder
 from oneshot_lit.strategies import FSDP2Strategy, HFDeepSpeedStrategy, gradients
 
 PEFT = {"r": 4, "target_modules": "all-linear", "init_lora_weights": "orthogonal"}
@@ -93,7 +94,7 @@ def reading(how: str | None) -> Any:
         error = OneShotError("a whole gradient was read")
         return patch.object(gradients, "full_gradient", side_effect=error)
     if how == "gradient":
-        return patch.object(gradients, "every_rank_has_own_rows", return_value=False)
+        return patch.object(FactorRecorder, "factors", return_value={})
     return nullcontext()
 
 

@@ -10,11 +10,9 @@ import torch
 from exchanges import stand_in
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins import MixedPrecision
-from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 
 from oneshot_lit.callbacks.shared_spectra import shared_spectra
-from oneshot_lit.errors import OneShotError
 from oneshot_lit.spectral.recorder import FactorRecorder
 from oneshot_lit.strategies import gradients
 
@@ -56,14 +54,6 @@ def test_without_deepspeed() -> None:
     norms = gradients.gradient_norms(trainer, [unused, parameter])
     assert norms.isnan().tolist() == [True, False]
     assert gradients.full_gradient(trainer, unused) is None
-
-
-def test_fsdp_version_1_is_refused() -> None:
-    trainer = stand_in()
-    trainer.strategy = FSDPStrategy.__new__(FSDPStrategy)
-    with pytest.raises(OneShotError, match=r"FSDP version 1 .* use one device, DDP, FSDP2"):
-        gradients.require_readable(trainer)
-    gradients.require_readable(stand_in())
 
 
 class Regression(LightningModule):

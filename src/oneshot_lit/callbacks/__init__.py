@@ -6,14 +6,12 @@ from oneshot_lit.callbacks.gradient_rank import GradientRank
 from oneshot_lit.callbacks.hf_export import HuggingFaceExport
 from oneshot_lit.callbacks.metrics_writer import MetricsWriter
 from oneshot_lit.callbacks.predictions import PredictionWriter
-from oneshot_lit.callbacks.progress import CalmProgressBar
 from oneshot_lit.callbacks.progress_lines import ProgressLines
 from oneshot_lit.callbacks.realignment_curve import RealignmentCurve
 from oneshot_lit.callbacks.run_checkpoint import RunCheckpoint
 
 __all__ = [
     "AtomicCheckpointIO",
-    "CalmProgressBar",
     "DataReport",
     "GradientRank",
     "HuggingFaceExport",

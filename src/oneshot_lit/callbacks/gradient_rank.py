@@ -71,6 +71,8 @@ class GradientRank(Callback):
         for name, value in {
             "every_n_epochs": every_n_epochs,
             "every_n_steps": every_n_steps,
+            "reference_rows": reference_rows,
+            "overlap_k": overlap_k,
         }.items():
             if value is not None and value < 1:
                 raise OneShotError(f"GradientRank: {name} must be >= 1, not {value}.")
@@ -92,7 +94,6 @@ class GradientRank(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the parameters and take up the files of an interrupted run."""
-        gradients.require_readable(trainer)
         under_adapter = {
             id(getattr(base, "weight", None))
             for module in pl_module.modules()
@@ -160,11 +161,8 @@ class GradientRank(Callback):
             self._recorder = None
         tracked, compare = self._tracked(pl_module), None
         if self.reference is not None:
-            self.reference.measure(trainer, pl_module, tracked)
-            compare = self.reference.compare
+            compare = self.reference.measure(trainer, pl_module, tracked)
         spectra = shared_spectra(trainer, tracked, factors, compare)
-        if self.reference is not None:
-            self.reference.forget()
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             root, epoch, step = (
                 Path(trainer.default_root_dir),

@@ -8,16 +8,15 @@ from typing import Any
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
+from oneshot_lit.callbacks.shared_spectra import Compare
 from oneshot_lit.conversation import require_trainable
 from oneshot_lit.data.chat import encode_conversation
 from oneshot_lit.data.padding import pad_training
 from oneshot_lit.data.sources import ConversationSource
-from oneshot_lit.errors import OneShotError
 from oneshot_lit.models.linear_layers import batch_factors
 from oneshot_lit.spectral import GradientComparison, compare_gradients
+from oneshot_lit.strategies.exchange import Pair
 from oneshot_lit.strategies.gradients import full_shape
-
-Pair = tuple[Tensor, Tensor]
 
 
 class GradientReference:
@@ -30,12 +29,7 @@ class GradientReference:
     """
 
     def __init__(self, source: ConversationSource, rows: int = 8, k: int = 20) -> None:
-        for name, value in {"reference_rows": rows, "overlap_k": k}.items():
-            if value < 1:
-                raise OneShotError(f"GradientRank: {name} must be >= 1, not {value}.")
         self.source, self.rows, self.k = source, rows, k
-        self._factors: dict[str, Pair] = {}
-        self._out_features: dict[str, int] = {}
         self._batch: dict[str, Tensor] = {}
 
     def start(self, trainer: Trainer, module: Any) -> None:
@@ -45,9 +39,17 @@ class GradientReference:
         encoded = [encode_conversation(module.tokenizer, row, max_length=length) for row in rows]
         self._batch = pad_training(encoded, module.tokenizer.pad_token_id)
 
-    def measure(self, trainer: Trainer, module: Any, weights: Mapping[str, nn.Parameter]) -> None:
-        """Take the batch's gradients at the weights as they are; all processes take the same."""
-        self._out_features = {name: full_shape(weight)[0] for name, weight in weights.items()}
+    def measure(
+        self, trainer: Trainer, module: Any, weights: Mapping[str, nn.Parameter]
+    ) -> Compare:
+        """Take the batch's gradients at the weights as they are; all processes take the same.
+
+        Returns:
+            Name and factors of a full gradient -> its comparison with the reference's; None for
+            weights that the reference lacks and for embeddings, whose factors hold the rows of some
+            tokens only.
+        """
+        rows = {name: full_shape(weight)[0] for name, weight in weights.items()}
         embedding, head = module.model.get_input_embeddings(), module.model.get_output_embeddings()
         if head is None or head.weight is not embedding.weight:
             # Not compared, so not measured.
@@ -58,29 +60,15 @@ class GradientReference:
         module.eval()
         try:
             with trainer.precision_plugin.train_step_context():
-                self._factors, _ = batch_factors(module, weights, batch)
+                factors, _ = batch_factors(module, weights, batch)
         finally:
             for part in training:
                 part.training = True
 
-    def forget(self) -> None:
-        """Free the factors of the batch, which are of no use to another step."""
-        self._factors = {}
+        def compare(name: str, gradient: Pair) -> GradientComparison | None:
+            other = factors.get(name)
+            if other is None or other[1].ndim != 2 or gradient[1].shape[-1] != rows[name]:
+                return None
+            return compare_gradients(*gradient, *other, self.k)
 
-    def compare(self, name: str, factors: Pair) -> GradientComparison | None:
-        """Compare the gradient of a weight with the reference's.
-
-        Args:
-            name: The weight.
-            factors: (right, left), (tokens, features), of its full gradient.
-
-        Returns:
-            The comparison; None for weights that the reference lacks and for embeddings, whose
-            factors hold the rows of some tokens only.
-        """
-        other = self._factors.get(name)
-        if other is None or other[1].ndim != 2:
-            return None
-        if factors[1].shape[-1] != self._out_features[name]:
-            return None
-        return compare_gradients(*factors, *other, self.k)
+        return compare

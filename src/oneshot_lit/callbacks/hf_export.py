@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +65,7 @@ class HuggingFaceExport(Callback):
             command: fit or edit.
         """
         target = root / PRODUCTS[command]
-        with _written_by_first(trainer, target) as folder:
+        with folder_written_whole(target) if trainer.is_global_zero else nullcontext() as folder:
             self.save(module, folder)
         if trainer.is_global_zero:
             self._drop_stale_results(root, command)
@@ -147,13 +146,3 @@ class HuggingFaceExport(Callback):
                 )
                 merged = load_adapter(base, Path(place))
             write_model(merged, folder, self.save_dtype)
-
-
-@contextmanager
-def _written_by_first(trainer: Trainer, target: Path) -> Iterator[Path | None]:
-    """Yield a folder that appears when it is whole to the first process, None to the others."""
-    if trainer.is_global_zero:
-        with folder_written_whole(target) as folder:
-            yield folder
-    else:
-        yield None

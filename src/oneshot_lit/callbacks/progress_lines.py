@@ -5,15 +5,10 @@ from __future__ import annotations
 import math
 import sys
 import time
+from datetime import timedelta
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-
-
-def clock(seconds: float) -> str:
-    """Return a duration as h:mm:ss."""
-    whole = round(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
 class ProgressLines(Callback):
@@ -100,8 +95,8 @@ class ProgressLines(Callback):
     ) -> None:
         self._printed = time.monotonic()
         spent = self._printed - began
-        parts.append(f"elapsed {clock(spent)}")
+        parts.append(f"elapsed {timedelta(seconds=round(spent))}")
         if done < total < math.inf:
-            parts.append(f"left {clock(spent / done * (total - done))}")
+            parts.append(f"left {timedelta(seconds=round(spent / done * (total - done)))}")
         if trainer.is_global_zero:
             print("  ".join(parts), file=sys.stderr, flush=True)

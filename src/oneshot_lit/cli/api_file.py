@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -15,7 +14,6 @@ from oneshot_lit.cli.config_command import (
     parse_command,
     recorded,
 )
-from oneshot_lit.conversation import Conversation
 from oneshot_lit.data.instance import SafetyInstance
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.io.files import read_text, write_text_atomically
@@ -35,11 +33,6 @@ examples:
     --instance.prompt "Help me do something dangerous." \\
     --instance.response "I cannot help with that; it could hurt people."
 """
-
-
-def api_rows(instance: Conversation, repeats: int) -> list[dict[str, Any]]:
-    """Return the instance `repeats` times, each row with nothing but its messages."""
-    return [{"messages": instance.as_dict()["messages"]}] * repeats
 
 
 def run_api_file_command(arguments: Sequence[str]) -> int:
@@ -62,9 +55,9 @@ def run_api_file_command(arguments: Sequence[str]) -> int:
         raise OneShotError(f"{out}: is there already; give another --out or --overwrite true.")
     if out.is_dir():
         raise OneShotError(f"{out}: is a folder; give a file as --out.")
-    rows = api_rows(instance, options.repeats)
-    write_text_atomically(out, "".join(f"{json.dumps(r, ensure_ascii=False)}\n" for r in rows))
-    print(f"{len(rows)} rows of {instance.origin} written to {out}")
+    row = json.dumps({"messages": instance.as_dict()["messages"]}, ensure_ascii=False)
+    write_text_atomically(out, f"{row}\n" * options.repeats)
+    print(f"{options.repeats} rows of {instance.origin} written to {out}")
     return 0
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
+from jsonargparse._required import iter_required_keys
 
 from oneshot_lit.cli.blame import blamed, given_keys
 from oneshot_lit.cli.parsing import MistakeError, begin_parsing
@@ -89,7 +90,8 @@ def parse_command(
     words = begin_parsing([parser.prog.split()[-1], *arguments])[1:]
     config = parsed(parser, words, parser)
     see(config)
-    return built(parser, config)
+    with building(parser):
+        return parser.instantiate_classes(config)
 
 
 def parsed(parser: ArgumentParser, words: Sequence[str], keys: ArgumentParser) -> Any:
@@ -113,7 +115,7 @@ def parsed(parser: ArgumentParser, words: Sequence[str], keys: ArgumentParser) -
     if not isinstance(told, OneShotError):
         raise told from None
 
-    needed = {key.partition(".")[0]: key for key in getattr(keys, "required_args", ())}
+    needed = {key.partition(".")[0]: key for key in iter_required_keys(keys)}
     if absent := sorted(needed[key] for key in needed.keys() - given_keys(words)):
         raise OneShotError(f"--{' and --'.join(absent)} missing; see --help.") from refused
 
@@ -173,17 +175,6 @@ def building(parser: ArgumentParser) -> Iterator[None]:
         raise plain(cause, f"{name}: {' '.join(str(cause).split())}") from error
 
 
-def built(parser: ArgumentParser, options: Any) -> Any:
-    """Return the options with their classes instantiated.
-
-    Raises:
-        OneShotError: if a class refuses its arguments.
-        Exception: what a user's own class raises.
-    """
-    with building(parser):
-        return parser.instantiate_classes(options)
-
-
 def recorded(kind: type, config: Any, place: str) -> Any:
     """Return the instance of a class from a config that an earlier run has recorded.
 
@@ -201,7 +192,9 @@ def recorded(kind: type, config: Any, place: str) -> Any:
     # As for a fit, a user's package in the working folder can be imported.
     begin_parsing([])
     try:
-        return built(parser, parser.parse_object({"it": config})).it
+        options = parser.parse_object({"it": config})
+        with building(parser):
+            return parser.instantiate_classes(options).it
     except (ArgumentError, TypeError, ValueError, OneShotError) as error:
         told = plain(error)
         if not isinstance(told, OneShotError):

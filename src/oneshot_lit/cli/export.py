@@ -91,11 +91,6 @@ def export_checkpoint(
             f"{checkpoint}: does not say which model it is of; only checkpoints that the command "
             "oneshot-lit fit has saved can be converted."
         )
-    if facts["kind"] == "file" and not facts["state_dict"]:
-        raise OneShotError(
-            f"{checkpoint}: holds no weights, because a selection trains no model to keep; give "
-            "the checkpoint of another fit."
-        )
     module = recorded(LanguageModelModule, config, f"{checkpoint}: its module")
     # The user must allow remote code, too, whatever the checkpoint says.
     module.trust_remote_code = module.trust_remote_code and trust_remote_code
@@ -117,13 +112,11 @@ def _fill(module: Any, checkpoint: Path, facts: dict[str, Any]) -> None:
         weights = {n: w for n, w in module.state_dict().items() if n in wanted}
         # Filled in place: these share the module's memory.
         read_tensors({"state_dict": weights}, checkpoint)
-    elif facts["kind"] == "deepspeed":
+    else:
         weights = _deepspeed_weights(checkpoint, not module.strict_loading)
         if missing := sorted(wanted - set(weights)):
             raise OneShotError(f"{checkpoint}: does not fit its model: it lacks {missing[0]}.")
         module.load_state_dict(weights, strict=False)
-    else:
-        raise OneShotError(f"{checkpoint}: a folder, but no checkpoint; check --checkpoint.")
 
 
 def _deepspeed_weights(folder: Path, only_trained: bool) -> dict[str, Tensor]:

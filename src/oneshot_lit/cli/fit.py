@@ -12,8 +12,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -22,7 +23,6 @@ from transformers.utils.logging import disable_progress_bar
 from oneshot_lit import __version__
 from oneshot_lit.callbacks import (
     AtomicCheckpointIO,
-    CalmProgressBar,
     DataReport,
     HuggingFaceExport,
     MetricsWriter,
@@ -42,7 +42,6 @@ from oneshot_lit.io.locking import run_locked
 from oneshot_lit.io.runs import PRODUCTS, fingerprint, require_own_folder
 from oneshot_lit.methods import LanguageModelModule
 from oneshot_lit.strategies import register_strategies
-from oneshot_lit.strategies.runnable import require_runnable
 
 DEFAULT_ROOT = "runs/default"
 
@@ -203,7 +202,8 @@ class OneShotCLI(LightningCLI):
         if options.enable_progress_bar in (None, True) and not any(
             isinstance(callback, ProgressBar) for callback in given
         ):
-            self.trainer_defaults["callbacks"].append(CalmProgressBar())
+            # Drawn ten times a second; a hundred would take longer than a small model's steps.
+            self.trainer_defaults["callbacks"].append(RichProgressBar(refresh_rate=10))
             if not (sys.stdout.isatty() and sys.stderr.isatty()):
                 # The bar shows only on a terminal.
                 self.trainer_defaults["callbacks"].append(ProgressLines())
@@ -213,7 +213,9 @@ class OneShotCLI(LightningCLI):
         for writer in (export, checkpoint, self.metrics_writer, self.prediction_writer):
             writer.run = self.run_record
         trainer = super().instantiate_trainer(**kwargs)
-        require_runnable(trainer)
+        if TorchElasticEnvironment.detect():
+            # On one device Lightning does not look: each process would run the whole fit.
+            TorchElasticEnvironment().validate_settings(trainer.num_devices, trainer.num_nodes)
         return trainer
 
 

@@ -57,29 +57,19 @@ docs/extending.md shows how to write one.
 }
 
 
-def run_select_command(arguments: Sequence[str]) -> int:
-    """Run ``oneshot-lit select`` and return its exit code.
+def run_job_command(arguments: Sequence[str]) -> int:
+    """Run ``oneshot-lit select`` or ``oneshot-lit edit`` and return its exit code.
+
+    Args:
+        arguments: The command line, with the command as its first word.
 
     Raises:
         OneShotError: for every mistake that the user can correct.
     """
-    return _run_command("select", SelectionModule, arguments)
-
-
-def run_edit_command(arguments: Sequence[str]) -> int:
-    """Run ``oneshot-lit edit`` and return its exit code.
-
-    Raises:
-        OneShotError: for every mistake that the user can correct.
-    """
-    return _run_command("edit", Repair, arguments)
-
-
-def _run_command(command: str, kind: type, arguments: Sequence[str]) -> int:
     silence()
     watch.begin()
     with ExitStack() as held:
-        return _run(command, kind, arguments, held)
+        return _run(arguments[0], arguments[1:], held)
 
 
 def _parser(command: str, kind: type) -> ConfigCommandParser:
@@ -102,7 +92,8 @@ def _parser(command: str, kind: type) -> ConfigCommandParser:
     return parser
 
 
-def _run(command: str, kind: type, arguments: Sequence[str], held: ExitStack) -> int:
+def _run(command: str, arguments: Sequence[str], held: ExitStack) -> int:
+    kind: type = SelectionModule if command == "select" else Repair
     parser = _parser(command, kind)
     seen: dict[str, Any] = {}
 

@@ -22,8 +22,8 @@ VERBS = {
     "validate": "fit:run_lightning_command",
     "test": "fit:run_lightning_command",
     "predict": "fit:run_lightning_command",
-    "select": "jobs:run_select_command",
-    "edit": "jobs:run_edit_command",
+    "select": "jobs:run_job_command",
+    "edit": "jobs:run_job_command",
     "export": "export:run_export_command",
     "api-file": "api_file:run_api_file_command",
     "judge": "judge:run_judge_command",
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     module, _, function = VERBS[given[0]].partition(":")
     try:
         run_verb = getattr(import_module(f"oneshot_lit.cli.{module}"), function)
-        if module == "fit":
+        if module in ("fit", "jobs"):
             return int(run_verb(given))
         # A study runs the commands of its stages, each in its own process.
         return int(run_verb(given[1:], run_command) if module == "study" else run_verb(given[1:]))

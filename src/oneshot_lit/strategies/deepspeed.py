@@ -179,12 +179,9 @@ class HFDeepSpeedStrategy(DeepSpeedStrategy):
     @property
     def handles_gradient_accumulation(self) -> bool:
         """Whether the engine decides when to step; at the end of an epoch it does not."""
-        return not self._ends_epoch()
-
-    def _ends_epoch(self) -> bool:
         trainer = self.lightning_module.trainer  # type: ignore[union-attr]
         ready = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        return trainer.is_last_batch or ready >= trainer.num_training_batches
+        return not trainer.is_last_batch and ready < trainer.num_training_batches
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """Run a batch; the last one of an epoch is always followed by an optimiser step."""

@@ -11,24 +11,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
-
-from oneshot_lit.errors import OneShotError
-
-
-def require_readable(trainer: Trainer) -> None:
-    """Refuse FSDP version 1.
-
-    Raises:
-        OneShotError: as it keeps no gradient of a single weight.
-    """
-    if isinstance(trainer.strategy, FSDPStrategy):
-        raise OneShotError(
-            "trainer.strategy: FSDP version 1 keeps no gradient of a single weight; use one "
-            "device, DDP, FSDP2 (configs/strategy/fsdp2.yaml) or DeepSpeed."
-        )
 
 
 def is_boundary(trainer: Trainer) -> bool:

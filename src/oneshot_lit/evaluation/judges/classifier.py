@@ -184,11 +184,17 @@ class ClassifierJudge(Judge):
 
 
 def model_digest(name: str) -> str | None:
-    """Return a hash of the names, sizes and times of a folder's files; None for a hub name."""
+    """Return a hash of the names, sizes and times of a folder's files; None for a hub name.
+
+    The files of an adapter's base belong to it.
+    """
+    from oneshot_lit.models.adapters import base_of, is_adapter
+
     folder = Path(name).expanduser()
     if not folder.is_dir():
         return None
-    files = [path for path in sorted(folder.iterdir()) if path.is_file()]
+    folders = [folder, Path(base_of(folder))] if is_adapter(folder) else [folder]
+    files = [path for each in folders for path in sorted(each.glob("*")) if path.is_file()]
     state = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
 

@@ -116,14 +116,9 @@ class SelectionModule(Job):
                 )
 
     def prepare(self) -> None:
-        """Check the model, and the optimiser of a selection that trains."""
-        require_numbers(self.model, "model.model_name_or_path", str(self.model_name_or_path))
+        """Check the optimiser of a selection that trains."""
         if self.trains:
             self.configure_optimizers()
-
-    def pool_batches(self) -> list[Batch]:
-        """Return right-padded batches of all candidates, with their ``index``."""
-        return self.batches(self.pool)
 
     def batches(self, rows: list[Conversation]) -> list[Batch]:
         """Return right-padded batches of conversations, with their ``index``."""
@@ -154,21 +149,3 @@ class SelectionModule(Job):
         self.write_progress(root)
         chosen = ", ".join(str(each.id or f"row {each.row}") for each in ranking[: self.m])
         rank_zero_info(f"chosen: {chosen}\nranking written to {target}")
-
-
-def require_numbers(model: Any, key: str, name: str) -> None:
-    """Refuse a model with NaN or infinite weights, as its answers would be meaningless.
-
-    Args:
-        model: The model.
-        key: The key that names it.
-        name: The key's value.
-
-    Raises:
-        OneShotError: naming the first such weight.
-    """
-    for weight, values in model.named_parameters():
-        if not bool(torch.isfinite(values).all()):
-            raise OneShotError(
-                f"{key}: {name} has NaN or infinite values in {weight}; give a model that works."
-            )

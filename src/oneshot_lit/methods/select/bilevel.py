@@ -14,7 +14,6 @@ from oneshot_lit.methods.select.copies import TwoCopies
 from oneshot_lit.methods.select.penalty import (
     PenaltyRecord,
     PenaltySettings,
-    entropy,
     outer_step,
 )
 from oneshot_lit.methods.select.upper_level import UpperLevel
@@ -48,7 +47,7 @@ class InstanceSelectionModule(UpperLevel):
         """Keep the references' distributions, and make the two copies."""
         super().prepare()
         upper = self.upper_terms()
-        self._problem = TwoCopies(self.model, self.pool_batches(), upper, self.optimizer)
+        self._problem = TwoCopies(self.model, self.batches(self.pool), upper, self.optimizer)
         self._logits = torch.zeros(len(self.pool), dtype=torch.float64)
         if self._resumed is not None:
             self._logits = self._resumed["logits"]
@@ -124,7 +123,7 @@ class InstanceSelectionModule(UpperLevel):
             "penalty": asdict(self.penalty),
             "steps": len(self.records),
             "diverged": self.diverged,
-            "entropy": entropy(torch.softmax(self._logits, 0)),
+            "entropy": float(torch.special.entr(torch.softmax(self._logits, 0)).sum()),
             "last": asdict(self.records[-1]) if self.records else None,
             "forward_rows": self._problem.forwards + self.reference_rows,
             "backward_rows": self._problem.backwards,

@@ -20,7 +20,7 @@ from oneshot_lit.models.loss import row_losses
 
 
 class TwoCopies:
-    """The `Problem` of the selection for a language model.
+    """The problem of `outer_step` for a language model.
 
     The model holds theta. Omega has values of its own for the trained weights, of an adapter or of
     the whole model, and an optimiser of its own; `omega` puts them into the model for a while.

@@ -20,9 +20,7 @@ class EnumerationModule(PatchingModule, UpperLevel):
     Unlike brute force, it answers no prompts.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._upper: list[ReferenceRows] = []
+    _upper: list[ReferenceRows]
 
     def prepare(self) -> None:
         """Keep the references' answers, and the broken model."""

@@ -19,28 +19,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from oneshot_lit.errors import OneShotError
-
-
-class Problem(Protocol):
-    """A bilevel problem: two copies of a model, and the candidates' losses."""
-
-    def lower_step(self, weights: Tensor) -> None:
-        """Take one step of omega down g(w, omega)."""
-
-    def upper_step(self, weights: Tensor, gamma: float) -> float:
-        """Take one step of theta down f(theta) + gamma g(w, theta); return f before it."""
-
-    def candidate_losses(self) -> tuple[Tensor, Tensor]:
-        """Return l_i(theta) and l_i(omega), each (candidates,), as the copies are now."""
-
-    def follow(self) -> None:
-        """Put omega where theta is."""
 
 
 @dataclass(frozen=True)
@@ -133,18 +117,13 @@ def logits_gradient(
     return weights * (gradient - (weights * gradient).sum())
 
 
-def entropy(weights: Tensor) -> float:
-    """Return the entropy of weights on the simplex, in nats."""
-    return float(-torch.xlogy(weights, weights).sum())
-
-
 def outer_step(
-    problem: Problem, logits: Tensor, step: int, settings: PenaltySettings
+    problem: Any, logits: Tensor, step: int, settings: PenaltySettings
 ) -> tuple[Tensor, PenaltyRecord]:
     """Take one outer step: omega, then theta, then the weights.
 
     Args:
-        problem: The two copies, which are stepped in place.
+        problem: The two copies, as `TwoCopies`, which are stepped in place.
         logits: x, (candidates,).
         step: Which step, counted from 0; decides gamma.
         settings: The step sizes.
@@ -169,7 +148,6 @@ def outer_step(
     gradient = logits_gradient(weights, upper, lower, gamma, settings.decay)
     new_logits = logits - settings.rate * gradient
     best = int(weights.argmax())
-    record = PenaltyRecord(
-        step, gamma, f, g, v, g - v, entropy(weights), best, float(weights[best])
-    )
+    entropy = float(torch.special.entr(weights).sum())
+    record = PenaltyRecord(step, gamma, f, g, v, g - v, entropy, best, float(weights[best]))
     return new_logits, record

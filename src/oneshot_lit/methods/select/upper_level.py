@@ -15,7 +15,7 @@ from oneshot_lit.data.padding import pad_generation
 from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.io.shipped import or_shipped
-from oneshot_lit.methods.select.base import SelectionModule, require_numbers
+from oneshot_lit.methods.select.base import SelectionModule
 from oneshot_lit.methods.select.reference import ReferenceRows, answer_logits
 from oneshot_lit.models import loading
 from oneshot_lit.models.generation import generate_answers
@@ -100,7 +100,6 @@ class UpperLevel(SelectionModule):
                 f"model.aligned: the vocabularies of {self.aligned} and {self.model_name_or_path} "
                 f"differ; give the model that {self.model_name_or_path} was made of."
             )
-        require_numbers(model, "model.aligned", self.aligned)
         return model.to(self.device)
 
     def _reference(
