@@ -56,7 +56,6 @@ SINGLE: dict[str, Callable[[], list[str]]] = {
     "scheduler": lambda: write({"model": {"init_args": {"lr_scheduler": "mine_single.schedule"}}}),
     "strategy": lambda: write({"trainer": {"strategy": {"class_path": "mine_single.Single"}}}),
     "command line": lambda: [*write({"model": {}}), "--model", "mine_single.Single"],
-    "one word": lambda: [*write({"model": {}}), "--model=mine_single.Single"],
     "yaml text": lambda: [*write({"model": {}}), "--data", "{class_path: mine_single.Single}"],
 }  # fmt: skip
 
@@ -90,7 +89,7 @@ def test_files_that_are_named(user: Path) -> None:
     Path("chat.jinja").write_text("{{ messages }}")
     Path("rows.jsonl").write_text("{}\n")
     words = write({"model": {"init_args": {"chat_template": "chat.jinja"}}})
-    words += ["--data.train.path=rows.jsonl"]
+    words += ["--data.train.path", "rows.jsonl"]
     assert changes(words, user / "chat.jinja")
     assert changes(words, user / "rows.jsonl")
 
