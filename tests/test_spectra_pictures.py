@@ -16,7 +16,7 @@ LAYERS = {
 
 def test_energy_is_the_mean_over_matrices() -> None:
     spectra = {0: {"a.weight": [2.0, 1.0], "b.weight": [3.0]}, 4: {"a.weight": [1.0, 1.0, 0.0]}}
-    figure = plots.energy_curves({"tuned": spectra})
+    figure = plots.energy_curves(spectra)
     first, last = figure.axes[0].lines[:2]
     assert list(first.get_ydata()) == pytest.approx([(0.8 + 1) / 2, 1])
     assert list(last.get_ydata()) == pytest.approx([0.5, 1, 1])
@@ -50,8 +50,8 @@ def test_adapters_keep_their_names_apart() -> None:
 
 def test_decay_is_the_median_matrix() -> None:
     spectra = {0: {"a": [2.0, 1.0], "b": [4.0, 1.0], "c": [1.0, 0.1]}, 1: {"a": [1.0]}}
-    figure = plots.decay_curves(spectra)
-    lines = [line for line in figure.axes[0].lines if len(line.get_ydata())]
+    figure = plots.energy_curves(spectra)
+    lines = figure.axes[1].lines
     assert list(lines[0].get_ydata()) == pytest.approx([1, 0.25])
     assert list(lines[1].get_ydata()) == pytest.approx([1])
     plots.close(figure)
@@ -59,8 +59,7 @@ def test_decay_is_the_median_matrix() -> None:
 
 def test_spectra_without_any_gradient_draw() -> None:
     for figure in (
-        plots.energy_curves({"tuned": {0: {"a": []}}}),
+        plots.energy_curves({0: {"a": []}, 1: {"a": [0.0]}}),
         plots.rank_map({"a": []}, "epoch 0"),
-        plots.decay_curves({0: {"a": [0.0]}}),
     ):
         plots.close(figure)
