@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from oneshot_lit.evaluation.judges.formats import disarm, special_texts
 from safetensors.torch import load_file
 
-from oneshot_lit.evaluation.judges.formats import disarm, special_texts
 from oneshot_lit.methods.posttuning.step_selection import StepRecord, StepSelector
 
 # ------------------------------------------------------------------ (d) disarming
