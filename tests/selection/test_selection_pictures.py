@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import matplotlib.pyplot as plt
+
 from oneshot_lit import plots
 
 
@@ -35,10 +37,10 @@ def test_each_panel_draws_its_columns() -> None:
     entropy, level = certainty.lines
     assert set(level.get_ydata()) == {math.log(8)}
     assert list(entropy.get_ydata()) == [row["entropy"] for row in rows]
-    plots.close(figure)
+    plt.close(figure)
 
 
 def test_one_step_of_one_candidate_draws() -> None:
     figure = plots.progress([step(0, gap=0.0)], "step", {"gap": ["gap"]}, {"gap": ("", 0.0)})
     figure.canvas.draw()
-    plots.close(figure)
+    plt.close(figure)

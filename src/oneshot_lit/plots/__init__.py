@@ -5,11 +5,9 @@ from oneshot_lit.plots.intervals import rates_with_intervals, run_colours
 from oneshot_lit.plots.progress import progress
 from oneshot_lit.plots.realignment import step_curve
 from oneshot_lit.plots.spectra import energy_curves, rank_map
-from oneshot_lit.plots.style import COLOURS, close, save_figure
+from oneshot_lit.plots.style import save_figure
 
 __all__ = [
-    "COLOURS",
-    "close",
     "energy_curves",
     "progress",
     "rank_map",

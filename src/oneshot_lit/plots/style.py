@@ -24,8 +24,3 @@ def save_figure(figure: Figure, path: Path) -> None:
     with file_written_whole(path) as file:
         figure.savefig(file, format="png", dpi=150)
     plt.close(figure)
-
-
-def close(figure: Figure) -> None:
-    """Free a figure."""
-    plt.close(figure)
