@@ -12,8 +12,9 @@ from types import SimpleNamespace
 import pytest
 
 from oneshot_lit.errors import OneShotError
+from oneshot_lit.io.files import write_json_atomically
 from oneshot_lit.io.locking import LOCK_FILE, results_locked
-from oneshot_lit.io.metrics_file import METRICS_FILE, add_scores, merge_scores, read_metrics
+from oneshot_lit.io.metrics_file import METRICS_FILE, merge_scores, read_metrics
 
 
 def test_a_later_evaluation_adds_its_scores(tmp_path: Path) -> None:
@@ -81,7 +82,7 @@ def test_a_test_waits_for_a_judge_that_is_adding_its_scores(tmp_path: Path, monk
         is_global_zero=True,
         fast_dev_run=False,
         default_root_dir=str(tmp_path),
-        test_dataloaders=[],
+        test_dataloaders=None,
     )
     writer = metrics_writer.MetricsWriter()
     test = threading.Thread(target=writer.on_test_end, args=(trainer, SimpleNamespace(outcomes=[])))
@@ -89,6 +90,9 @@ def test_a_test_waits_for_a_judge_that_is_adding_its_scores(tmp_path: Path, monk
         test.start()
         test.join(0.3)
         assert test.is_alive()
-        add_scores(tmp_path, "judge", {"a/y": 0.25}, {})
+        facts = {"judge": {"scores": ["a/y"]}}
+        write_json_atomically(
+            tmp_path / METRICS_FILE, {"metrics": {"a/y": 0.25}, "evaluations": facts}
+        )
     test.join(30)
     assert read_metrics(tmp_path)["metrics"] == {"a/x": 1, "a/y": 0.25}

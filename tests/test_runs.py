@@ -188,6 +188,6 @@ def test_root_that_is_a_file(tmp_path: Path) -> None:
 
 def test_a_selection_is_a_product_too(tmp_path: Path) -> None:
     (tmp_path / "selection.json").write_text("{}")
-    with pytest.raises(OneShotError, match=r"selection\.json: holds the product of another run"):
+    with pytest.raises(OneShotError, match=r"selection\.json: holds the output of another run"):
         require_own_folder(tmp_path, "select", "abc", False)
     require_own_folder(tmp_path, "select", "abc", True)

@@ -8,19 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 from matplotlib.figure import Figure
 
 from experiments.selection.findings import amount, findings, interval
 from experiments.selection.pictures import outcomes_by_category, selector_comparison
-from oneshot_lit.plots import close
 
 
 def embed(figure: Figure) -> str:
     """Return a figure as a PNG in a data URI, and close it."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=130)
-    close(figure)
+    plt.close(figure)
     return "data:image/png;base64," + b64encode(picture.getvalue()).decode()
 
 

@@ -334,7 +334,7 @@ def test_references_that_make_no_sense(rows_file: Path, name: str) -> None:
 
 def test_pictures(tiny_folder: Path, ragged_rows: Path, tmp_path: Path) -> None:
     run(tiny_folder, ragged_rows, tmp_path, GradientRank())
-    for name in ("energy", "effective_rank", "decay"):
+    for name in ("energy", "effective_rank"):
         assert (tmp_path / "spectra" / f"{name}.png").stat().st_size > 5000
 
 

@@ -259,10 +259,10 @@ def test_the_shipped_comparison_fits_the_shipped_study(tmp_path: Path) -> None:
     }
     for case in shipped.cases:
         for name in shipped.names:
-            assert stages[shipped.stage(shipped.ranking, case, name)].commands["select"]
-            assert stages[shipped.stage(shipped.pick, case, name)].commands["test"]
+            assert "select" in stages[shipped.stage(shipped.ranking, case, name)].commands
+            assert "test" in stages[shipped.stage(shipped.pick, case, name)].commands
         for pattern in shipped.controls.values():
-            assert stages[shipped.stage(pattern, case)].commands["test"]
+            assert "test" in stages[shipped.stage(pattern, case)].commands
     with pytest.raises(OneShotError, match=r"none\.yaml: not found"):
         load_spec(tmp_path / "none.yaml")
     (tmp_path / "bad.yaml").write_text("a: [")

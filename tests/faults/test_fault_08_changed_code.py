@@ -56,7 +56,6 @@ SINGLE: dict[str, Callable[[], list[str]]] = {
     "scheduler": lambda: write({"model": {"init_args": {"lr_scheduler": "mine_single.schedule"}}}),
     "strategy": lambda: write({"trainer": {"strategy": {"class_path": "mine_single.Single"}}}),
     "command line": lambda: [*write({"model": {}}), "--model", "mine_single.Single"],
-    "one word": lambda: [*write({"model": {}}), "--model=mine_single.Single"],
     "yaml text": lambda: [*write({"model": {}}), "--data", "{class_path: mine_single.Single}"],
 }  # fmt: skip
 
@@ -90,7 +89,7 @@ def test_files_that_are_named(user: Path) -> None:
     Path("chat.jinja").write_text("{{ messages }}")
     Path("rows.jsonl").write_text("{}\n")
     words = write({"model": {"init_args": {"chat_template": "chat.jinja"}}})
-    words += ["--data.train.path=rows.jsonl"]
+    words += ["--data.train.path", "rows.jsonl"]
     assert changes(words, user / "chat.jinja")
     assert changes(words, user / "rows.jsonl")
 
@@ -102,11 +101,7 @@ def test_a_new_file_of_the_package_counts(user: Path) -> None:
     assert command_fingerprint(words) != before
 
 
-def test_installed_packages_count_by_their_version(user: Path) -> None:
-    found = named_code(["torch.optim.SGD", "peft.LoraConfig", "no_such_thing.X", "os.path"])
-    assert set(found) == {"torch", "peft"}
-    assert named_code(["oneshot_lit.methods.LanguageModelModule"]) == {}
+def test_only_a_users_own_files_count(user: Path) -> None:
+    assert named_code(["peft.LoraConfig", "no_such_thing.X", "os.path", "oneshot_lit.x"]) == {}
     (user / "mine_single.py").write_text("import safetensors\ndef broken(:\n")
     assert list(named_code(["mine_single.Single"])) == [str(user / "mine_single.py")]
-    (user / "mine_single.py").write_text("import safetensors\n")
-    assert "safetensors" in named_code(["mine_single.Single"])

@@ -224,7 +224,7 @@ def test_another_run_is_still_kept_out(command: Any, fit_words: list[str], tmp_p
     other = ["--model.optimizer.lr", "0.5", "--trainer.max_epochs", "3"]
     done = command(*fit_words, *SAVED, *other, "--ckpt_path", "last")
     assert done.code == 2
-    assert "holds the product of another run (model.optimizer.lr was 5e-05 and is" in done.error
+    assert "holds the output of another run (model.optimizer.lr was 5e-05 and is" in done.error
     # Without a checkpoint to go on from, a longer run is another one.
     done = command(*fit_words, *SAVED, "--trainer.max_epochs", "3")
     assert done.code == 2

@@ -140,7 +140,7 @@ def test_the_documented_edit_from_the_command_line(
     # A folder that is an edit's is no other's.
     done = command(*words, "--model.scale", "3")
     assert done.code == 2
-    assert "holds the product of another run" in done.error
+    assert "holds the output of another run" in done.error
     assert command(*words, "--model.scale", "3", "--overwrite", "true").code == 0
     missing = command(*words[:3], *words[4:], "--model.base", tmp_path / "nowhere")
     assert missing.code == 2

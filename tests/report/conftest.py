@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from report_folders import add_judge, add_predictions, answer_text, make_run
 
 

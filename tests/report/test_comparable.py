@@ -120,13 +120,6 @@ def test_runs_that_differ_are_compared_when_asked_for(tmp_path: Path) -> None:
     ]
 
 
-def test_outcomes_of_another_test_are_refused(tmp_path: Path) -> None:
-    a = make_run(tmp_path / "a", SCORES)
-    text = (a / "metrics.json").read_text()
-    (a / "metrics.json").write_text(text.replace("0.75", "0.5"))
-    assert "outcomes.jsonl: its mean of harmful/asr_keyword is 0.75" in refusal(a)
-
-
 def test_a_cut_off_file_is_refused(tmp_path: Path) -> None:
     a = make_run(tmp_path / "a", SCORES)
     lines = (a / "outcomes.jsonl").read_text().splitlines(keepends=True)

@@ -59,7 +59,7 @@ def test_outputs_only_with_the_flag(command, story: list[Path], tmp_path: Path) 
     ("words", "said"),
     [
         (["--runs", "{0}", "{0}"], "two runs are named 'aligned'"),
-        (["--runs", "a={0}/nowhere"], "no such folder; check --runs"),
+        (["--runs", "a={0}/nowhere"], "or check --runs"),
         (["--runs", "a={0}/judgments"], "metrics.json: missing; run oneshot-lit test"),
         (["--runs", "={0}"], "give NAME=FOLDER"),
         (["--runs", "{0}", "--examples", "-1"], "--examples -1: must be 0 or more"),

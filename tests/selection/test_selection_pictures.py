@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import matplotlib.pyplot as plt
+
 from oneshot_lit import plots
 
 
@@ -23,23 +25,22 @@ def step(number: int, gap: float = 0.1) -> dict[str, Any]:
     }
 
 
-def test_the_course_has_objectives_gap_and_certainty() -> None:
+def test_each_panel_draws_its_columns() -> None:
     rows = [step(n, gap=0.3 - 0.05 * n) for n in range(6)]
-    figure = plots.selection_course(rows, 8)
-    first, gap, certainty, weights = figure.axes
+    panels = {"nats": ("f", "g", "v"), "gap": ("gap",), "entropy": ("entropy",)}
+    figure = plots.progress(rows, "step", panels, {"entropy": ("all equal", math.log(8))})
+    first, gap, certainty = figure.axes
     assert [list(line.get_ydata()) for line in first.lines] == [
         [row[name] for row in rows] for name in ("f", "g", "v")
     ]
-    assert gap.get_yscale() == "symlog"
     assert list(gap.lines[0].get_ydata()) == [row["gap"] for row in rows]
-    level, entropy = certainty.lines
+    entropy, level = certainty.lines
     assert set(level.get_ydata()) == {math.log(8)}
     assert list(entropy.get_ydata()) == [row["entropy"] for row in rows]
-    assert list(weights.lines[0].get_ydata()) == [row["weight"] for row in rows]
-    plots.close(figure)
+    plt.close(figure)
 
 
 def test_one_step_of_one_candidate_draws() -> None:
-    figure = plots.selection_course([step(0, gap=0.0)], 1)
+    figure = plots.progress([step(0, gap=0.0)], "step", {"gap": ["gap"]}, {"gap": ("", 0.0)})
     figure.canvas.draw()
-    plots.close(figure)
+    plt.close(figure)

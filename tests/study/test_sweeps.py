@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import yaml
@@ -96,4 +97,4 @@ def test_picture_has_a_panel_for_each_measure() -> None:
     assert len(figure.axes) == 3
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["1", "5", "20"]
     assert list(figure.axes[0].lines[0].get_ydata()) == [0.5, 0.0, 0.0]
-    plots.close(figure)
+    plt.close(figure)

@@ -39,7 +39,7 @@ class GradientRank(Callback):
     ``<root>/spectra/summary.csv`` (epoch, step, parameter, cer_k, effective_rank, stable_rank,
     frobenius_norm, overlap, overlap_chance, cosine), logs the means over matrices as
     ``spectra/cer_k`` and so on, and each matrix's effective rank, and at the end draws
-    ``energy.png``, ``effective_rank.png`` and ``decay.png`` beside the tables.
+    ``energy.png`` and ``effective_rank.png`` beside the tables.
 
     Args:
         parameters: Track the 2-D parameters whose name matches this pattern, or one of these.

@@ -100,7 +100,7 @@ def read_spectra(root: Path, time: str = "epoch") -> dict[int, dict[str, list[fl
 
 
 def draw_spectra(root: Path, time: str = "epoch") -> None:
-    """Draw ``energy.png``, ``effective_rank.png`` and ``decay.png`` from a run's table.
+    """Draw ``energy.png`` and ``effective_rank.png`` from a run's table.
 
     Args:
         root: The run's folder.
@@ -112,9 +112,7 @@ def draw_spectra(root: Path, time: str = "epoch") -> None:
     from oneshot_lit import plots
 
     folder, last = (root / SPECTRA_FILE).parent, max(spectra)
-    panel = {"How few directions hold the gradient": spectra}
-    plots.save_figure(plots.energy_curves(panel, time), folder / "energy.png")
+    plots.save_figure(plots.energy_curves(spectra, time), folder / "energy.png")
     plots.save_figure(
         plots.rank_map(spectra[last], f"{time} {last}"), folder / "effective_rank.png"
     )
-    plots.save_figure(plots.decay_curves(spectra, time), folder / "decay.png")

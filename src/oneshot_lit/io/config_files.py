@@ -17,7 +17,7 @@ def check_config_files(arguments: Sequence[str]) -> None:
     Raises:
         OneShotError: naming the file, and the line where its YAML breaks.
     """
-    for path in config_files(arguments):
+    for path in map(Path, split_configs(arguments)[0]):
         if not path.is_file():
             near = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
             raise OneShotError(f"{path}: config file not found{did_you_mean(path.name, near)}.")
@@ -32,13 +32,8 @@ def check_config_files(arguments: Sequence[str]) -> None:
             raise OneShotError(f"{path}: must hold keys such as model, data and trainer.")
 
 
-def config_files(arguments: Sequence[str]) -> list[Path]:
-    """Return the files given by ``--config`` (or ``-c``), in order."""
-    return [Path(file) for file in split_configs(arguments)[0]]
-
-
 def split_configs(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the config files and all other words, each in order."""
+    """Return the files given by ``--config`` (or ``-c``) and all other words, each in order."""
     files, others, words = [], [], iter(arguments)
     for word in words:
         if word.startswith("--config="):

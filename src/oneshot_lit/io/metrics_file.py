@@ -95,25 +95,13 @@ def merge_scores(
     Raises:
         OneShotError: for a score that belongs to another evaluation, or an unreadable file.
     """
-    with results_locked(root):
-        return add_scores(root, evaluation, scores, facts)
-
-
-def add_scores(
-    root: Path, evaluation: str, scores: Mapping[str, float], facts: Mapping[str, Any]
-) -> Path:
-    """Do what `merge_scores` does, for a caller that holds the lock of the results.
-
-    Raises:
-        OneShotError: as `merge_scores`.
-    """
-    content = require_free(root, evaluation, scores)
-    metrics, evaluations = content["metrics"], dict(content["evaluations"])
     finite = {key: float(value) for key, value in scores.items() if math.isfinite(value)}
-    evaluations[evaluation] = {**facts, "scores": sorted(scores)}
-    path = root / METRICS_FILE
-    write_json_atomically(path, content | {"metrics": metrics | finite, "evaluations": evaluations})
-    return path
+    with results_locked(root):
+        content = require_free(root, evaluation, scores)
+        content["metrics"] |= finite
+        content["evaluations"][evaluation] = {**facts, "scores": sorted(scores)}
+        write_json_atomically(root / METRICS_FILE, content)
+    return root / METRICS_FILE
 
 
 def mark_outdated(root: Path, digest: str) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -32,15 +31,14 @@ def source_hash() -> str:
 def named_code(names: Iterable[str]) -> dict[str, str]:
     """Return what identifies the code behind dotted names, such as ``my_package.modules.Mine``.
 
-    For a user's package, that is each of its files, and those of every other user's package that
-    they import; for an installed package, its version. Nothing is imported. Left out are the
-    standard library, this package (see `source_hash`) and names that no package has.
+    That is each file of a user's package, and of every other user's package that they import.
+    Nothing is imported. Installed packages and this one (see `source_hash`) are left out.
 
     Args:
         names: Dotted names; only the first part of each matters.
 
     Returns:
-        File -> hash of its content, and package -> version.
+        File -> hash of its content.
     """
     identifiers: dict[str, str] = {}
     waiting = {name.partition(".")[0] for name in names}
@@ -48,12 +46,7 @@ def named_code(names: Iterable[str]) -> dict[str, str]:
     while waiting - seen:
         top = min(waiting - seen)
         seen.add(top)
-        files = _own_files(top)
-        if files is None:
-            packages = _packages().get(top, ())
-            identifiers |= {each: importlib.metadata.version(each) for each in packages}
-            continue
-        for file in files:
+        for file in _own_files(top):
             content = file.read_bytes()
             identifiers[str(file)] = hashlib.sha256(content).hexdigest()[:16]
             waiting |= _imported(content)
@@ -66,15 +59,15 @@ def is_users_file(place: Path) -> bool:
     return place.is_absolute() and not place.is_relative_to(package) and not _is_installed(place)
 
 
-def _own_files(top: str) -> list[Path] | None:
-    """Return the Python files of a user's module or package; None for one that is installed."""
+def _own_files(top: str) -> list[Path]:
+    """Return the Python files of a user's module or package; none for one that is installed."""
     spec = _spec(top)
     if spec is None:
         return []
     folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
     places = folders or ([Path(spec.origin)] if spec.origin and spec.has_location else [])
-    if not places or any(_is_installed(place) for place in places):
-        return None
+    if any(_is_installed(place) for place in places):
+        return []
     files = {
         file for place in places for file in ([place] if place.is_file() else place.rglob("*.py"))
     }
@@ -96,11 +89,6 @@ def _is_installed(place: Path) -> bool:
     return bool(installed) or any(
         place.is_relative_to(paths[key]) for key in ("stdlib", "platstdlib", "purelib", "platlib")
     )
-
-
-@cache
-def _packages() -> dict[str, list[str]]:
-    return dict(importlib.metadata.packages_distributions())
 
 
 def _imported(content: bytes) -> set[str]:

@@ -110,7 +110,7 @@ def recorded_runs(root: Path) -> dict[str, Any]:
 def require_own_folder(
     root: Path,
     command: str,
-    print_: str,
+    own: str,
     overwrite: bool,
     config: dict[str, Any] | None = None,
     resumes: bool = False,
@@ -120,7 +120,7 @@ def require_own_folder(
     Args:
         root: Folder of the run.
         command: fit, test, predict or validate.
-        print_: The run's fingerprint.
+        own: The run's fingerprint.
         overwrite: Whether the user allows any output to be replaced.
         config: The resolved config of a fit.
         resumes: Whether the fit resumes a checkpoint. The output may then be that of the same run
@@ -137,7 +137,7 @@ def require_own_folder(
     if command == "test" and not is_tested(root):
         return
     before = recorded_runs(root).get(command, {})
-    if before.get("fingerprint") == print_:
+    if before.get("fingerprint") == own:
         return
     why, way = "", ""
     if isinstance(before.get("config"), dict) and config is not None:
@@ -147,7 +147,7 @@ def require_own_folder(
         why = f" ({difference})" if difference is not None else " (shorter or longer)"
         way = ", go on with it (--ckpt_path last)" if difference is None else ""
     raise OneShotError(
-        f"{output}: holds the product of another run{why}; choose another "
+        f"{output}: holds the output of another run{why}; choose another "
         f"--trainer.default_root_dir{way} or pass --overwrite true."
     )
 

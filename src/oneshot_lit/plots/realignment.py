@@ -1,4 +1,4 @@
-"""Pictures of a realignment: its steps, or its search for one."""
+"""A picture of the steps of a realignment."""
 
 from __future__ import annotations
 
@@ -62,51 +62,3 @@ def _with_restarts(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[f
         steps.append(row["step"])
         values.append(row[name])
     return steps, values
-
-
-def search_curve(rows: Sequence[Mapping[str, Any]], max_drift: float) -> Figure:
-    """Draw the drift at every step size that a low-rank repair tried.
-
-    Args:
-        rows: The rows of ``step_search.csv``.
-        max_drift: The bound of the drift, in nats.
-    """
-    figure, axes = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
-    colour = CYCLE[0]
-    drawn = sorted((row for row in rows if row["drift"] > 0), key=lambda row: row["alpha"])
-    axes.plot(
-        [row["alpha"] for row in drawn],
-        [row["drift"] for row in drawn],
-        "o-",
-        color=colour,
-        markersize=4,
-        linewidth=1,
-        label="tried",
-    )
-    for row in drawn:
-        if row["kept"]:
-            axes.plot(row["alpha"], row["drift"], "o", color=colour, markersize=11)
-            outcome = {1: ", instance refused", 0: ", instance answered"}.get(row["refused"], "")
-            axes.annotate(
-                f"taken: {row['alpha']:.3g}{outcome}",
-                (row["alpha"], row["drift"]),
-                xytext=(-10, 6),
-                textcoords="offset points",
-                ha="right",
-                fontsize=9,
-            )
-    axes.axhspan(0, max_drift, color="#009E73", alpha=0.08, zorder=0)
-    axes.axhline(
-        max_drift, color="#009E73", linewidth=1, linestyle="--", label="bound of the drift"
-    )
-    # A step that is lost to rounding has no drift, or one below zero.
-    scale = "log" if drawn else "linear"
-    axes.set(
-        xscale=scale,
-        yscale=scale,
-        xlabel="step size alpha",
-        ylabel="drift on harmless rows\n(KL, nats a token)",
-    )
-    axes.legend(fontsize=8, frameon=False, loc="upper left")
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure

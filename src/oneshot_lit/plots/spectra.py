@@ -14,8 +14,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
-from oneshot_lit.plots.style import mean
 from oneshot_lit.spectral import effective_rank
 
 Spectra = Mapping[int, Mapping[str, Sequence[float]]]
@@ -23,44 +23,42 @@ Spectra = Mapping[int, Mapping[str, Sequence[float]]]
 _MOST_SHOWN = 60
 
 
-def energy_curves(spectra: Mapping[str, Spectra], time: str = "epoch") -> Figure:
-    """Draw CER(k), the mean over matrices: a panel for each stage, a curve for each epoch or step.
+def energy_curves(spectra: Spectra, time: str = "epoch") -> Figure:
+    """Draw CER(k), the mean over matrices, and how singular values fall off, their median.
 
     Args:
-        spectra: Stage, or another title of the panel -> its spectra.
+        spectra: The spectra; each epoch or step is a curve.
         time: ``epoch`` or ``step``.
     """
-    shown = {stage: times for stage, times in spectra.items() if times}
-    count = max(1, len(shown))
-    size = (6.4, 4) if count == 1 else (4.4 * count, 3.4)
-    figure, grid = plt.subplots(
-        1, count, figsize=size, sharey=True, squeeze=False, layout="constrained"
-    )
-    for axes, (stage, times) in zip(grid[0], shown.items(), strict=True):
-        numbers = sorted(times)
-        colours = matplotlib.colormaps["viridis"](np.linspace(0.05, 0.9, len(numbers)))
-        spread = np.linspace(0, len(numbers) - 1, min(8, len(numbers))).astype(int)
-        named = {numbers[i] for i in spread}
-        widest = 1
-        for number, colour in zip(numbers, colours, strict=True):
-            heights = _mean_energy(times[number])
-            widest = max(widest, len(heights))
-            places = range(1, len(heights) + 1)
-            label = f"{time} {number}" if number in named else None
-            axes.plot(places, heights, ".-", markersize=3, color=colour, label=label)
-        for k in (1, 5, 10, 20):
-            if k <= widest:
-                axes.axvline(k, color="black", alpha=0.25, linewidth=0.8, linestyle=":")
-        axes.set(
-            title=stage,
-            xlabel="k, largest singular values of each matrix",
-            xlim=(0.5, min(_MOST_SHOWN, widest) + 0.5),
-            ylim=(0, 1.02),
-        )
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4), layout="constrained")
+    numbers = sorted(spectra)
+    colours = matplotlib.colormaps["viridis"](np.linspace(0.05, 0.9, len(numbers)))
+    spread = np.linspace(0, len(numbers) - 1, min(8, len(numbers))).astype(int)
+    named = {numbers[i] for i in spread}
+    widest = 1
+    for number, colour in zip(numbers, colours, strict=True):
+        relative = _relative(spectra[number])
+        if not len(relative):
+            continue
+        energy = np.square(relative).cumsum(axis=1) / np.square(relative).sum(axis=1, keepdims=True)
+        widest = max(widest, relative.shape[1])
+        places = range(1, relative.shape[1] + 1)
+        look = {"markersize": 3, "color": colour}
+        look |= {"label": f"{time} {number}"} if number in named else {}
+        left.plot(places, energy.mean(axis=0), ".-", **look)
+        # No logarithmic scale shows zeros.
+        right.plot(places, np.maximum(np.median(relative, axis=0), 1e-12), ".-", **look)
+    for k in (1, 5, 10, 20):
+        if k <= widest:
+            left.axvline(k, color="black", alpha=0.25, linewidth=0.8, linestyle=":")
+    left.set(ylabel="share of the gradient's energy, CER(k)", ylim=(0, 1.02))
+    right.set(ylabel="k-th singular value, relative to the largest", yscale="log", ylim=(1e-6, 1.3))
+    for axes in (left, right):
+        axes.set(xlabel="k, largest first", xlim=(0.5, min(_MOST_SHOWN, widest) + 0.5))
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend(fontsize=8, frameon=False, loc="lower right")
         axes.spines[["top", "right"]].set_visible(False)
-    grid[0][0].set_ylabel("share of the gradient's energy, CER(k)")
+    if left.get_legend_handles_labels()[1]:
+        left.legend(fontsize=8, frameon=False, loc="lower right")
     return figure
 
 
@@ -68,13 +66,16 @@ def _alive(values: Sequence[float]) -> bool:
     return len(values) > 0 and values[0] > 0
 
 
-def _mean_energy(spectra: Mapping[str, Sequence[float]]) -> list[float]:
-    """Return CER(1), CER(2) ..., the mean over matrices; a curve that has ended stays at 1."""
-    energies = [np.square(values) for values in spectra.values() if _alive(values)]
-    curves = np.ones((len(energies), max(map(len, energies), default=0)))
-    for curve, energy in zip(curves, energies, strict=True):
-        curve[: len(energy)] = energy.cumsum() / energy.sum()
-    return list(curves.mean(axis=0)) if energies else []
+def _relative(spectra: Mapping[str, Sequence[float]]) -> NDArray[np.float64]:
+    """Return (matrices, values): singular values relative to the largest, then zeros.
+
+    Matrices without a gradient are left out.
+    """
+    alive = [np.asarray(values) / values[0] for values in spectra.values() if _alive(values)]
+    padded = np.zeros((len(alive), max(map(len, alive), default=0)))
+    for row, values in zip(padded, alive, strict=True):
+        row[: len(values)] = values
+    return padded
 
 
 def rank_map(spectra: Mapping[str, Sequence[float]], when: str) -> Figure:
@@ -99,7 +100,7 @@ def rank_map(spectra: Mapping[str, Sequence[float]], when: str) -> Figure:
     kinds = list(dict.fromkeys(kind for _, kind in cells))
     table = np.full((max(1, len(layers)), max(1, len(kinds))), np.nan)
     for (layer, kind), ranks in cells.items():
-        table[layers.index(layer), kinds.index(kind)] = mean(ranks)
+        table[layers.index(layer), kinds.index(kind)] = np.mean(ranks)
     height = 1.9 + 0.28 * max(3, min(len(layers), 60))
     figure, axes = plt.subplots(
         figsize=(max(5.5, 1.6 + 0.85 * len(kinds)), height), layout="constrained"
@@ -119,42 +120,6 @@ def rank_map(spectra: Mapping[str, Sequence[float]], when: str) -> Figure:
     axes.set(ylabel="layer", title=f"Effective rank of the gradients, {when}")
     if outside:
         axes.set_xlabel("outside the layers: " + ", ".join(outside), fontsize=8)
-    return figure
-
-
-def decay_curves(spectra: Spectra, time: str = "epoch") -> Figure:
-    """Draw how singular values fall off: the median over matrices and the middle 80 %."""
-    figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
-    numbers = sorted(spectra)
-    shown = list(dict.fromkeys([numbers[0], numbers[-1]])) if numbers else []
-    for number, colour in zip(shown, ("#0072B2", "#D55E00"), strict=False):
-        spectra_now = [v for v in spectra[number].values() if _alive(v)]
-        width = max((len(v) for v in spectra_now), default=0)
-        relative = np.full((len(spectra_now), width), np.nan)
-        for row, values in enumerate(spectra_now):
-            relative[row, : len(values)] = np.asarray(values) / values[0]
-        if not width:
-            continue
-        # A matrix of lower rank has fewer values; the missing ones are zeros, which no log scale
-        # shows.
-        filled = np.maximum(np.nan_to_num(relative), 1e-12)
-        low, middle, high = np.quantile(filled, (0.1, 0.5, 0.9), axis=0)
-        places = np.arange(1, width + 1)
-        axes.plot(places, middle, color=colour, label=f"{time} {number}: median matrix")
-        axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
-        axes.set_xlim(0.5, min(_MOST_SHOWN, width) + 0.5)
-    axes.set(
-        yscale="log",
-        ylim=(1e-6, 1.3),
-        title="How fast the singular values fall",
-        xlabel="index of the singular value",
-        ylabel="relative to the largest",
-    )
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.grid(alpha=0.2)
-    if axes.lines:
-        axes.legend(fontsize=8, frameon=False, title="band: 80 % of the matrices", title_fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -25,13 +24,3 @@ def save_figure(figure: Figure, path: Path) -> None:
     with file_written_whole(path) as file:
         figure.savefig(file, format="png", dpi=150)
     plt.close(figure)
-
-
-def close(figure: Figure) -> None:
-    """Free a figure."""
-    plt.close(figure)
-
-
-def mean(values: Sequence[float]) -> float:
-    """Return the mean; NaN of nothing."""
-    return sum(values) / len(values) if values else float("nan")

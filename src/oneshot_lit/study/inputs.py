@@ -16,8 +16,7 @@ import yaml
 from oneshot_lit.io.config_files import check_config_files, split_configs
 from oneshot_lit.io.files import read_text
 from oneshot_lit.io.provenance import named_code, source_hash
-from oneshot_lit.io.runs import PRODUCTS
-from oneshot_lit.study.spec import Stage, Study
+from oneshot_lit.study.spec import Study
 
 # Larger files count by size and time: hashing a 70B model would take longer than some stages.
 _HASHED_WHOLE = 256 * 2**20
@@ -119,9 +118,8 @@ Key = tuple[str, str]
 def needs(study: Study) -> dict[Key, set[Key]]:
     """Return command -> the commands that must end before it starts.
 
-    Those are the earlier commands of its stage. If its arguments or config files name a path in the
-    folder of an earlier stage, all commands of that stage are needed, too; if they name only its
-    model, only the fit or edit.
+    Those are the earlier commands of its stage, and all commands of each earlier stage with a
+    folder that its arguments or config files name a path in.
     """
     needed: dict[Key, set[Key]] = {}
     for number, stage in enumerate(study.stages):
@@ -130,16 +128,9 @@ def needs(study: Study) -> dict[Key, set[Key]]:
             texts, _ = named_in(study.arguments(stage, verb))
             paths = [Path(os.path.abspath(os.path.expanduser(text))) for text in texts]
             for other in study.stages[:number]:
-                before |= {(other.name, each) for each in _verbs_needed(study, other, paths)}
+                folder = Path(os.path.abspath(study.folder(other)))
+                if any(path.is_relative_to(folder) for path in paths):
+                    before |= {(other.name, each) for each in other.commands}
             needed[stage.name, verb] = set(before)
             before.add((stage.name, verb))
     return needed
-
-
-def _verbs_needed(study: Study, stage: Stage, paths: Sequence[Path]) -> list[str]:
-    folder = Path(os.path.abspath(study.folder(stage)))
-    below = [path for path in paths if path.is_relative_to(folder)]
-    model = folder / PRODUCTS["fit"]
-    if below and stage.makes_model and all(path.is_relative_to(model) for path in below):
-        return [verb for verb in stage.commands if verb != "test"]
-    return list(stage.commands) if below else []

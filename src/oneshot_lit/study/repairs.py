@@ -93,14 +93,19 @@ def measure(repair: Repair, scores: pd.DataFrame) -> dict[str, Any]:
         repair: The pair.
         scores: The scores of a report that has both stages.
     """
-    figures = {
-        "attacked": _worst(scores, repair.attacked, ATTACK),
-        "repaired": _worst(scores, repair.repaired, ATTACK),
-        "over_refusal": _worst(scores, repair.repaired, REFUSAL),
-        "skill_loss": _figure(None),
+    figures: dict[str, dict[str, Any]] = {
+        name: {"value": None, "low": None, "high": None, "where": ""} for name in FIGURES
     }
+    for name, stage, metric in (
+        ("attacked", repair.attacked, ATTACK),
+        ("repaired", repair.repaired, ATTACK),
+        ("over_refusal", repair.repaired, REFUSAL),
+    ):
+        if (row := worst(scores, stage, metric)) is not None:
+            ends = {key: float(row[key]) for key in ("value", "low", "high")}
+            figures[name] |= ends | {"where": row["set"]}
     if (loss := largest_loss(scores, repair.attacked, repair.repaired)) is not None:
-        figures["skill_loss"] = _figure(loss[1], loss[0])
+        figures["skill_loss"] |= {"where": loss[0], "value": loss[1]}
     for name, figure in figures.items():
         value, goal = figure["value"], repair.goals.get(name)
         known = value is not None and goal is not None
@@ -109,20 +114,6 @@ def measure(repair: Repair, scores: pd.DataFrame) -> dict[str, Any]:
     missed = [name for name, figure in figures.items() if figure["reached"] is False]
     stages = {"attacked": repair.attacked, "repaired": repair.repaired}
     return {"title": repair.title, **stages, "figures": figures, "missed": missed}
-
-
-def _worst(scores: pd.DataFrame, stage: str, metric: str) -> dict[str, Any]:
-    row = worst(scores, stage, metric)
-    if row is None:
-        return _figure(None)
-    ends = (float(row["low"]), float(row["high"]))
-    return _figure(float(row["value"]), row["set"], ends)
-
-
-def _figure(
-    value: float | None, where: str = "", ends: tuple[float | None, float | None] = (None, None)
-) -> dict[str, Any]:
-    return {"value": value, "low": ends[0], "high": ends[1], "where": where}
 
 
 def sentence(entry: Mapping[str, Any]) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 
 from oneshot_lit import plots
 from oneshot_lit.callbacks.realignment_curve import read_curve
-from oneshot_lit.errors import OneShotError
 from oneshot_lit.report.content import Report, Section, build_report
 from oneshot_lit.report.runs import Run, read_run
 from oneshot_lit.study.repairs import measure, repairs_section
@@ -17,7 +16,7 @@ from oneshot_lit.study.spec import Stage, Study
 from oneshot_lit.study.sweeps import sweep_scores
 
 RESULTS = "results.json"
-# Settings that all scores of a study have in common.
+# Settings that the scores of a study may have in common.
 SHARED = ("seed", "dtype", "precision", "decoding", "phrase_list", "versions")
 
 Seconds = Mapping[str, Mapping[str, float]]
@@ -35,18 +34,16 @@ def compare_stages(study: Study, seconds: Seconds) -> tuple[Report, dict[str, An
         seconds: Stage -> verb -> seconds of the command.
 
     Raises:
-        OneShotError: if a stage's scores are missing or were made with other settings.
+        OneShotError: if a stage's scores are missing.
     """
     tested = [stage for stage in study.stages if "test" in stage.commands]
     runs = [read_run(stage.name, study.folder(stage)) for stage in tested]
-    shared = {key: runs[0].content.get(key) for key in SHARED}
-    for run in runs:
-        for key in SHARED:
-            if run.content.get(key) != shared[key]:
-                raise OneShotError(
-                    f"{run.folder}: '{key}' differs from the other stages'; their scores cannot be "
-                    "compared."
-                )
+    first = runs[0].content
+    shared = {
+        key: first.get(key)
+        for key in SHARED
+        if all(run.content.get(key) == first.get(key) for run in runs)
+    }
     # A stage that only tests a model stands for it.
     origins = {
         stage.name: other.name
@@ -56,7 +53,7 @@ def compare_stages(study: Study, seconds: Seconds) -> tuple[Report, dict[str, An
         and (stage.makes_model or stage.model == other.name)
         and stage.model in (other.name, "" if other.makes_model else other.model)
     }
-    # Stages may have prompts of their own, such as another trigger; the notes name them.
+    # Stages may have prompts or settings of their own; the notes name them.
     report = build_report(
         runs, study.title, 0, allow_differences=True, steps=[(v, k) for k, v in origins.items()]
     )

@@ -6,7 +6,7 @@ import json
 import shutil
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 from multiprocessing import connection
@@ -27,43 +27,7 @@ from oneshot_lit.study.worker import last_line, run_logged, start_server
 
 STAGE_FILE = "stage.json"
 # Seconds between two looks at the logs of running commands.
-_BETWEEN_LINES = 15.0
-
-
-@dataclass
-class _Started:
-    """A command that was started, or one with an output that was there already.
-
-    Attributes:
-        stage: Its stage.
-        verb: Its verb.
-        folder: The stage's folder.
-        state: How it ends, in a word.
-        entry: What ``stage.json`` says of it.
-        process: Its process; None for an output that is kept.
-        before: When its output was last written before it began.
-        start: When it began.
-        shown: The last line of its log that was printed.
-    """
-
-    stage: Stage
-    verb: str
-    folder: Path
-    state: str
-    entry: dict[str, Any]
-    process: Any = None
-    before: int = 0
-    start: float = field(default_factory=time.monotonic)
-    shown: str = ""
-
-    @property
-    def log(self) -> Path:
-        """The file with what it prints."""
-        return self.folder / f"{self.verb}.log"
-
-    def line(self, said: str) -> Text:
-        """Return a line for the terminal."""
-        return Text(f"  {self.stage.name:<12} {self.verb:<6} {said}")
+_BETWEEN_LINES = 30.0
 
 
 @dataclass
@@ -99,49 +63,50 @@ class Runner:
         waiting = TopologicalSorter(before)
         waiting.prepare()
         ready: list[Key] = []
-        running: list[_Started] = []
+        running: dict[Any, tuple[Key, Any, Iterator[Any]]] = {}
         try:
             while waiting.is_active():
                 ready = sorted([*ready, *waiting.get_ready()], key=order.index)
                 if ready and len(running) < self.study.jobs:
-                    name, verb = ready.pop(0)
-                    command = self._start(context, stages[name], verb)
-                    running.append(command)
-                    ended = [command] if command.process is None else []
-                else:
-                    ended = self._wait(running)
-                for each in ended:
-                    running.remove(each)
-                    self._end(each)
-                    waiting.done((each.stage.name, each.verb))
+                    key = ready.pop(0)
+                    command = self._command(context, stages[key[0]], key[1])
+                    if (process := next(command, None)) is None:
+                        waiting.done(key)
+                    else:
+                        running[process.sentinel] = (key, process, command)
+                    continue
+                ended = connection.wait(list(running), _BETWEEN_LINES)
+                for sentinel in ended:
+                    key, _, command = running.pop(sentinel)
+                    next(command, None)
+                    waiting.done(key)
+                for (name, verb), *_ in [] if ended else list(running.values()):
+                    log = self.study.folder(stages[name]) / f"{verb}.log"
+                    self._say(name, verb, last_line(log) if log.exists() else "")
         except BaseException:
-            for each in running:
-                each.process.terminate()
-            for each in running:
-                each.process.join(10)
+            for _, process, _ in running.values():
+                process.terminate()
+            for _, process, _ in running.values():
+                process.join(10)
             raise
 
-    def _wait(self, running: Sequence[_Started]) -> list[_Started]:
-        """Return the commands that end next; print how far all are meanwhile."""
-        sentinels = [each.process.sentinel for each in running]
-        while not (ready := connection.wait(sentinels, _BETWEEN_LINES)):
-            for each in running:
-                line = last_line(each.log) if each.log.exists() else ""
-                if line != each.shown:
-                    self.console.print(each.line(line), soft_wrap=True)
-                each.shown = line
-        return [each for each in running if each.process.sentinel in ready]
+    def _command(self, context: Any, stage: Stage, verb: str) -> Iterator[Any]:
+        """Start a command and yield its process; when that has ended, check and note its output.
 
-    def _start(self, context: Any, stage: Stage, verb: str) -> _Started:
-        """Start a command, unless its output is there already."""
+        If the output is there already, nothing is yielded.
+
+        Raises:
+            OneShotError: if the command failed, or ended without its output.
+        """
         folder = self.study.folder(stage)
-        output = folder / PRODUCTS[verb]
+        output, log = folder / PRODUCTS[verb], folder / f"{verb}.log"
         arguments = self.study.arguments(stage, verb)
         fingerprint = command_fingerprint(arguments)
         record = read_stage(folder).get(verb, {})
         same = record.get("fingerprint") == fingerprint and not self.fresh
         if same and record.get("done") and output.exists():
-            return _Started(stage, verb, folder, "kept", record)
+            self._ended(stage, verb, "kept", record["seconds"])
+            return
         saved = folder / (Path(CHECKPOINTS) / LAST if verb == "fit" else STATE)
         resumed = verb != "test" and same and saved.exists()
         # The study may replace its own output; any other output belongs to another run.
@@ -155,41 +120,36 @@ class Runner:
             arguments += ["--overwrite", "true"]
         entry = {"fingerprint": fingerprint, "owned": owned, "done": False}
         _note(folder, verb, entry)
-        state = "resumed" if resumed else "done"
-        command = _Started(stage, verb, folder, state, entry, before=_written(output))
-        command.log.unlink(missing_ok=True)
-        command.process = context.Process(
-            target=run_logged,
-            args=(self.run_command, arguments, str(command.log), self.study.threads),
+        before, start = _written(output), time.monotonic()
+        log.unlink(missing_ok=True)
+        process = context.Process(
+            target=run_logged, args=(self.run_command, arguments, str(log), self.study.threads)
         )
-        command.process.start()
-        return command
+        process.start()
+        yield process
+        process.join()
+        place = f"{self.study.file}: {stage.name} {verb}"
+        if code := process.exitcode:
+            failure = OneShotError(f"{place}: {_reason(code, log)} (log: {log})")
+            # Code 1 is an error of the program or of a user's code, not one in the input.
+            failure.code = 1 if code == 1 else failure.code
+            raise failure
+        # The output may also be an older one.
+        if _written(output) in (0, before):
+            raise OneShotError(
+                f"{place}: ended without writing {output}; run the study again to go on "
+                f"(log: {log})"
+            )
+        seconds = time.monotonic() - start
+        _note(folder, verb, entry | {"done": True, "seconds": seconds})
+        self._ended(stage, verb, "resumed" if resumed else "done", seconds)
 
-    def _end(self, ended: _Started) -> None:
-        """Check how a command ended, note it and show it.
+    def _ended(self, stage: Stage, verb: str, state: str, seconds: float) -> None:
+        self.seconds.setdefault(stage.name, {})[verb] = seconds
+        self._say(stage.name, verb, f"{state} ({seconds:.0f} s)")
 
-        Raises:
-            OneShotError: if it failed, or ended without its output.
-        """
-        if ended.process is not None:
-            ended.process.join()
-            place = f"{self.study.file}: {ended.stage.name} {ended.verb}"
-            if code := ended.process.exitcode:
-                failure = OneShotError(f"{place}: {_reason(code, ended.log)} (log: {ended.log})")
-                # Code 1 is an error of the program or of a user's code, not one in the input.
-                failure.code = 1 if code == 1 else failure.code
-                raise failure
-            # The output may also be an older one.
-            if _written(output := ended.folder / PRODUCTS[ended.verb]) in (0, ended.before):
-                raise OneShotError(
-                    f"{place}: ended without writing {output}; run the study again to go on "
-                    f"(log: {ended.log})"
-                )
-            ended.entry |= {"done": True, "seconds": time.monotonic() - ended.start}
-            _note(ended.folder, ended.verb, ended.entry)
-        seconds = float(ended.entry["seconds"])
-        self.seconds.setdefault(ended.stage.name, {})[ended.verb] = seconds
-        self.console.print(ended.line(f"{ended.state} ({seconds:.0f} s)"))
+    def _say(self, stage: str, verb: str, text: str) -> None:
+        self.console.print(Text(f"  {stage:<12} {verb:<6} {text}"), soft_wrap=True)
 
 
 def _written(output: Path) -> int:

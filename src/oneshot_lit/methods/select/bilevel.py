@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,15 @@ class InstanceSelectionModule(UpperLevel):
 
     def finish(self, root: Path) -> None:
         """Write ``selection.json``, and the course of the selection as a table and a picture."""
-        from oneshot_lit.plots import save_figure, selection_course
+        from oneshot_lit.plots import progress, save_figure
 
         super().finish(root)
-        save_figure(selection_course(self.progress_rows(), len(self.pool)), root / "selection.png")
+        panels = {
+            "objectives, nats a token": ("f", "g", "v"),
+            "gap g - v, nats a token": ("gap",),
+            "entropy of the weights, nats": ("entropy",),
+            "largest weight": ("weight",),
+        }
+        equal = {"entropy of the weights, nats": ("all equal", math.log(len(self.pool)))}
+        figure = progress(self.progress_rows(), "step", panels, equal)
+        save_figure(figure, root / "selection.png")

@@ -277,11 +277,17 @@ class LowRankRealignmentModule(Repair, Job):
     def finish(self, root: Path) -> None:
         """Write table and picture of the search; the export writes the weights."""
         if self.trainer.is_global_zero:
-            from oneshot_lit.plots import save_figure, search_curve
+            from oneshot_lit.plots import progress, save_figure
 
             rows = table_rows(self.tried)
             write_rows_atomically(root / SEARCH_TABLE, rows)
-            save_figure(search_curve(rows, self.max_drift), root / SEARCH_PICTURE)
+            label = "drift on harmless rows (KL, nats a token)"
+            # A step that is lost to rounding has no drift, or one below zero.
+            drawn = sorted((row for row in rows if row["drift"] > 0), key=lambda row: row["alpha"])
+            bound = {label: ("bound of the drift", self.max_drift)}
+            if drawn:
+                figure = progress(drawn, "alpha", {label: ["drift"]}, bound, log=True)
+                save_figure(figure, root / SEARCH_PICTURE)
 
 
 def _factor(layer: Any, which: str) -> Tensor:
