@@ -203,7 +203,7 @@ class EndpointJudge(Judge):
                 try:
                     if judge._end is None:
                         judge.cache.reserve(judge.most(request))
-                except OneShotError as error:
+                except (OneShotError, OSError) as error:
                     judge._end = error
                 if judge._end is not None:
                     # No error of the client's, which would try again.
