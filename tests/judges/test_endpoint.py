@@ -407,7 +407,6 @@ def test_a_bound_is_one(tmp_path: Path) -> None:
         ({"max_cost": math.nan, **PRICES}, "must not be negative"),
         ({"concurrency": 0}, "at least 1"),
         ({"timeout": math.nan}, "timeout above 0 and finite"),
-        ({"options": {"stream": True}}, "'stream' is not for options"),
         ({"base_url": "http://user:pass@host/v1"}, "without a user"),
         ({"base_url": "ftp://host"}, "give an address"),
         ({"name": "a/b"}, "the name or metric .a/b."),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from oneshot_lit.cli.config_command import ConfigCommandParser, command_parser, parse_command
 from oneshot_lit.cli.progress import progress_lines
-from oneshot_lit.errors import OneShotError, fail
+from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.judges import Judge
 from oneshot_lit.io.runs import PRODUCTS
 
@@ -36,8 +36,6 @@ def run_judge_command(arguments: Sequence[str]) -> int:
         OneShotError: for every mistake that the user can correct.
     """
     options = parse_command(_parser(), arguments)
-    if options is None:
-        return 0
     root = Path(options.run).expanduser()
     if not root.is_dir():
         raise OneShotError(f"{root}: no such folder; check --run.")
@@ -46,8 +44,6 @@ def run_judge_command(arguments: Sequence[str]) -> int:
     before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         return _judge(options.judge, predictions, root, options.sets)
-    except KeyboardInterrupt:
-        return fail("interrupted; run the same command again to go on.", code=130)
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -195,12 +195,12 @@ class ClassifierJudge(Judge):
             disable_progress_bar()
         # It names the norms of a model that nobody shards.
         logging.getLogger("transformers.distributed.tensor_parallel").setLevel(logging.ERROR)
-        kind = "AutoModelForSequenceClassification" if self.head else "AutoModelForCausalLM"
+        auto = "AutoModelForSequenceClassification" if self.head else "AutoModelForCausalLM"
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             tokenizer = load_tokenizer(name)
-            model = load_model(name, dtype=resolve_dtype(self.dtype), auto_class=kind)
+            model = load_model(name, dtype=resolve_dtype(self.dtype), auto_class=auto)
             model.to(torch.device(device))
         except OneShotError as error:
             # The loader names the keys of a module.
@@ -209,7 +209,14 @@ class ClassifierJudge(Judge):
             reason = (str(error).splitlines() or [""])[0][:200]
             raise OneShotError(f"judge.device '{device}': cannot be used ({reason}).") from error
         if self.head:
-            _require_independent_labels(name, model.config)
+            kind, labels = model.config.problem_type, model.config.num_labels
+            # A head whose labels exclude each other has no probability for each.
+            if kind not in (None, "multi_label_classification") or (kind is None and labels == 2):
+                raise OneShotError(
+                    f"judge.model_name_or_path: {name}: problem_type {kind} with {labels} labels; "
+                    "a head must give each label a probability of its own (problem_type "
+                    "multi_label_classification in its config.json, if it does)."
+                )
             # A text may end with the token that pads; without one the head reads the last token.
             model.config.get_text_config().pad_token_id = None
         elif tokenizer.pad_token_id is None:
@@ -227,18 +234,6 @@ def model_digest(name: str) -> str | None:
     files = [path for path in sorted(folder.iterdir()) if path.is_file()]
     state = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
-
-
-def _require_independent_labels(name: str, config: Any) -> None:
-    """Refuse a head whose labels exclude each other, as they have no probabilities of their own."""
-    kind = config.problem_type
-    if kind in (None, "multi_label_classification") and (kind or config.num_labels != 2):
-        return
-    raise OneShotError(
-        f"judge.model_name_or_path: {name}: problem_type {kind} with {config.num_labels} labels; a "
-        "head must give each label a probability of its own (problem_type "
-        "multi_label_classification in its config.json, if it does)."
-    )
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:
