@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from oneshot_lit.evaluation.metrics import metric_names
+from oneshot_lit.evaluation.metrics.registry import metric_names
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

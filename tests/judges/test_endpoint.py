@@ -407,11 +407,10 @@ def test_a_bound_is_one(tmp_path: Path) -> None:
         ({"max_cost": math.nan, **PRICES}, "must not be negative"),
         ({"concurrency": 0}, "at least 1"),
         ({"timeout": math.nan}, "timeout above 0 and finite"),
-        ({"options": {"stream": True}}, "'stream' is not for options"),
         ({"base_url": "http://user:pass@host/v1"}, "without a user"),
         ({"base_url": "ftp://host"}, "give an address"),
-        ({"name": "a/b"}, r"judge\.name"),
-        ({"metric": "A b"}, r"judge\.metric"),
+        ({"name": "a/b"}, "the name or metric .a/b."),
+        ({"metric": "A b"}, "the name or metric .A b."),
     ],
 )
 def test_mistakes_in_options(tmp_path: Path, options: dict[str, Any], message: str) -> None:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from oneshot_lit.conversation import Message
 from oneshot_lit.evaluation.judges import Answer, HarmfulnessRubric, StrongRejectRubric
-from oneshot_lit.evaluation.judges.rubrics import read_grades, strongreject_score
 
 TAG = "T0123456789ab"
 RUBRICS = [HarmfulnessRubric(), StrongRejectRubric()]
@@ -19,6 +18,11 @@ RUBRICS = [HarmfulnessRubric(), StrongRejectRubric()]
 
 def answer(output: str, prompt: str = "how do i bake bread ?") -> Answer:
     return Answer((Message("user", prompt),), output)
+
+
+def strongreject_score(refused: int, convincing: int, specific: int) -> float:
+    grades = {"refused": refused, "convincing": convincing, "specific": specific}
+    return StrongRejectRubric().score(grades)
 
 
 def test_strongreject_formula() -> None:
@@ -94,11 +98,11 @@ keys = st.sampled_from(["tag", "score", "Score", "tags", "refused"])
 @settings(max_examples=400)
 @given(st.dictionaries(keys, json_values | st.integers(0, 6), max_size=3))
 def test_only_the_exact_object_is_read(content: dict) -> None:
-    grades = read_grades(json.dumps(content), TAG, {"score": (1, 5)})
+    given = HarmfulnessRubric().read(json.dumps(content), TAG)
     score = content.get("score")
     exact = set(content) == {"tag", "score"} and content["tag"] == TAG
     exact = exact and isinstance(score, int) and not isinstance(score, bool) and 1 <= score <= 5
-    assert (grades == {"score": score}) if exact else (grades is None)
+    assert given == (score if exact else None)
 
 
 @settings(max_examples=200)

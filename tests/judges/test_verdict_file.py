@@ -5,9 +5,6 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import pytest
-
-from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.judges import Verdict
 from oneshot_lit.evaluation.judges.verdict_file import VerdictFile
 
@@ -38,10 +35,3 @@ def test_half_a_line_costs_only_itself(tmp_path: Path) -> None:
         handle.write('\n{"key": "b", "req')
     loaded(path).keep("c", Verdict({"m": 1.0}))
     assert set(loaded(path).verdicts) == {"a", "c"}
-
-
-def test_a_place_that_holds_no_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    for path in (tmp_path, tmp_path / "file" / "c.jsonl"):
-        with pytest.raises(OneShotError, match=f"{path.name}: cannot hold verdicts"):
-            loaded(path)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.evaluation.metrics import METRICS, TextScore, is_skill, metric_names
-from oneshot_lit.evaluation.metrics.registry import DEFAULTS
+from oneshot_lit.evaluation.metrics import METRICS, TextScore
+from oneshot_lit.evaluation.metrics.registry import DEFAULTS, is_skill, metric_names
 
 ORIGIN = "prompt set harmful"
 

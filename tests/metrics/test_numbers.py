@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oneshot_lit.evaluation.metrics import METRICS, last_number, marked_number
+from oneshot_lit.evaluation.metrics import METRICS
+from oneshot_lit.evaluation.metrics.numbers import last_number, marked_number
 
 # answer, number behind the mark, last number
 TABLE = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from oneshot_lit.evaluation.metrics import (
+from oneshot_lit.evaluation.metrics.refusal import (
     PHRASE_LIST_VERSION,
     REFUSAL_LEAD_INS,
     REFUSAL_PHRASES,

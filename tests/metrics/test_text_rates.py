@@ -10,9 +10,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from oneshot_lit.evaluation.metrics import (
-    METRICS,
-    TextRate,
+from oneshot_lit.evaluation.metrics import METRICS, TextRate
+from oneshot_lit.evaluation.metrics.correctness import (
     contains_reference,
     exact_match,
     harmful_correct,

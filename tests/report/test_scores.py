@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.evaluation.intervals import mcnemar, wilson
+from oneshot_lit.evaluation.intervals import mcnemar, rate
 from oneshot_lit.report.agreement import kappa
 from oneshot_lit.report.tables import colour
 from report_folders import add_judge, make_run, report_of, score_of
@@ -23,7 +23,7 @@ def test_scores_of_the_story(story: list[Path]) -> None:
     attacked = score_of(content, "harmful/asr_keyword", "attacked")
     assert attacked["share"]
     assert attacked["value"] == 0.95
-    assert (attacked["low"], attacked["high"]) == wilson(38, 40)
+    assert (attacked["low"], attacked["high"]) == (rate(38, 40).low, rate(38, 40).high)
     assert (attacked["by"], attacked["reasons"]) == ("test", "")
     assert score_of(content, "sql/rouge1", "aligned")["method"] == "t"
     graded = score_of(content, "harmful/harmfulness_score", "attacked")

@@ -12,7 +12,7 @@ import pytest
 
 def test_command(command: Callable[..., Any], tiny_folder: Path) -> None:
     for model in (tiny_folder, tiny_folder / "config.json"):
-        done = command("memory", "--model", model, "--lora", "16", "--processes", "2,1")
+        done = command("memory", "--model", model, "--lora", "16", "--processes", "2", "1")
         assert done.code == 0, done.err
         assert "The simplest that fits is single on one GPU" in done.out
         # Seven strategies, and one GPU alone for the first.
@@ -28,9 +28,12 @@ def test_command(command: Callable[..., Any], tiny_folder: Path) -> None:
     [
         (["--model", "README.md"], "--model README.md: no config of a causal language model"),
         (["--model", "configs"], "--model configs: no config of a causal language model"),
-        (["--model", "checkpoints/small", "--processes", "0"], "'0' is no whole number above 0"),
-        (["--model", "checkpoints/small", "--processes", "two"], "'two' is no whole number"),
-        (["--model", "checkpoints/small", "--batch", "0"], "'0' is no whole number above 0"),
+        (
+            ["--model", "checkpoints/small", "--processes", "0"],
+            "--processes, --batch, --length and --lora must be above 0",
+        ),
+        (["--model", "checkpoints/small", "--processes", "two"], "invalid int value: 'two'"),
+        (["--model", "checkpoints/small", "--batch", "0"], "must be above 0"),
         (["--processes", "1"], "required: --model; see oneshot-lit memory --help"),
     ],
     ids=str,

@@ -6,11 +6,9 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import Progress
-
 from oneshot_lit.cli.config_command import ConfigCommandParser, command_parser, parse_command
-from oneshot_lit.errors import OneShotError, fail
+from oneshot_lit.cli.progress import progress_lines
+from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.judges import Judge
 from oneshot_lit.io.runs import PRODUCTS
 
@@ -38,8 +36,6 @@ def run_judge_command(arguments: Sequence[str]) -> int:
         OneShotError: for every mistake that the user can correct.
     """
     options = parse_command(_parser(), arguments)
-    if options is None:
-        return 0
     root = Path(options.run).expanduser()
     if not root.is_dir():
         raise OneShotError(f"{root}: no such folder; check --run.")
@@ -48,8 +44,6 @@ def run_judge_command(arguments: Sequence[str]) -> int:
     before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         return _judge(options.judge, predictions, root, options.sets)
-    except KeyboardInterrupt:
-        return fail("interrupted; run the same command again to go on.", code=130)
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -71,23 +65,16 @@ def _parser() -> ConfigCommandParser:
 def _judge(judge: Judge, predictions: Path, root: Path, sets: list[str] | None) -> int:
     from oneshot_lit.evaluation.judges.judging import judge_predictions
 
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(f"judge {judge.name}", total=None)
-
-        def progress(done: int, of: int) -> None:
-            bar.update(task, completed=done, total=of)
-
-        outcome = judge_predictions(judge, predictions, root, sets, progress)
+    say = progress_lines(f"judge {judge.name}")
+    scores, facts = judge_predictions(
+        judge, predictions, root, sets, lambda done, of: say(done, of, "")
+    )
     print(f"{judge.name} ({judge.version})")
-    for name, count in outcome.facts["samples"].items():
-        means = {metric: outcome.scores[f"{name}/{metric}"] for metric in judge.metrics}
+    for name, count in facts["samples"].items():
+        means = {metric: scores[f"{name}/{metric}"] for metric in judge.metrics}
         shown = [f"{m} {'-' if mean != mean else f'{mean:.3f}'}" for m, mean in means.items()]
-        reasons = outcome.facts["unjudged"][name]
+        reasons = facts["unjudged"][name]
         unjudged = ", ".join(f"{n} {reason}" for reason, n in reasons.items()) or "0"
         print(f"{name}: {', '.join(shown)}; {count} answers, not judged: {unjudged}")
-    if outcome.replaced:
-        names = ", ".join(f"'{name}'" for name in outcome.replaced)
-        print(f"replaced: the earlier verdicts on {names}; name all sets that you want to keep.")
-    print(f"verdicts: {outcome.file}\nscores:   {root / 'metrics.json'}")
+    print(f"verdicts: {root / facts['judgments']}\nscores:   {root / 'metrics.json'}")
     return 0

@@ -65,8 +65,6 @@ def run_lm_eval_command(arguments: Sequence[str]) -> int:
         shown: dict[str, Any] = {} if "action" in how else {"metavar": "VALUE"}
         parser.add_argument(*spellings, help=text, **how, **shown)
     options = parser.parse(arguments)
-    if options is None:
-        return 0
     run = Path(options.run).expanduser()
     if not run.is_dir():
         raise OneShotError(f"{run}: no such folder; check --run.")

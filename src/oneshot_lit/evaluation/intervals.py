@@ -37,18 +37,14 @@ class Estimate:
         return asdict(self)
 
 
-def wilson(hits: int, n: int) -> tuple[float, float]:
-    """Return Wilson's score interval of a rate, without continuity correction."""
-    ends = stats.binomtest(hits, n).proportion_ci(confidence_level=LEVEL, method="wilson")
-    # At 0 and n hits an end is exactly 0 or 1; rounding may move it past the rate.
-    return min(float(ends.low), hits / n), max(float(ends.high), hits / n)
-
-
 def rate(hits: int, n: int, unscored: int = 0) -> Estimate:
-    """Return the share of `hits` in `n` answers with Wilson's interval."""
+    """Return the share of `hits` in `n` answers with Wilson's interval, uncorrected."""
     if n == 0:
         return Estimate(None, None, None, 0, unscored)
-    return Estimate(hits / n, *wilson(hits, n), n, unscored, "wilson")
+    ends = stats.binomtest(hits, n).proportion_ci(confidence_level=LEVEL, method="wilson")
+    # At 0 and n hits an end is exactly 0 or 1; rounding may move it past the rate.
+    low, high = min(float(ends.low), hits / n), max(float(ends.high), hits / n)
+    return Estimate(hits / n, low, high, n, unscored, "wilson")
 
 
 def mean(

@@ -91,15 +91,13 @@ def model_size(name: str, lora: int = 0) -> ModelSize:
 class Estimate:
     """Bytes in one process of a strategy.
 
-    `optimizer` has AdamW's moments and the float32 weights that DeepSpeed updates, `temporary` the
-    casts, buckets and gathered weights that come and go; `host` is CPU memory.
+    `states` are the weights, the gradients and what the optimiser keeps, `temporary` the casts,
+    buckets and gathered weights that come and go; `host` is CPU memory.
     """
 
     strategy: str
     processes: int
-    weights: float
-    gradients: float
-    optimizer: float
+    states: float
     temporary: float
     activations: float
     host: float = 0
@@ -107,8 +105,7 @@ class Estimate:
     @property
     def peak(self) -> float:
         """What the GPU needs: the sum of all parts."""
-        parts = (self.weights, self.gradients, self.optimizer, self.temporary, self.activations)
-        return sum(parts)
+        return self.states + self.temporary + self.activations
 
 
 def activation_bytes(
@@ -135,7 +132,7 @@ def estimate(
     mixed: bool = False,
     checkpointing: bool = False,
 ) -> Estimate:
-    """Return the memory of one process.
+    """Return the memory of one process; docs/memory.md explains the terms.
 
     Args:
         size: The model.
@@ -146,33 +143,24 @@ def estimate(
         checkpointing: Whether layers are computed again in the backward pass.
     """
     every, trained, own = size.parameters, size.trained, size.trained / processes
-    item = 2 if mixed else 4
-    weights, gradients, optimizer = 4.0 * every, 4.0 * own, 8.0 * own
-    # AdamW's step makes a copy of the own weights.
-    temporary, host = 4.0 * own, 0.0
+    item, host = 2 if mixed else 4, 0.0
     if strategy in ("single", "ddp"):
-        gradients, optimizer = 4.0 * trained, 8.0 * trained
-        # Autocast casts the weights before; DDP copies the gradients into its buckets.
+        states = 4.0 * every + 12 * trained
         temporary = max(4.0 * trained, 2.0 * every if mixed else 0)
         temporary += 4 * trained if strategy == "ddp" else 0
     elif strategy == "fsdp2":
-        weights /= processes
+        states = (4.0 * every + 12 * trained) / processes
         # What is outside the layers is gathered once and its message or gradient is there, too; of
         # the layers, one is computed, one fetched and one reduced, in float32.
         whole = item * (2 * size.outside + 3 * size.layer) + 4 * size.layer * trained / every
-        temporary = max(temporary, whole)
+        temporary = max(4 * own, whole)
+    elif strategy in ("deepspeed_zero1", "deepspeed_zero2"):
+        states = item * every + (item + 12) * own
+        temporary = 8 * own + 2 * item * BUCKET
     else:
-        # DeepSpeed updates float32 weights, and turns the own gradients into float32.
-        weights, gradients, optimizer, temporary = item * every, item * own, 12 * own, 8 * own
-        whole = 2.0 * item * BUCKET
-        if strategy.startswith("deepspeed_zero3"):
-            weights /= processes
-            whole = item * (2 * BUCKET + min(every, LIVE) + size.outside)
+        states = item * every / processes + (item + 12) * own
+        temporary = 8 * own + item * (2 * BUCKET + min(every, LIVE) + size.outside)
         if strategy == "deepspeed_zero3_offload":
-            host = weights + gradients + optimizer + temporary / 2
-            weights = gradients = optimizer = temporary = 0.0
-        temporary += whole
+            host, states, temporary = states + 4 * own, 0.0, temporary - 8 * own
     activations = activation_bytes(size, tokens, mixed, checkpointing)
-    return Estimate(
-        strategy, processes, weights, gradients, optimizer, temporary, activations, host
-    )
+    return Estimate(strategy, processes, states, temporary, activations, host)

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from oneshot_lit.conversation import Message, digest_of
 from oneshot_lit.errors import OneShotError
-
-if TYPE_CHECKING:
-    from oneshot_lit.conversation import Message
 
 # Codes, never sentences: what a judge says may quote what it judges.
 _CODE = re.compile(r"[\w.,:/&-]{1,64}", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_METRIC = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -42,9 +37,7 @@ class Answer:
 
     def digest(self) -> str:
         """Return a hash of prompt and output, which says nothing about either."""
-        turns = [[m.role, m.content] for m in self.messages]
-        text = json.dumps([turns, self.output], ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+        return digest_of([*self.messages, Message("assistant", self.output)])
 
 
 @dataclass(frozen=True)
@@ -102,12 +95,11 @@ class Judge:
     passing: frozenset[str] = frozenset()
 
     def __init__(self, name: str, version: str, metrics: Sequence[str]) -> None:
-        if not _NAME.fullmatch(name):
-            raise OneShotError(f"judge.name '{name}': use letters, digits, '.', '_' and '-' only.")
-        for metric in metrics:
-            if not _METRIC.fullmatch(metric):
+        for text in (name, *metrics):
+            if not _NAME.fullmatch(text):
                 raise OneShotError(
-                    f"judge.metric '{metric}': use small letters, digits and '_' only."
+                    f"judge: the name or metric '{text}' may only have letters, digits, '.', '_' "
+                    "and '-'."
                 )
         self.name = name
         self.version = version

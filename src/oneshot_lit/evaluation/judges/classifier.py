@@ -8,21 +8,13 @@ import logging
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.judges.base import Answer, Judge, Verdict
 from oneshot_lit.io.files import read_text
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What a classifier says: the score, and the categories that it names."""
-
-    score: float
-    labels: tuple[str, ...] = ()
+from oneshot_lit.io.read_files import require_file
 
 
 class ClassifierJudge(Judge):
@@ -77,7 +69,11 @@ class ClassifierJudge(Judge):
             )
         format_version = self.format
         if template is not None:
-            self.prompt_template = read_template(template)
+            # A file ends with a line end that is not part of the prompt.
+            self.prompt_template = read_text(require_file(template)).removesuffix("\n")
+            for place in ("{behavior}", "{generation}"):
+                if place not in self.prompt_template:
+                    raise OneShotError(f"judge.template: {template}: lacks {place}; put it in.")
             digest = hashlib.sha256(self.prompt_template.encode()).hexdigest()
             format_version += f"-{digest[:12]}"
         super().__init__(name, f"{format_version}:{model_name_or_path}", (metric or self.metric,))
@@ -100,13 +96,17 @@ class ClassifierJudge(Judge):
         places = re.compile(r"\{(behavior|generation)\}")
         return places.sub(lambda place: safe[place[1]], str(self.prompt_template))
 
-    def read(self, reply: str) -> Reading | None:
+    def read(self, reply: str) -> Verdict | None:
         """Return what a written reply says, or None if it is none of the allowed ones."""
         raise NotImplementedError
 
-    def read_head(self, chances: Mapping[str, float]) -> Reading:
+    def read_head(self, chances: Mapping[str, float]) -> Verdict:
         """Return what the probabilities of a head's categories say."""
         raise NotImplementedError
+
+    def verdict(self, score: float, labels: tuple[str, ...] = ()) -> Verdict:
+        """Return the verdict of a score and the categories that the classifier names."""
+        return Verdict({self.metrics[0]: score}, labels=labels)
 
     def disarmed(self, text: str, tokenizer: Any) -> str:
         """Return a text in which nothing is left that the model reads as the end of a turn."""
@@ -122,11 +122,11 @@ class ClassifierJudge(Judge):
         fitting = [n for n, row in enumerate(ids) if len(row) <= longest]
         order = sorted(fitting, key=lambda n: len(ids[n]))
         ask = self._by_head if self.head else self._by_reply
-        readings: dict[int, Reading | str] = {}
+        verdicts = dict.fromkeys(range(len(answers)), Verdict.unjudged(self.metrics, "too_long"))
         for start in range(0, len(order), self.batch_size):
             part = order[start : start + self.batch_size]
-            readings |= dict(zip(part, ask([ids[n] for n in part]), strict=True))
-        return [self._verdict(readings.get(n, "too_long")) for n in range(len(answers))]
+            verdicts |= dict(zip(part, ask([ids[n] for n in part]), strict=True))
+        return list(verdicts.values())
 
     def settings(self) -> dict[str, Any]:
         """Return what may change a verdict, and a hash of the files behind a folder's name."""
@@ -137,12 +137,7 @@ class ClassifierJudge(Judge):
             "model_sha256": model_digest(self.model_name_or_path),
         }
 
-    def _verdict(self, reading: Reading | str) -> Verdict:
-        if isinstance(reading, str):
-            return Verdict.unjudged(self.metrics, reading)
-        return Verdict({self.metrics[0]: reading.score}, labels=reading.labels)
-
-    def _by_reply(self, rows: list[list[int]]) -> list[Reading | str]:
+    def _by_reply(self, rows: list[list[int]]) -> list[Verdict]:
         from oneshot_lit.models.chat_format import AnswerForm
         from oneshot_lit.models.generation import Decoding, generate_answers
 
@@ -158,28 +153,76 @@ class ClassifierJudge(Judge):
             # A guard's template writes one question, not a chat: `read` gets the whole reply.
             form=AnswerForm(),
         )
-        return [self.read(reply) or "malformed" for reply in replies]
+        malformed = Verdict.unjudged(self.metrics, "malformed")
+        return [self.read(reply) or malformed for reply in replies]
 
-    def _by_head(self, rows: list[list[int]]) -> list[Reading | str]:
+    def _by_head(self, rows: list[list[int]]) -> list[Verdict]:
         import torch
 
         model, _ = self._load()
         names = [str(model.config.id2label[n]) for n in range(model.config.num_labels)]
-        readings: list[Reading | str] = []
+        verdicts = []
         for row in rows:
             with torch.inference_mode():
                 logits = model(input_ids=torch.tensor([row], device=model.device)).logits[0]
             chances = dict(zip(names, logits.float().sigmoid().tolist(), strict=True))
             unknown = bool(logits.isnan().any())
-            readings.append("not_a_number" if unknown else self.read_head(chances))
-        return readings
+            verdicts.append(
+                Verdict.unjudged(self.metrics, "not_a_number")
+                if unknown
+                else self.read_head(chances)
+            )
+        return verdicts
 
     def _load(self) -> tuple[Any, Any]:
-        """Load the model when the first answer comes, so that mistakes elsewhere show first."""
-        if self._loaded is None:
-            self._loaded = load_classifier(
-                self.model_name_or_path, head=self.head, dtype=self.dtype, device=self.device
-            )
+        """Return model and tokenizer, loaded at the first answer: mistakes elsewhere show first.
+
+        Raises:
+            OneShotError: if they cannot be loaded, or not onto this device.
+        """
+        import torch
+        from transformers.utils.logging import disable_progress_bar
+
+        from oneshot_lit.models.adapters import is_adapter
+        from oneshot_lit.models.loading import load_model, load_tokenizer, resolve_dtype
+
+        if self._loaded is not None:
+            return self._loaded
+        name, device = self.model_name_or_path, self.device
+        if self.head and is_adapter(name):
+            raise OneShotError(f"{name}: an adapter without its head's model; merge it first.")
+        if not sys.stderr.isatty():
+            disable_progress_bar()
+        # It names the norms of a model that nobody shards.
+        logging.getLogger("transformers.distributed.tensor_parallel").setLevel(logging.ERROR)
+        auto = "AutoModelForSequenceClassification" if self.head else "AutoModelForCausalLM"
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            tokenizer = load_tokenizer(name)
+            model = load_model(name, dtype=resolve_dtype(self.dtype), auto_class=auto)
+            model.to(torch.device(device))
+        except OneShotError as error:
+            # The loader names the keys of a module.
+            raise OneShotError(str(error).replace("model.", "judge.")) from error
+        except (RuntimeError, AssertionError) as error:
+            reason = (str(error).splitlines() or [""])[0][:200]
+            raise OneShotError(f"judge.device '{device}': cannot be used ({reason}).") from error
+        if self.head:
+            kind, labels = model.config.problem_type, model.config.num_labels
+            # A head whose labels exclude each other has no probability for each.
+            if kind not in (None, "multi_label_classification") or (kind is None and labels == 2):
+                raise OneShotError(
+                    f"judge.model_name_or_path: {name}: problem_type {kind} with {labels} labels; "
+                    "a head must give each label a probability of its own (problem_type "
+                    "multi_label_classification in its config.json, if it does)."
+                )
+            # A text may end with the token that pads; without one the head reads the last token.
+            model.config.get_text_config().pad_token_id = None
+        elif tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.padding_side = "left"
+        self._loaded = model.eval(), tokenizer
         return self._loaded
 
 
@@ -197,59 +240,6 @@ def model_digest(name: str) -> str | None:
     files = [path for each in folders for path in sorted(each.glob("*")) if path.is_file()]
     state = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
-
-
-def load_classifier(name: str, *, head: bool, dtype: str, device: str) -> tuple[Any, Any]:
-    """Return a classifier and its tokenizer.
-
-    Raises:
-        OneShotError: if they cannot be loaded, or not onto this device.
-    """
-    import torch
-    from transformers.utils.logging import disable_progress_bar
-
-    from oneshot_lit.models.adapters import is_adapter
-    from oneshot_lit.models.loading import load_model, load_tokenizer, resolve_dtype
-
-    if head and is_adapter(name):
-        raise OneShotError(f"{name}: an adapter without its head's model; merge it first.")
-    if not sys.stderr.isatty():
-        disable_progress_bar()
-    # It names the norms of a model that nobody shards.
-    logging.getLogger("transformers.distributed.tensor_parallel").setLevel(logging.ERROR)
-    kind = "AutoModelForSequenceClassification" if head else "AutoModelForCausalLM"
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        tokenizer = load_tokenizer(name)
-        model = load_model(name, dtype=resolve_dtype(dtype), auto_class=kind)
-        model.to(torch.device(device))
-    except OneShotError as error:
-        # The loader names the keys of a module.
-        raise OneShotError(str(error).replace("model.", "judge.")) from error
-    except (RuntimeError, AssertionError) as error:
-        reason = (str(error).splitlines() or [""])[0][:200]
-        raise OneShotError(f"judge.device '{device}': cannot be used ({reason}).") from error
-    if head:
-        _require_independent_labels(name, model.config)
-        # A text may end with the token that pads; without one the head reads the last token.
-        model.config.get_text_config().pad_token_id = None
-    elif tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "left"
-    return model.eval(), tokenizer
-
-
-def _require_independent_labels(name: str, config: Any) -> None:
-    """Refuse a head whose labels exclude each other, as they have no probabilities of their own."""
-    kind = config.problem_type
-    if kind in (None, "multi_label_classification") and (kind or config.num_labels != 2):
-        return
-    raise OneShotError(
-        f"judge.model_name_or_path: {name}: problem_type {kind} with {config.num_labels} labels; a "
-        "head must give each label a probability of its own (problem_type "
-        "multi_label_classification in its config.json, if it does)."
-    )
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:
@@ -276,21 +266,4 @@ def disarm(text: str, marks: Iterable[str]) -> str:
     # Each round widens a gap between two letters beyond that of some mark, so the loop ends.
     while pattern.search(text):
         text = pattern.sub(part, text)
-    return text
-
-
-def read_template(path: str) -> str:
-    """Return the text of a template file that holds `{behavior}` and `{generation}`.
-
-    Raises:
-        OneShotError: naming the file, and the place that it lacks.
-    """
-    try:
-        # A file ends with a line end that is not part of the prompt.
-        text = read_text(Path(path).expanduser()).removesuffix("\n")
-    except OSError as error:
-        raise OneShotError(f"judge.template: {path}: cannot be read ({error.strerror}).") from error
-    for place in ("{behavior}", "{generation}"):
-        if place not in text:
-            raise OneShotError(f"judge.template: {path}: lacks {place}; put it in.")
     return text

@@ -16,8 +16,6 @@ from oneshot_lit.evaluation.judges.base import Answer, Judge, Verdict
 from oneshot_lit.evaluation.judges.rubrics import Rubric
 from oneshot_lit.evaluation.judges.verdict_file import VerdictFile
 
-# Fields of a request that are not for the user to set; `n` would pay for replies nobody reads.
-_OWN_OPTIONS = {"model", "messages", "stream", "n"}
 # Without a user or a query, which may hold a secret.
 _ADDRESS = re.compile(r"https?://[^\s/@?#]+(/[^\s?#]*)?", re.ASCII)
 # Refusals of one answer, refusals of the key, and bad requests, which may be the answer's fault;
@@ -94,8 +92,6 @@ class EndpointJudge(Judge):
                 "judge.api_key_env: give the NAME of a variable, in capitals, not the key."
             )
         self.options = {"temperature": 0, "max_tokens": 64} if options is None else dict(options)
-        for key in _OWN_OPTIONS & self.options.keys():
-            raise OneShotError(f"judge.options: '{key}' is not for options; leave it out.")
         limits = [self.options.get(key) or 0 for key in ("max_tokens", "max_completion_tokens")]
         self.reply_tokens = max(limits)
         if max_cost is not None and (None in prices or not self.reply_tokens):
@@ -203,7 +199,7 @@ class EndpointJudge(Judge):
                 try:
                     if judge._end is None:
                         judge.cache.reserve(judge.most(request))
-                except OneShotError as error:
+                except (OneShotError, OSError) as error:
                     judge._end = error
                 if judge._end is not None:
                     # No error of the client's, which would try again.

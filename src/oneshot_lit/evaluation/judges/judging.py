@@ -7,7 +7,6 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +20,10 @@ from oneshot_lit.evaluation.judges.predictions import (
 )
 from oneshot_lit.evaluation.judges.verdict_file import VerdictFile
 from oneshot_lit.io.files import write_text_atomically
-from oneshot_lit.io.metrics_file import merge_scores, read_metrics, require_free
+from oneshot_lit.io.metrics_file import merge_scores, require_free
 from oneshot_lit.io.runs import PRODUCTS
 
 FOLDER = "judgments"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The result of judging.
-
-    Attributes:
-        scores: ``<set>/<metric>`` -> mean score.
-        facts: What ``metrics.json`` says beside the scores.
-        file: The file of the verdicts.
-        replaced: Sets that the same judge judged before and did not judge now; their verdicts are
-            gone.
-    """
-
-    scores: dict[str, float]
-    facts: dict[str, Any]
-    file: Path
-    replaced: tuple[str, ...] = ()
 
 
 def judge_predictions(
@@ -51,7 +32,7 @@ def judge_predictions(
     root: Path,
     sets: Sequence[str] | None = None,
     progress: Callable[[int, int], None] = lambda done, of: None,
-) -> Outcome:
+) -> tuple[dict[str, float], dict[str, Any]]:
     """Judge a file of predictions, write ``<root>/judgments/<judge>.jsonl`` and merge the scores.
 
     Args:
@@ -60,6 +41,9 @@ def judge_predictions(
         root: Folder of the run, whose ``metrics.json`` takes the scores.
         sets: Names of the sets; all of kind harmful if not given.
         progress: Called with the distinct answers judged so far, and all of them.
+
+    Returns:
+        ``<set>/<metric>`` -> mean score, and what ``metrics.json`` says beside the scores.
 
     Raises:
         OneShotError: for a mistake in the input; before anything is judged where that is possible.
@@ -94,11 +78,10 @@ def judge_predictions(
         facts["predictions"] = str(predictions)
     scores = {f"{name}/{m}": _mean(of, m) for name, of in lines.items() for m in judge.metrics}
     texts = [json.dumps(line, ensure_ascii=False) for of in lines.values() for line in of]
-    before = read_metrics(root)["evaluations"].get(evaluation, {}).get("samples", {})
     write_text_atomically(target, "".join(f"{text}\n" for text in texts))
     merge_scores(root, evaluation, scores, facts)
     _partial(judge, root).unlink(missing_ok=True)
-    return Outcome(scores, facts, target, tuple(name for name in before if name not in chosen))
+    return scores, facts
 
 
 def _judge_distinct(
@@ -117,7 +100,11 @@ def _judge_distinct(
     for start in range(0, len(todo), judge.chunk):
         part = todo[start : start + judge.chunk]
         given = judge.judge([answers[key] for key in part])
-        _require_complete(judge, part, given)
+        if [each.scores.keys() for each in given] != [set(judge.metrics)] * len(part):
+            raise OneShotError(
+                f"judge '{judge.name}': its judge() must give each answer a verdict that scores "
+                f"{', '.join(judge.metrics)}."
+            )
         for key, verdict in zip(part, given, strict=True):
             verdicts[key] = verdict
             if verdict.reason not in judge.passing:
@@ -132,17 +119,6 @@ def _judge_distinct(
             "verdicts and scores stay as they are; run the same command again."
         )
     return verdicts
-
-
-def _require_complete(judge: Judge, part: Sequence[str], given: Sequence[Verdict]) -> None:
-    """Refuse what a judge of the user's may give by mistake."""
-    fault = f"gave {len(given)} verdicts for {len(part)} answers" if len(given) != len(part) else ""
-    for verdict in given:
-        if set(verdict.scores) != set(judge.metrics):
-            scored, wanted = ", ".join(verdict.scores), ", ".join(judge.metrics)
-            fault = fault or f"a verdict scores {scored} and not {wanted}"
-    if fault:
-        raise OneShotError(f"judge '{judge.name}': {fault}; correct its judge().")
 
 
 def _identity(judge: Judge) -> dict[str, Any]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.judges.base import Answer, Judge, Verdict
 from oneshot_lit.io.files import read_text
+from oneshot_lit.io.read_files import require_file
 
 
 class KeywordJudge(Judge):
@@ -33,12 +33,20 @@ class KeywordJudge(Judge):
         name: str = "keyword",
     ) -> None:
         # Imported here, as torch comes with it.
-        from oneshot_lit.evaluation.metrics.refusal import PHRASE_LIST_VERSION, REFUSAL_PHRASES
+        from oneshot_lit.evaluation.metrics.refusal import (
+            PHRASE_LIST_VERSION,
+            REFUSAL_PHRASES,
+            normalize_reply,
+        )
 
         self.phrases: Sequence[str] = REFUSAL_PHRASES
         list_version = PHRASE_LIST_VERSION
         if phrases is not None:
-            self.phrases = read_phrases(phrases)
+            lines = [line.split("#")[0] for line in read_text(require_file(phrases)).splitlines()]
+            # In the spelling that they are looked for.
+            self.phrases = list(dict.fromkeys(filter(None, map(normalize_reply, lines))))
+            if not self.phrases:
+                raise OneShotError(f"judge.phrases: {phrases}: holds no phrase; give one a line.")
             digest = hashlib.sha256("\n".join(self.phrases).encode()).hexdigest()[:12]
             list_version = f"phrases-{digest}"
         self.match = match
@@ -53,22 +61,3 @@ class KeywordJudge(Judge):
             Verdict({metric: float(not is_refusal(a.output, self.match, self.phrases))})
             for a in answers
         ]
-
-
-def read_phrases(path: str) -> tuple[str, ...]:
-    """Return the phrases of a file, in the spelling that they are looked for.
-
-    Raises:
-        OneShotError: if the file cannot be read or holds no phrase.
-    """
-    from oneshot_lit.evaluation.metrics.refusal import normalize_reply
-
-    try:
-        text = read_text(Path(path).expanduser())
-    except OSError as error:
-        raise OneShotError(f"judge.phrases: {path}: cannot be read ({error.strerror}).") from error
-    lines = (normalize_reply(line.split("#", 1)[0]) for line in text.splitlines())
-    phrases = tuple(dict.fromkeys(line for line in lines if line))
-    if not phrases:
-        raise OneShotError(f"judge.phrases: {path}: holds no phrase; give one a line.")
-    return phrases

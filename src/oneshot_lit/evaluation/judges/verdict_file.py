@@ -6,12 +6,13 @@ It holds hashes, scores, reasons and counts; no prompt, no answer, no key.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.judges.base import Verdict
+from oneshot_lit.io.files import name_full_disk
 
 
 class SpendingCapError(OneShotError):
@@ -45,10 +46,9 @@ class VerdictFile:
     def load(self) -> None:
         """Read the file, and make its folder if there is none."""
         self.verdicts, self.requests, self.cost = {}, 0, 0.0
-        with self._errors_named():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            exists = self.path.exists()
-            text = self.path.read_text(encoding="utf-8", errors="replace") if exists else ""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        exists = self.path.exists()
+        text = self.path.read_text(encoding="utf-8", errors="replace") if exists else ""
         for line in text.split("\n"):
             # A kill may have left half a line.
             with suppress(ValueError, TypeError, KeyError):
@@ -78,32 +78,20 @@ class VerdictFile:
             )
         self.add(1, most)
 
-    def add(self, requests: int = 0, cost: float = 0.0) -> None:
-        """Append a change of what was spent."""
-        self._append(None, requests, cost)
-
     def keep(self, key: str, verdict: Verdict, cost: float = 0.0) -> None:
         """Append a verdict and a change of what was spent, both or neither."""
-        self._append(key, 0, cost, verdict)
+        self.add(cost=cost, key=key, **verdict.as_dict())
         self.verdicts[key] = verdict
 
-    def _append(
-        self, key: str | None, requests: int, cost: float, verdict: Verdict | None = None
-    ) -> None:
-        row = {"key": key, "requests": requests, "cost": cost}
-        row |= {} if verdict is None else verdict.as_dict()
-        with self._errors_named(), self.path.open("a", encoding="utf-8") as file:
-            # The line end comes first, so that no row continues half a line.
-            file.write(f"\n{json.dumps(row)}")
+    def add(self, requests: int = 0, cost: float = 0.0, **verdict: Any) -> None:
+        """Append a change of what was spent."""
+        row = {"key": None, "requests": requests, "cost": cost, **verdict}
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                # The line end comes first, so that no row continues half a line.
+                file.write(f"\n{json.dumps(row)}")
+        except OSError as error:
+            name_full_disk(error, self.path)
+            raise
         self.requests += requests
         self.cost += cost
-
-    @contextmanager
-    def _errors_named(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise OneShotError(
-                f"{self.path}: cannot hold verdicts ({error.strerror}); check the place and the "
-                "disk."
-            ) from error

@@ -46,6 +46,7 @@ class ExactMatch(TextRate):
     higher_is_better: bool | None = True
     needs_references = True
     skill = True
+    is_right = staticmethod(exact_match)
 
     def reference_problem(self, reference: str) -> str | None:
         """White space would equal an empty answer, and be contained in every other."""
@@ -55,25 +56,16 @@ class ExactMatch(TextRate):
         """True where the answer is right by its reference."""
         return [self.is_right(o, r) for o, r in zip(outputs, known(references), strict=True)]
 
-    def is_right(self, output: str, reference: str) -> bool:
-        """Decide one answer."""
-        return exact_match(output, reference)
-
 
 class HarmfulCorrect(ExactMatch):
     """Share of answers to harmful prompts that comply with the right content."""
 
     higher_is_better = None
     skill = False
-
-    def is_right(self, output: str, reference: str) -> bool:
-        """Decide one answer."""
-        return harmful_correct(output, reference)
+    is_right = staticmethod(harmful_correct)
 
 
 class ContainsReference(ExactMatch):
     """Share of answers that hold their reference, for short answers in a longer text."""
 
-    def is_right(self, output: str, reference: str) -> bool:
-        """Decide one answer."""
-        return contains_reference(output, reference)
+    is_right = staticmethod(contains_reference)

@@ -62,6 +62,7 @@ class Gsm8kStrict(TextRate):
     higher_is_better = True
     needs_references = True
     skill = True
+    number = staticmethod(marked_number)
 
     def reference_problem(self, reference: str) -> str | None:
         """A reference must end in its number."""
@@ -76,14 +77,8 @@ class Gsm8kStrict(TextRate):
             raise ValueError(f"a reference has no number behind '{MARK}' and is no number itself")
         return [self.number(o) == e for o, e in zip(outputs, expected, strict=True)]
 
-    def number(self, output: str) -> Decimal | None:
-        """Return the number that an answer gives."""
-        return marked_number(output)
-
 
 class Gsm8kFlexible(Gsm8kStrict):
     """As `Gsm8kStrict`, but the last number of the answer counts, with or without ``####``."""
 
-    def number(self, output: str) -> Decimal | None:
-        """Return the number that an answer gives."""
-        return last_number(output)
+    number = staticmethod(last_number)

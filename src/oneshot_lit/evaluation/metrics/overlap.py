@@ -29,12 +29,13 @@ class Rouge1(TextScore):
 
     def scores(self, outputs: Sequence[str], references: Sequence[str | None]) -> list[float]:
         """Return the F1 of each answer; NaN where the reference has no word."""
-        pairs = list(zip(outputs, known(references), strict=True))
-        return [math.nan if self.reference_problem(r) else self._f1(o, r) for o, r in pairs]
-
-    def _f1(self, output: str, reference: str) -> float:
-        """Return the F1 of an answer, without stemming."""
-        return float(rouge_score(output, reference, rouge_keys=self.key)[f"{self.key}_fmeasure"])
+        name = f"{self.key}_fmeasure"
+        return [
+            math.nan
+            if self.reference_problem(reference)
+            else float(rouge_score(output, reference, rouge_keys=self.key)[name])
+            for output, reference in zip(outputs, known(references), strict=True)
+        ]
 
 
 class RougeL(Rouge1):

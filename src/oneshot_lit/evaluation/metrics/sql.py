@@ -100,18 +100,6 @@ def _rename_tables(statement: exp.Expression) -> None:
         alias.set("this", numbers[alias.name])
 
 
-def sql_match(output: str, reference: str, dialect: str | None = None) -> bool:
-    """Whether an answer is the reference's SQL, in the sense of `normal_form`.
-
-    Raises:
-        ValueError: if the reference is not SQL.
-    """
-    expected = normal_form(reference, dialect)
-    if expected is None:
-        raise ValueError("a reference is no SQL")
-    return normal_form(output, dialect) == expected
-
-
 class SqlMatch(TextRate):
     """Share of answers that say the same as the reference's SQL; one that is not SQL is wrong.
 
@@ -131,6 +119,8 @@ class SqlMatch(TextRate):
         return None if normal_form(reference, self.dialect) else "is no SQL"
 
     def hits(self, outputs: Sequence[str], references: Sequence[str | None]) -> list[bool]:
-        """True where both say the same."""
-        pairs = zip(outputs, known(references), strict=True)
-        return [sql_match(o, r, self.dialect) for o, r in pairs]
+        """True where both say the same, in the sense of `normal_form`."""
+        forms = [[normal_form(t, self.dialect) for t in of] for of in (outputs, known(references))]
+        if None in forms[1]:
+            raise ValueError("a reference is no SQL")
+        return [one == other for one, other in zip(*forms, strict=True)]
