@@ -118,8 +118,8 @@ Key = tuple[str, str]
 def needs(study: Study) -> dict[Key, set[Key]]:
     """Return command -> the commands that must end before it starts.
 
-    Those are the earlier commands of its stage, and all commands of each earlier stage with a
-    folder that its arguments or config files name a path in.
+    Those are the earlier commands of its stage, and the commands of each earlier stage with a
+    folder that its arguments or config files name a path in; a model is there before its test ends.
     """
     needed: dict[Key, set[Key]] = {}
     for number, stage in enumerate(study.stages):
@@ -129,8 +129,10 @@ def needs(study: Study) -> dict[Key, set[Key]]:
             paths = [Path(os.path.abspath(os.path.expanduser(text))) for text in texts]
             for other in study.stages[:number]:
                 folder = Path(os.path.abspath(study.folder(other)))
-                if any(path.is_relative_to(folder) for path in paths):
-                    before |= {(other.name, each) for each in other.commands}
+                if inside := [path for path in paths if path.is_relative_to(folder)]:
+                    model = all(path.is_relative_to(folder / "model") for path in inside)
+                    verbs = set(other.commands) - ({"test"} if model else set())
+                    before |= {(other.name, verb) for verb in verbs}
             needed[stage.name, verb] = set(before)
             before.add((stage.name, verb))
     return needed
