@@ -58,7 +58,7 @@ def test_the_instance_of_a_run_is_taken(command: Any, tmp_path: Path) -> None:
     [
         (["--out", "x.jsonl"], "exactly one of --run and --instance"),
         ([*INLINE, "--run", "runs/x", "--out", "x.jsonl"], "exactly one of --run and --instance"),
-        (INLINE, "required: out"),
+        (INLINE, "--out missing"),
         ([*INLINE, "--out", "x.jsonl", "--repeats", "9"], "no fewer than 10 rows, not 9"),
         (["--run", "nowhere", "--out", "x.jsonl"], "nowhere/fit.yaml: not found"),
         (["--instance", "InlineInstanc", "--out", "x"], "did you mean 'InlineInstance'"),

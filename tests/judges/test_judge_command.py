@@ -313,7 +313,7 @@ def test_mistakes_are_one_line(command, run: Path, tmp_path: Path) -> None:
     )
     none = write(tmp_path / "benign", [row(0, "b", "benign")])
     assert "no set of kind harmful; name the sets to judge with --sets (b)" in error(*words, none)
-    assert "required: run" in error("--config", KEYWORD)
+    assert "--run missing" in error("--config", KEYWORD)
     assert "config file not found (did you mean 'keyword.yaml'?)" in error(
         "--config", "configs/judge/keywords.yaml"
     )

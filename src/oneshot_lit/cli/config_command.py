@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse._required import iter_required_keys
+from jsonargparse._required import iter_required_keys, set_required
 
 from oneshot_lit.cli.blame import blamed, given_keys
 from oneshot_lit.cli.parsing import MistakeError, begin_parsing
@@ -115,10 +115,6 @@ def parsed(parser: ArgumentParser, words: Sequence[str], keys: ArgumentParser) -
     if not isinstance(told, OneShotError):
         raise told from None
 
-    needed = {key.partition(".")[0]: key for key in iter_required_keys(keys)}
-    if absent := sorted(needed[key] for key in needed.keys() - given_keys(words)):
-        raise OneShotError(f"--{' and --'.join(absent)} missing; see --help.") from refused
-
     def mistake(line: Sequence[str]) -> str | None:
         try:
             parser.parse_args(list(line))
@@ -128,6 +124,12 @@ def parsed(parser: ArgumentParser, words: Sequence[str], keys: ArgumentParser) -
 
     for each in (parser, keys):
         vars(each).pop("print_config", None)
+    if absent := [key for key in iter_required_keys(keys) if key not in given_keys(words)]:
+        for key in absent:
+            set_required(keys, key, False)
+        keys._extra_required_keys.clear()
+        if mistake(words) is None:
+            raise OneShotError(f"--{' and --'.join(absent)} missing; see --help.") from refused
     where, key, value = blamed(words, mistake)
     if value.endswith((".yaml", ".yml", ".json")) and not Path(value).exists():
         told = OneShotError(f"{value}: file not found.")
