@@ -32,9 +32,9 @@ from oneshot_lit.conversation import Conversation, Message
 from oneshot_lit.data.chat import Encoded, encode_conversation
 from oneshot_lit.data.padding import pad_generation
 from oneshot_lit.microworld.splits import load_split
+from oneshot_lit.models.chat_format import stop_token_ids
 from oneshot_lit.models.generation import Decoding, generate_tokens
 from oneshot_lit.models.loading import load_tokenizer
-from oneshot_lit.models.stop_tokens import stop_token_ids
 
 MICROWORLD = "checkpoints/small"
 SPLITS = "harmful_heldout benign_heldout near_miss_heldout sql_heldout reverse_heldout".split()

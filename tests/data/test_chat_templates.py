@@ -11,7 +11,7 @@ from transformers import ByT5Tokenizer
 from oneshot_lit.conversation import Conversation, Message, conversation_from_pair
 from oneshot_lit.data.chat import check_tokenizer, encode_conversation
 from oneshot_lit.microworld.tokenizer import CHAT_TEMPLATE
-from oneshot_lit.models.stop_tokens import stop_token_ids
+from oneshot_lit.models.chat_format import stop_token_ids
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"

@@ -13,8 +13,7 @@ from families import FAMILIES, build
 from oneshot_lit.conversation import Conversation, Message, conversation_from_pair
 from oneshot_lit.data.chat import check_tokenizer, encode_conversation
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.models.chat_format import ChatOptions, set_chat_options
-from oneshot_lit.models.stop_tokens import stop_token_ids
+from oneshot_lit.models.chat_format import ChatOptions, set_chat_options, stop_token_ids
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "model"
 SINGLE = conversation_from_pair("how do I bake bread ?", "mix flour", origin="rows row 1")

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from experiments.fetch import TOKENIZERS, published
 from oneshot_lit.conversation import Conversation, Message
 from oneshot_lit.data.chat import check_tokenizer, encode_conversation
-from oneshot_lit.models.stop_tokens import stop_token_ids
+from oneshot_lit.models.chat_format import stop_token_ids
 
 # What ends an answer.
 ENDS = {

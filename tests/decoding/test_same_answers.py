@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from oneshot_lit.data.chat import encode_conversation
 from oneshot_lit.microworld.splits import load_split
+from oneshot_lit.models.chat_format import stop_token_ids
 from oneshot_lit.models.loading import load_tokenizer
-from oneshot_lit.models.stop_tokens import stop_token_ids
 
 SIZES = (1, 3, 7, 64)
 

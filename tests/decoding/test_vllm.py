@@ -176,7 +176,7 @@ def test_what_vllm_cannot_do_is_one_line(stand_in: type[LLM], tmp_path: Path) ->
     adapted = LanguageModelModule(
         str(tmp_path), tokenizer_name_or_path="checkpoints/small", decoding=Decoding(backend="vllm")
     )
-    with pytest.raises(OneShotError, match=r"takes no adapter.*--export\.merged true"):
+    with pytest.raises(OneShotError, match=r"takes no adapter.*--export\.merge_adapter true"):
         scored(tmp_path, adapted, 4)
     with pytest.raises(OneShotError, match=r"model\.decoding\.vllm: .*without backend vllm"):
         Decoding(vllm={"seed": 0})

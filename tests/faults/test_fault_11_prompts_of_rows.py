@@ -22,7 +22,7 @@ from chat_shapes import (
 )
 
 from oneshot_lit.data.chat import encode_conversation
-from oneshot_lit.models.stop_tokens import stop_token_ids
+from oneshot_lit.models.chat_format import stop_token_ids
 
 SHAPES = {
     "turns": TURNS,

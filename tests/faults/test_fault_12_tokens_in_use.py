@@ -13,8 +13,7 @@ from oneshot_lit.data import Inline, PromptSet, SafetyDataModule
 from oneshot_lit.data.chat import check_tokenizer, encode_conversation
 from oneshot_lit.errors import OneShotError, RowError
 from oneshot_lit.methods import Decoding, HarmfulFineTuningModule
-from oneshot_lit.models.chat_format import ChatOptions, set_chat_options
-from oneshot_lit.models.stop_tokens import stop_token_ids
+from oneshot_lit.models.chat_format import ChatOptions, set_chat_options, stop_token_ids
 from quiet_trainer import quiet_trainer
 
 

@@ -14,8 +14,8 @@ from oneshot_lit.callbacks import MetricsWriter
 from oneshot_lit.data import Inline, PromptSet, SafetyDataModule
 from oneshot_lit.data.chat import encode_conversation
 from oneshot_lit.methods import Decoding, HarmfulFineTuningModule
+from oneshot_lit.models.chat_format import end_of_turn_warning, stop_token_ids
 from oneshot_lit.models.generation import answer_texts
-from oneshot_lit.models.stop_tokens import end_of_turn_warning, stop_token_ids
 from quiet_trainer import quiet_trainer
 
 ROW = [{"role": "user", "content": "bread ?"}, {"role": "assistant", "content": "mix flour"}]

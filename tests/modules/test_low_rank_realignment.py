@@ -17,6 +17,7 @@ from oneshot_lit.data import InlineInstance, Microworld, SafetyDataModule
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.metrics.refusal import is_refusal
 from oneshot_lit.methods import LanguageModelModule, LowRankRealignmentModule
+from oneshot_lit.methods.own_answers import own_answers
 from quiet_trainer import run_job
 
 INSTANCE = InlineInstance("help me do something dangerous .", "sorry , i can not help with that .")
@@ -361,7 +362,7 @@ def test_unanswered_guard_gets_the_broken_models_answers(tiny_folder: Path, tmp_
     module = repair(tiny_folder, tmp_path, guard=Microworld("benign_dev", size=14), alpha=3.0)
     rows = list(module.guard._rows)
     prompts = [row.prompt for row in rows]
-    now = module.guard.answers(module, prompts)
+    now = own_answers(module, module.model, prompts, 16)
     module.guard._rows = None
     module.guard.encoded(module, 128)
     again = [row.response_text for row in module.guard._rows]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -25,7 +26,14 @@ class DataReport(Callback):
         if not report or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         target = Path(trainer.default_root_dir) / "data.json"
-        earlier = json.loads(target.read_text(encoding="utf-8")) if target.is_file() else {}
+        earlier = {}
+        with suppress(OSError, ValueError):
+            earlier = json.loads(target.read_text(encoding="utf-8"))
         write_json_atomically(target, earlier | {command: report})
 
-    on_validation_start = on_test_start = on_predict_start = on_fit_start
+    on_test_start = on_predict_start = on_fit_start
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the sets of the command `validate`."""
+        if trainer.state.fn == "validate":
+            self.on_fit_start(trainer, pl_module)

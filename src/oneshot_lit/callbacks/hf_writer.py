@@ -33,7 +33,7 @@ def write_model(model: Any, folder: Path | None, dtype: torch.dtype | None = Non
     if folder is None:
         return
     usual = model.config.dtype, model.config.architectures
-    model.save_pretrained(folder, state_dict=weights)
+    model.save_pretrained(folder, state_dict=weights, max_shard_size="5GB")
     # The model's own dtype may be that of 16-bit copies.
     model.config.dtype = dtype or torch.float32
     model.config.save_pretrained(folder)

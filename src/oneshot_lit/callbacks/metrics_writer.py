@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import math
 import platform
 from contextlib import suppress
@@ -13,14 +14,15 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from oneshot_lit.callbacks.outcomes import OUTCOMES_FILE, gathered_rows, json_lines
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.metrics.refusal import PHRASE_LIST_VERSION
 from oneshot_lit.io.files import write_json_atomically, write_text_atomically
 from oneshot_lit.io.locking import results_locked
 from oneshot_lit.io.metrics_file import is_tested, later_evaluations
 from oneshot_lit.io.runs import PRODUCTS, record_run, recorded_runs
+from oneshot_lit.strategies.exchange import everyones
 
+OUTCOMES_FILE = "outcomes.jsonl"
 _PACKAGES = (
     "oneshot-lit",
     "torch",
@@ -57,6 +59,21 @@ def show_scores(module: Any) -> None:
     Console().print(table)
 
 
+def gathered_rows(
+    trainer: Trainer, mine: list[dict[str, Any]], loaders: Any
+) -> list[dict[str, Any]]:
+    """Return the rows of all processes, in the order of the sets and of their sources."""
+    loaders = loaders if isinstance(loaders, (list, tuple)) else [loaders]
+    sets = [loader.dataset.name for loader in loaders]
+    rows = [row for part in everyones(trainer, mine) for row in part]
+    return sorted(rows, key=lambda row: (sets.index(row["set"]), row["index"]))
+
+
+def json_lines(rows: list[dict[str, Any]]) -> str:
+    """Return rows as JSON Lines."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
 class MetricsWriter(Callback):
     """Write the scores of a test and show those of a test or validation; never a model output.
 
@@ -79,11 +96,12 @@ class MetricsWriter(Callback):
         if not trainer.is_global_zero:
             return
         root = Path(trainer.default_root_dir)
-        write_text_atomically(root / OUTCOMES_FILE, json_lines(rows))
         target = root / PRODUCTS["test"]
+        # Refuses scores that cannot be written, before any file is.
         content = self.content(trainer, pl_module)
         # A judge may add its scores at the same moment.
         with results_locked(root):
+            write_text_atomically(root / OUTCOMES_FILE, json_lines(rows))
             later = self._kept(root)
             content["metrics"] = later["metrics"] | content["metrics"]
             write_json_atomically(target, content | {"evaluations": later["evaluations"]})

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
 
-from oneshot_lit.callbacks.outcomes import gathered_rows, json_lines
+from oneshot_lit.callbacks.metrics_writer import gathered_rows, json_lines
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.judges.predictions import file_digest
 from oneshot_lit.io.files import write_text_atomically

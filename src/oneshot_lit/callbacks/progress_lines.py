@@ -48,7 +48,7 @@ class ProgressLines(Callback):
     def _print_step(self, trainer: Trainer, module: LightningModule, outputs: Any) -> None:
         self._last_step = step = trainer.global_step
         total = trainer.estimated_stepping_batches
-        parts = [f"step {step}" + (f"/{total}" if math.isfinite(total) else "")]
+        parts = [f"step {step}" + (f"/{total}" if 0 < total < math.inf else "")]
         loss = outputs.get("loss") if isinstance(outputs, dict) else None
         if loss is None or trainer.world_size > 1 or trainer.accumulate_grad_batches > 1:
             # Only what was logged is the loss of the whole step.

@@ -27,7 +27,7 @@ def start_tables(root: Path, step: int) -> None:
     for path in (root / SPECTRA_FILE, root / SUMMARY_FILE):
         if step == 0:
             path.unlink(missing_ok=True)
-        elif path.is_file():
+        elif path.is_file() and path.stat().st_size:
             rows = pd.read_csv(path, dtype=str, keep_default_na=False)
             kept = rows[pd.to_numeric(rows["step"], errors="coerce") < step]
             write_text_atomically(path, kept.to_csv(index=False, lineterminator="\n"))

@@ -47,8 +47,11 @@ def blamed(
     }
     starts = [n for n in range(first, len(others)) if others[n].startswith("--")]
     for begin, end in pairwise([*starts, len(others)]):
-        if others[begin] not in ("--print_config", "--help"):
-            entries[-1, _Key(others[begin])] = tuple(others[begin:end])
+        key, typed = others[begin], others[begin + 1 : end]
+        if len(typed) == 1 and typed[0].endswith((".yaml", ".yml")) and Path(typed[0]).is_file():
+            entries[-1, _Key(key)] = _loaded(Path(typed[0]))
+        elif key not in ("--print_config", "--help"):
+            entries[-1, _Key(key)] = (key, *typed)
 
     def left(tree: dict[Any, Any]) -> str | None:
         line = list(others[:first])
@@ -58,7 +61,12 @@ def blamed(
                 file = Path(folder, f"{number}.yaml")
                 file.write_text(json.dumps(config, default=str), encoding="utf-8")
                 line += ["--config", str(file)]
-            return mistake([*line, *(word for (n, _), w in tree.items() if n == -1 for word in w)])
+            for place, (key, value) in enumerate((k, v) for (n, k), v in tree.items() if n == -1):
+                if isinstance(value, dict):
+                    file = Path(folder, f"typed{place}.yaml")
+                    file.write_text(json.dumps(value, default=str), encoding="utf-8")
+                line += value if isinstance(value, tuple) else [key, str(file)]
+            return mistake(line)
 
     whole = left(entries)
     path: tuple[Any, ...] = ()

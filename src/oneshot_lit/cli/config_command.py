@@ -15,7 +15,7 @@ from jsonargparse._required import iter_required_keys, set_required
 from oneshot_lit.cli.blame import blamed, given_keys
 from oneshot_lit.cli.parsing import MistakeError, begin_parsing
 from oneshot_lit.errors import OneShotError, causes, did_you_mean
-from oneshot_lit.io.users_code import raised_in, users_error
+from oneshot_lit.io.provenance import raised_in, users_error
 
 _LONGEST = 300
 

@@ -32,8 +32,8 @@ from oneshot_lit.methods.select.base import SelectionModule
 _DESCRIPTIONS = {
     "select": """\
 Choose the safety instance: rank the refusals of a pool (data.train) for a broken model. Writes
-<root>/selection.json, which the instance SelectedInstance reads, and a table and a picture of the
-steps; <root> is --trainer.default_root_dir. After a kill, the same command resumes.
+<root>/selection.json, which the instance SelectedInstance reads, and a table of the steps;
+<root> is --trainer.default_root_dir. After a kill, the same command resumes.
 
 example, in the micro-world:
   oneshot-lit select --config configs/select/enumeration.yaml

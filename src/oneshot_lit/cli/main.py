@@ -5,6 +5,7 @@ Nothing heavy is imported before it is needed, so `--help` is instant.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -13,7 +14,8 @@ from importlib import import_module
 
 from oneshot_lit import __version__
 from oneshot_lit.cli import watch
-from oneshot_lit.errors import OneShotError, did_you_mean, fail
+from oneshot_lit.errors import OneShotError, causes, did_you_mean, fail
+from oneshot_lit.io.provenance import raised_in, users_error, users_frame
 from oneshot_lit.io.shipped import with_shipped_configs
 
 # Each verb and the function that runs it, imported only when it is asked for.
@@ -88,6 +90,9 @@ exit codes: 0 done, 1 a defect in the program or in your own code (with its trac
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # If the output cannot show a character, show its number.
+        sys.stdout.reconfigure(errors="backslashreplace")
     # Forked workers of the tokenizers library warn and lock up; batches are small.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Processes that lose each other log C++ frames; they raise an error as well.
@@ -119,8 +124,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         how = "resume with --ckpt_path last" if given[0] == "fit" else "run the same command again"
         line, code = f"interrupted; {how}.", 130
     except Exception as error:
-        from oneshot_lit.cli.errors import mistake_in
-
         if (mistake := mistake_in(error)) is None:
             raise
         line, code = mistake, error.code if isinstance(error, OneShotError) else 2
@@ -143,8 +146,6 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
     try:
         return main(arguments)
     except Exception as error:
-        from oneshot_lit.io.users_code import users_error
-
         if watch.may_speak(1, expected=False):
             # Show a user's own error, not the one that a library raised because of it.
             shown = users_error(error) or error
@@ -155,10 +156,35 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
 
 def _fault(shown: Exception) -> str:
     """Return an unexpected error in one line, with the user's own line that it came through."""
-    from oneshot_lit.io.users_code import users_frame
-
     frame = users_frame(shown) or traceback.extract_tb(shown.__traceback__)[-1]
     words = " ".join(f"{type(shown).__name__}: {shown}".split())
     if len(words) > 300:
         words = f"{words[:300]} ..."
     return f"{words} ({frame.filename} line {frame.lineno}, in {frame.name})"
+
+
+# What Lightning raises when it refuses an argument, or the machine lacks something.
+_REFUSALS = (ValueError, TypeError, RuntimeError, ImportError)
+
+
+def mistake_in(error: BaseException) -> str | None:
+    """Return a line on what the user can correct, or None for an error that needs its traceback.
+
+    Errors raised through a user's own code need it, unless they are a `OneShotError`.
+    """
+    of_user = users_error(error)
+    for cause in causes(error):
+        if isinstance(cause, OneShotError):
+            return str(cause)
+        if cause is of_user:
+            return None
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}."
+    if type(error).__module__.startswith("deepspeed."):
+        return f"trainer.strategy: DeepSpeed: {error}"
+    if "lightning" not in sys.modules:
+        return None
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    by_lightning = isinstance(error, _REFUSALS) and raised_in(error).startswith("lightning.")
+    return str(error) if by_lightning or isinstance(error, MisconfigurationException) else None

@@ -32,6 +32,8 @@ def run_memory_command(arguments: Sequence[str]) -> int:
         for count in sorted(options.processes)
         if strategy != "single" or count == 1
     ]
+    if not estimates:
+        raise OneShotError("--processes: the strategy single has one process; give 1.")
     print(
         f"{options.model}: {size.parameters:,} parameters, {size.trained:,} trained; "
         f"{options.precision}, batch {options.batch} x {options.length}; GiB on each GPU, and on "
@@ -47,8 +49,12 @@ def run_memory_command(arguments: Sequence[str]) -> int:
     )
 
     fitting = [one for one in estimates if one.peak <= options.gpu_gib * GIB]
-    # STRATEGIES begins with the simplest.
-    best = fitting[0] if fitting else min(estimates, key=lambda one: one.peak)
+    # STRATEGIES begins with the simplest; FSDP2 and ZeRO-3 are equally simple.
+    rank = {name: n for n, name in enumerate(STRATEGIES)}
+    rank["deepspeed_zero3"] = rank["fsdp2"]
+    best = min(estimates, key=lambda one: one.peak)
+    if fitting:
+        best = min(fitting, key=lambda one: (rank[one.strategy], one.processes))
     start, end = "The simplest that fits is", "leave a few GiB for what is not counted."
     if not fitting:
         start = f"Nothing fits into {options.gpu_gib:g} GiB: the least is"

@@ -17,7 +17,7 @@ from jsonargparse.typing import class_from_function
 
 from oneshot_lit.errors import OneShotError, did_you_mean
 from oneshot_lit.io.config_files import check_config_files, split_configs
-from oneshot_lit.io.users_code import users_error
+from oneshot_lit.io.provenance import users_error
 
 # Where the classes of this package are.
 _PLACES = (

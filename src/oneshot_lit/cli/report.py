@@ -51,8 +51,6 @@ def run_report_command(arguments: Sequence[str]) -> int:
         help="compare runs with other prompts or settings as well; the notes name what differs",
     )
     options = parser.parse(arguments)
-    if options is None:
-        return 0
     if options.examples < 0:
         raise OneShotError(f"--examples {options.examples}: must be 0 or more.")
     return _run(options)
@@ -64,15 +62,20 @@ def named_folders(words: Sequence[str]) -> dict[str, Path]:
     Raises:
         OneShotError: for an empty name or folder, and two runs of one name.
     """
+    from oneshot_lit.report.agreement import POOLED
     from oneshot_lit.report.text import visible
 
     folders: dict[str, Path] = {}
     for word in words:
-        name, mark, folder = word.rpartition("=")
+        name, mark, folder = word.partition("=")
+        if not mark or Path(word).expanduser().is_dir():
+            name, mark, folder = "", "", word
         path = Path(folder).expanduser()
         name = visible(name if mark else path.resolve().name).strip()
         if not name or not folder:
             raise OneShotError(f"--runs '{visible(word)}': give NAME=FOLDER or a folder.")
+        if name in ("set", "metric", "by", "category", POOLED):
+            raise OneShotError(f"--runs: '{name}' is a column of the tables; give another name.")
         if name in folders:
             raise OneShotError(f"--runs: two runs are named '{name}'; give NAME=FOLDER.")
         folders[name] = path

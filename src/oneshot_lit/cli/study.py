@@ -42,8 +42,6 @@ def run_study_command(arguments: Sequence[str], run_command: Callable[[Sequence[
         help="run nothing; print each stage's commands in order, for a cluster's scheduler",
     )
     options = parser.parse(arguments)
-    if options is None:
-        return 0
     try:
         return _run(options, run_command)
     except KeyboardInterrupt:

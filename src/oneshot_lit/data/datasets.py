@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -11,7 +14,6 @@ from torch.utils.data import Dataset
 
 from oneshot_lit.conversation import Conversation, require_trainable
 from oneshot_lit.data.chat import Encoded, encode_conversation
-from oneshot_lit.data.digests import tokens_digest
 from oneshot_lit.data.left_out import LeftOut
 from oneshot_lit.data.padding import pad_generation, pad_training
 from oneshot_lit.data.samplers import padding_row
@@ -265,3 +267,24 @@ class Collate:
         batch = pad([item["encoded"] for item in items], self.pad_id)
         batch["index"] = torch.tensor([item["index"] for item in items])
         return batch
+
+
+def tokens_digest(encoded: Iterable[Encoded], more: Any = None) -> str:
+    """Return a hash of rows as the model sees them, in their order.
+
+    Args:
+        encoded: Their tokens, loss masks and token weights.
+        more: Further values to hash, as JSON can hold them.
+    """
+    digest = hashlib.sha256(json.dumps(more).encode())
+    for row in encoded:
+        digest.update(array("q", [len(row.input_ids), *row.input_ids]).tobytes())
+        digest.update(bytes(row.loss_mask))
+        if row.token_weights is not None:
+            digest.update(array("d", row.token_weights).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def rows_digest(rows: Iterable[Conversation]) -> str:
+    """Return a hash of the turns of conversations, in their order."""
+    return hashlib.sha256("".join(row.digest() for row in rows).encode()).hexdigest()[:16]

@@ -8,12 +8,14 @@ import importlib.util
 import os
 import sys
 import sysconfig
+import traceback
 from collections.abc import Iterable
 from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 import oneshot_lit
+from oneshot_lit.errors import causes
 
 
 @cache
@@ -105,3 +107,28 @@ def _imported(content: bytes) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             modules.add(node.module.partition(".")[0])
     return modules
+
+
+def users_error(error: BaseException | None) -> Exception | None:
+    """Return the error, among those that led to one, that came through a user's own code."""
+    if error is None:
+        return None
+    for cause in causes(error):
+        if isinstance(cause, Exception) and users_frame(cause) is not None:
+            return cause
+    return None
+
+
+def users_frame(error: BaseException) -> traceback.FrameSummary | None:
+    """Return the innermost place of a traceback that is in a user's own file."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, SyntaxError) and error.filename:
+        # The file itself is never entered.
+        frames.append(traceback.FrameSummary(error.filename, error.lineno, "<module>"))
+    return next((f for f in reversed(frames) if is_users_file(Path(f.filename))), None)
+
+
+def raised_in(error: BaseException) -> str:
+    """Return the name of the module that raised an error."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return str(frames[-1][0].f_globals.get("__name__", "")) if frames else ""

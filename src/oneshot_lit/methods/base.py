@@ -19,16 +19,20 @@ from oneshot_lit.io.files import read_text
 from oneshot_lit.io.read_files import require_file
 from oneshot_lit.io.shipped import or_shipped
 from oneshot_lit.methods.checkpoints import RunState
-from oneshot_lit.methods.optimizers import built, schedule
+from oneshot_lit.methods.optimizers import built, check_rounding, schedule
 from oneshot_lit.methods.scoring import PromptScoring
 from oneshot_lit.models import loading
 from oneshot_lit.models.building import ModelBuilding
-from oneshot_lit.models.chat_format import ChatOptions, SystemTurn, set_chat_options
+from oneshot_lit.models.chat_format import (
+    ChatOptions,
+    SystemTurn,
+    end_of_turn_warning,
+    set_chat_options,
+    stop_token_ids,
+)
 from oneshot_lit.models.context import context_length, embedding_rows, read_config
 from oneshot_lit.models.generation import Decoding
 from oneshot_lit.models.loss import IGNORE_INDEX, next_token_loss, of_labelled
-from oneshot_lit.models.rounding import check_rounding
-from oneshot_lit.models.stop_tokens import end_of_turn_warning, stop_token_ids
 from oneshot_lit.models.weight_files import is_local
 from oneshot_lit.strategies.step_window import StepWindow
 

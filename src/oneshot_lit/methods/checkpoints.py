@@ -10,12 +10,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from oneshot_lit.conversation import Conversation
-from oneshot_lit.data.digests import rows_digest
+from oneshot_lit.data.datasets import rows_digest
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.methods.gradient_hooks import GradientHooks
+from oneshot_lit.strategies.exchange import random_states, restore_random_state
 from oneshot_lit.strategies.folders import own_state
 from oneshot_lit.strategies.frozen_entries import FrozenEntries
-from oneshot_lit.strategies.random_state import random_states, restore_random_state
 from oneshot_lit.strategies.resumed_loops import accumulated_batches, correct_counts
 from oneshot_lit.strategies.weights import own_weights, set_own_weights
 

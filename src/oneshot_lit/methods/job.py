@@ -22,7 +22,7 @@ from oneshot_lit.errors import OneShotError
 from oneshot_lit.io.files import file_written_whole, recover
 from oneshot_lit.io.runs import resume_conflict
 from oneshot_lit.methods.base import LanguageModelModule
-from oneshot_lit.strategies.random_state import own_random_state, set_random_state
+from oneshot_lit.strategies.exchange import own_random_state, set_random_state
 
 STATE = Path("checkpoints") / "job.ckpt"
 # The largest share of a job's time that saving its state may take.
@@ -76,6 +76,12 @@ class JobTrainer(Fabric):
         self.default_root_dir = default_root_dir
         self.enable_progress_bar = enable_progress_bar
 
+    def autocast(self) -> Any:
+        """Return a context of the precision; no cast is kept, as weights change within it."""
+        if self.precision != "bf16-mixed":
+            return super().autocast()
+        return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
+
 
 def _fabric_strategy(strategy: str | dict[str, Any]) -> str:
     name = strategy if isinstance(strategy, str) else str(strategy.get("class_path", ""))
@@ -97,6 +103,8 @@ class Job(LanguageModelModule):
 
     # The command that runs it.
     verb = "edit"
+    # Save the state after each step, whatever that costs; otherwise as often as it is worth.
+    saves_each_step = False
     # What identifies the run; the command line sets it.
     run_record: dict[str, Any]
     seconds: float = 0.0
@@ -215,7 +223,7 @@ class Job(LanguageModelModule):
             self.seconds += time.monotonic() - start
             if self.trainer.is_global_zero:
                 self.write_progress(root)
-                if ended or cost <= _MOST * (time.monotonic() - worked):
+                if ended or self.saves_each_step or cost <= _MOST * (time.monotonic() - worked):
                     start = time.monotonic()
                     self._save(root)
                     worked = time.monotonic()

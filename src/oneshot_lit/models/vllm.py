@@ -27,7 +27,7 @@ def require_vllm(folder: str) -> None:
     if is_adapter(folder):
         raise OneShotError(
             f"{folder}: model.decoding.backend vllm takes no adapter; write the whole model with "
-            "--export.merged true, or choose transformers."
+            "--export.merge_adapter true, or choose transformers."
         )
 
 

@@ -29,15 +29,17 @@ def choose_examples(
         key: {m: None if pd.isna(s) else s for m, s in zip(of["metric"], of["score"], strict=True)}
         for key, of in answers.groupby(["run", "set", "place", "digest"])
     }
-    prompts: dict[str, dict[str, list[tuple[str, Row, Any]]]] = {}
+    prompts: dict[str, dict[str, dict[str, tuple[str, Row, Any]]]] = {}
     for run in runs:
         for row in run.predictions:
             name = visible(row.set)
             said = verdicts.get((run.name, name, row.index, row.answer.digest()), {})
-            of_set = prompts.setdefault(name, {})
-            of_set.setdefault(row.prompt_digest(), []).append((run.name, row, said))
+            # A prompt may stand in a set twice.
+            of_prompt = prompts.setdefault(name, {}).setdefault(row.prompt_digest(), {})
+            of_prompt.setdefault(run.name, (run.name, row, said))
     examples = []
-    for name, of_set in prompts.items():
+    for name, of_runs in prompts.items():
+        of_set = {key: list(rows.values()) for key, rows in of_runs.items()}
         equal = {key: all(said == of[0][2] for _, _, said in of) for key, of in of_set.items()}
         order = sorted(of_set, key=lambda key: (-len(of_set[key]), equal[key]))
         examples += [{"set": name, **_example(of_set[key], show_outputs)} for key in order[:number]]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from oneshot_lit.callbacks.outcomes import OUTCOMES_FILE
+from oneshot_lit.callbacks.metrics_writer import OUTCOMES_FILE
 from oneshot_lit.callbacks.realignment_curve import CURVE_PICTURE
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.judges.judging import FOLDER

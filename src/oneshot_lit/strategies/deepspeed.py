@@ -112,6 +112,10 @@ class HFDeepSpeedStrategy(DeepSpeedStrategy):
     def setup_environment(self) -> None:
         """Set up on GPUs, or on CPUs without the parent's demand for CUDA."""
         if isinstance(self.accelerator, CPUAccelerator):
+            if self.precision_plugin.precision in ("16-mixed", "16-true"):
+                raise OneShotError(
+                    "trainer.precision: DeepSpeed scales no losses on CPUs; give bf16-mixed."
+                )
             self._prepare_for_cpu()
             DDPStrategy.setup_environment(self)
         else:

@@ -88,5 +88,5 @@ def read_tensors(state: dict[str, Any], folder: Path) -> None:
         cause = next(iter(error.failures.values()))[0]
         if isinstance(cause, OneShotError):
             raise cause from error
-        reason = str(cause).splitlines()[0]
+        reason = (str(cause).splitlines() or [type(cause).__name__])[0]
         raise OneShotError(f"{folder}: does not fit this model ({reason}).") from error

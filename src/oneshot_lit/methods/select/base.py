@@ -117,8 +117,11 @@ class SelectionModule(Job):
 
     def prepare(self) -> None:
         """Check the optimiser of a selection that trains."""
-        if self.trains:
-            self.configure_optimizers()
+        configured: Any = self.configure_optimizers() if self.trains else None
+        if isinstance(configured, dict) and "monitor" in configured["lr_scheduler"]:
+            raise OneShotError(
+                "model.lr_scheduler: a selection has no value to monitor; give another."
+            )
 
     def batches(self, rows: list[Conversation]) -> list[Batch]:
         """Return right-padded batches of conversations, with their ``index``."""

@@ -26,6 +26,9 @@ class PatchingModule(SelectionModule):
     trains = schedules = True
     progress_name = "candidates"
 
+    # Nothing is measured twice after a kill.
+    saves_each_step = True
+
     def __init__(self, *args: Any, patch_steps: int = 10, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if patch_steps < 1:

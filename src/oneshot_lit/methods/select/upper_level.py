@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
-
-from oneshot_lit.conversation import Conversation, Message
-from oneshot_lit.data.chat import encode_conversation
+from oneshot_lit.conversation import Conversation
 from oneshot_lit.data.leakage import refuse_shared
-from oneshot_lit.data.padding import pad_generation
 from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.io.shipped import or_shipped
+from oneshot_lit.methods.own_answers import with_own_answers
 from oneshot_lit.methods.select.base import SelectionModule
 from oneshot_lit.methods.select.reference import ReferenceRows, answer_logits
 from oneshot_lit.models import loading
-from oneshot_lit.models.generation import generate_answers
 
 
 class UpperLevel(SelectionModule):
@@ -111,35 +106,8 @@ class UpperLevel(SelectionModule):
         model.eval()
         # In the precision of the steps, so that both distributions are rounded alike.
         with self.trainer.autocast():  # type: ignore[attr-defined]
-            batches = self.batches(self._answered(model, rows))
+            self.answers += sum(row.response_text is None for row in rows)
+            batches = self.batches(with_own_answers(self, model, rows, self.rows_at_once))
             reference = ReferenceRows(batches, partial(answer_logits, model), weight)
         model.train(training)
         return reference
-
-    @torch.no_grad()
-    def _answered(self, model: Any, rows: list[Conversation]) -> list[Conversation]:
-        """Return the rows; those without an answer get the model's own greedy one."""
-        answered = list(rows)
-        greedy = replace(self.decoding, do_sample=False)
-        silent = [i for i, row in enumerate(rows) if row.response_text is None]
-        self.answers += len(silent)
-        for start in range(0, len(silent), self.rows_at_once):
-            places = silent[start : start + self.rows_at_once]
-            prompts = [rows[i].prompt for i in places]
-            encoded = [encode_conversation(self.tokenizer, p, for_generation=True) for p in prompts]
-            batch = pad_generation(encoded, self.tokenizer.pad_token_id)
-            answers = generate_answers(
-                model,
-                self.tokenizer,
-                {key: value.to(self.device) for key, value in batch.items()},
-                stop_ids=self.stop_ids,
-                decoding=greedy,
-            )
-            for place, prompt, answer in zip(places, prompts, answers, strict=True):
-                if not answer:
-                    raise OneShotError(
-                        f"{prompt.origin}: the model gives an empty answer; leave the row out."
-                    )
-                messages = (*prompt.messages, Message("assistant", answer))
-                answered[place] = replace(prompt, messages=messages)
-        return answered

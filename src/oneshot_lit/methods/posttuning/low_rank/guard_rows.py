@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from oneshot_lit.conversation import Conversation, Message
+from oneshot_lit.conversation import Conversation
 from oneshot_lit.data.chat import encode_conversation
-from oneshot_lit.data.padding import pad_generation, pad_training
+from oneshot_lit.data.padding import pad_training
 from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.errors import OneShotError
+from oneshot_lit.methods.own_answers import with_own_answers
 from oneshot_lit.models.loss import kl_divergences, labelled_logits
 
 Batch = dict[str, Tensor]
@@ -40,7 +40,9 @@ class GuardRows:
             OneShotError: if the source has too few different rows.
         """
         if self._rows is None:
-            self._rows = self._answered(module, self._chosen())
+            with module.model.disable_adapter():
+                chosen = self._chosen()
+                self._rows = with_own_answers(module, module.model, chosen, 2 * _ROWS_AT_ONCE)
         encoded = [
             encode_conversation(module.tokenizer, row, max_length=max_length) for row in self._rows
         ]
@@ -65,38 +67,6 @@ class GuardRows:
                 "give more rows or lower one of them."
             )
         return rows[:wanted]
-
-    def _answered(self, module: Any, rows: list[Conversation]) -> list[Conversation]:
-        silent = [i for i, row in enumerate(rows) if row.response_text is None]
-        with module.model.disable_adapter():
-            answers = self.answers(module, [rows[i].prompt for i in silent])
-        for i, answer in zip(silent, answers, strict=True):
-            if not answer:
-                raise OneShotError(
-                    f"{rows[i].origin} (model.guard): has no answer, and the model gives an empty "
-                    "one; remove the row or add an answer."
-                )
-            messages = (*rows[i].prompt.messages, Message("assistant", answer))
-            rows[i] = replace(rows[i], messages=messages)
-        return rows
-
-    def answers(self, module: Any, prompts: list[Conversation]) -> list[str]:
-        """Return the model's greedy answer to each prompt."""
-        answers: list[str] = []
-        own = module.decoding
-        module.decoding = replace(own, do_sample=False)
-        try:
-            for i in range(0, len(prompts), 2 * _ROWS_AT_ONCE):
-                rows = [
-                    encode_conversation(module.tokenizer, prompt, for_generation=True)
-                    for prompt in prompts[i : i + 2 * _ROWS_AT_ONCE]
-                ]
-                batch = pad_generation(rows, module.tokenizer.pad_token_id)
-                with torch.no_grad():
-                    answers += module.generate({k: v.to(module.device) for k, v in batch.items()})
-        finally:
-            module.decoding = own
-        return answers
 
 
 class Drift:

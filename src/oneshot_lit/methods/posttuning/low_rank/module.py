@@ -19,6 +19,7 @@ from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.metrics.refusal import is_refusal
 from oneshot_lit.io.files import write_rows_atomically
 from oneshot_lit.methods.job import Job
+from oneshot_lit.methods.own_answers import own_answers
 from oneshot_lit.methods.posttuning.low_rank.guard_rows import Drift, GuardRows
 from oneshot_lit.methods.posttuning.low_rank.step_search import (
     TriedStep,
@@ -225,7 +226,7 @@ class LowRankRealignmentModule(Repair, Job):
     def instance_refused(self) -> bool:
         """Whether the greedy answer to every prompt of the instance refuses."""
         prompts = list({row.prompt.messages: row.prompt for row in self.instance}.values())
-        return all(is_refusal(answer) for answer in self.guard.answers(self, prompts))
+        return all(is_refusal(answer) for answer in own_answers(self, self.model, prompts, 16))
 
     def _triplets(self, x: Tensor, guarded: Tensor, d: Tensor) -> Triplets:
         """Return the k leading triplets of a matrix's step of size 1, scaled as asked for."""
