@@ -127,6 +127,18 @@ def test_wrong_type(command) -> None:
     assert "many" in done.error
 
 
+def test_unknown_key_in_a_file_that_is_typed_as_a_value(
+    command, fit_words: list[str], tmp_path: Path
+) -> None:
+    sets = tmp_path / "sets.yaml"
+    source = "{class_path: oneshot_lit.data.Microworld, init_args: {split: harmful_dev}}"
+    sets.write_text(f"harmful:\n  source: {source}\n  kindd: harmful\n")
+    done = command(*fit_words, "--data.val_sets", sets)
+    assert done.code == 2
+    assert f"{sets} line 3: " in done.error
+    assert "data.val_sets.harmful.kindd' (did you mean 'kind'?)" in done.error
+
+
 def test_unknown_command(command) -> None:
     done = command("fitt", "--config", "x")
     assert done.code == 2

@@ -27,6 +27,7 @@ from oneshot_lit.methods import (
     EnumerationModule,
     InstanceSelectionModule,
 )
+from oneshot_lit.methods.job import JobTrainer
 from oneshot_lit.methods.select import PenaltySettings
 from oneshot_lit.methods.select.reference import answer_logits
 from quiet_trainer import Stopped, run_job
@@ -469,3 +470,14 @@ def test_references_are_rounded_as_the_steps_are(broken: Path, tmp_path: Path) -
     run_job(module, data, tmp_path, precision="bf16-mixed")
     # Both references are theta itself at the first step.
     assert module.records[0].f == 0
+
+
+def test_a_job_in_mixed_precision_sees_weights_that_have_changed() -> None:
+    trainer = JobTrainer(accelerator="cpu", devices=1, precision="bf16-mixed")
+    layer, x = torch.nn.Linear(4, 4, bias=False), torch.ones(1, 4)
+    with trainer.autocast():
+        before = layer(x)
+        layer.weight.data = 2 * layer.weight.data
+        after = layer(x)
+    assert before.dtype == after.dtype == torch.bfloat16
+    torch.testing.assert_close(after, 2 * before)

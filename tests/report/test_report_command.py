@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from oneshot_lit.errors import OneShotError
 from report_folders import make_run
 
 FILES = ["report.html", "report.json", "report.md", "table.csv", "table.tex"]
@@ -99,3 +100,14 @@ def test_help_is_quick(command) -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
     assert run.returncode == 0
+
+
+def test_folders_and_names_with_equal_signs(tmp_path: Path) -> None:
+    from oneshot_lit.cli.report import named_folders
+
+    folder = tmp_path / "lr=1e-4"
+    folder.mkdir()
+    assert named_folders([str(folder)]) == {"lr=1e-4": folder}
+    assert named_folders([f"patched={folder}"]) == {"patched": folder}
+    with pytest.raises(OneShotError, match="'metric' is a column of the tables"):
+        named_folders([f"metric={folder}"])
