@@ -346,13 +346,3 @@ def test_adapters_that_scale_do_not_pass_for_ones_that_add(
     peft["feedforward_modules"] = []
     run(tiny_folder, ragged_rows, tmp_path, GradientRank(), peft=peft)
     assert not any("base_layer" in name for _, name in read(tmp_path))
-
-
-@pytest.mark.slow
-def test_reference_is_not_kept_between_measurements(
-    tiny_folder: Path, rows_file: Path, tmp_path: Path
-) -> None:
-    callback = GradientRank(reference=ChatJsonl(str(rows_file)))
-    run(tiny_folder, rows_file, tmp_path, callback)
-    assert callback.reference is not None
-    assert not callback.reference._factors

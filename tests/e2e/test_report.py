@@ -70,7 +70,7 @@ def test_report_of_real_runs(command, tmp_path: Path) -> None:
     _require_values(tmp_path / "report", content, [small, medium])
     # What judged the same answers by the same phrases agrees with the test on each of them.
     judged = agreement_with_judge(content)
-    assert (judged["n"], judged["left_out"], judged["agreement"]) == (8, "", 1.0)
+    assert (judged["n"], judged["left_out"], judged["agreement"]) == (8, 0, 1.0)
     assert {row["pairs"] for row in content["changes"]} == {8}
     assert not any("small: " in note for note in content["notes"])
     _require_outputs_only_with_the_flag(command, tmp_path, small)

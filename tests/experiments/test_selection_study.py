@@ -104,8 +104,8 @@ def test_from_the_file_to_the_comparison(
     done = command("study", "--config", write(file, root))
     assert done.code == 0, done.err
     assert states(done.err) == ["done"] * 12
-    page = (root / "report.html").read_text()
-    assert "oneshot-lit select --config experiments/selection/rule.yaml" in page
+    results = (root / "results.json").read_text()
+    assert "select --config experiments/selection/rule.yaml" in results
     words = ["--comparison", str(spec), "--study", str(root)]
     assert main(words) == 0
     assert "random comes first over 2 cases" in capfd.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def realign(
     trainer = _trainer(name, root, processes, callbacks)
     trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True)
     if trainer.is_global_zero:
-        history = [record.as_dict() for record in module.history]
+        history = [asdict(record) for record in module.history]
         content = {"history": history, "kept": module.kept_step}
         (Path(root) / "seen.json").write_text(json.dumps(content))
 
