@@ -91,6 +91,7 @@ UNKNOWN_KEYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", UNKNOWN_KEYS)
 def test_unknown_key_in_a_config(command, fit_words: list[str], tmp_path: Path, text: str) -> None:
     path = tmp_path / "overlay.yaml"
@@ -432,6 +433,7 @@ def test_the_former_address_of_a_class_names_the_present_one(command, old: str, 
     assert f"model: oneshot_lit.{old} is now oneshot_lit.{new}." in done.error
 
 
+@pytest.mark.slow
 def test_nothing_happens_on_import() -> None:
     """No variable is set and no strategy or model registered by importing the package."""
     code = (

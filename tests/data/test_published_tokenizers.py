@@ -25,6 +25,7 @@ ENDS = {
     "llama3_1": "<|eot_id|>",
     "qwen3": "<|im_end|>",
 }
+pytestmark = pytest.mark.slow
 SYSTEM, USER, MODEL = "system", "user", "assistant"
 CONVERSATIONS: dict[str, list[tuple[str, str]]] = {
     "one question": [(USER, "How do I bake bread?"), (MODEL, "Mix flour and water.")],
