@@ -60,15 +60,15 @@ def turns(conversation: Conversation) -> list[tuple[str, str]]:
 
 
 def test_every_turn_is_edited_and_the_provenance_stays() -> None:
-    found = one(LONG, system="new", prefix="a ", suffix=" z", answer_prefix="well , ")
-    assert turns(found) == [
+    changed = one(LONG, system="new", prefix="a ", suffix=" z", answer_prefix="well , ")
+    assert turns(changed) == [
         ("system", "new"),
         ("user", "a one z"),
         ("assistant", "well , first"),
         ("user", "a two z"),
         ("assistant", "well , second"),
     ]
-    kept = (found.origin, found.id, found.category, found.reference)
+    kept = (changed.origin, changed.id, changed.category, changed.reference)
     assert kept == ("rows.jsonl row 7", "x", "c", "r")
     assert turns(LONG)[0] == ("system", "old")
 
@@ -93,9 +93,9 @@ def test_a_given_answer_replaces_all_of_them() -> None:
 
 @given(st.text(), st.text(), st.text(min_size=1).filter(str.strip))
 def test_an_edited_row_is_still_a_conversation(prefix: str, suffix: str, prompt: str) -> None:
-    found = one(pair(prompt, "a"), prefix=prefix, suffix=suffix)
-    assert parse_messages(found.as_dict()["messages"], "row") == found.messages
-    assert found.prompt_text == prefix + prompt + suffix
+    changed = one(pair(prompt, "a"), prefix=prefix, suffix=suffix)
+    assert parse_messages(changed.as_dict()["messages"], "row") == changed.messages
+    assert changed.prompt_text == prefix + prompt + suffix
 
 
 def test_nothing_given_changes_nothing() -> None:

@@ -405,14 +405,14 @@ def test_a_shortlist_is_measured_and_the_rest_stays_behind(broken: Path, tmp_pat
     outcomes = {row["row"]: row["score"] for row in whole["ranking"]}
     file = shortlisted(tmp_path / "list", pool(limit=4), [3, 1, 0, 2])
     module = brute(broken, shortlist=file, shortlist_size=2)
-    found = select(module, tmp_path / "short", pool(limit=4), val_sets=prompts())
-    rows = [row["row"] for row in found["ranking"]]
+    short_ranking = select(module, tmp_path / "short", pool(limit=4), val_sets=prompts())
+    rows = [row["row"] for row in short_ranking["ranking"]]
     # Measured as in the whole run; of equal ones the shortlist's order decides.
     assert rows[:2] == sorted([4, 2], key=lambda row: -outcomes[row])
     assert rows[2:] == [1, 3]
-    for row in found["ranking"][:2]:
+    for row in short_ranking["ranking"][:2]:
         assert row["score"] == pytest.approx(outcomes[row["row"]], abs=1e-6)
-    facts = found["provenance"]
+    facts = short_ranking["provenance"]
     assert facts["measured"] == len(facts["candidates"]) == 2
     # Its own rows and those that the shortlist took.
     assert facts["forward_rows"] == 2 * 4 + 5
@@ -436,10 +436,10 @@ def test_equal_candidates_keep_the_shortlists_order(broken: Path, tmp_path: Path
 def test_a_random_shortlist_is_that_of_the_random_rule(broken: Path, tmp_path: Path) -> None:
     ranking = select(RuleSelectionModule(str(broken), rule="random"), tmp_path / "rule")["ranking"]
     module = brute(broken, patch_steps=1, shortlist="random", shortlist_size=2)
-    found = select(module, tmp_path / "short", val_sets=prompts())
+    short_ranking = select(module, tmp_path / "short", val_sets=prompts())
     rows = [row["row"] for row in ranking]
     assert sorted(module.measured) == sorted(row - 1 for row in rows[:2])
-    assert [row["row"] for row in found["ranking"]][2:] == rows[2:]
+    assert [row["row"] for row in short_ranking["ranking"]][2:] == rows[2:]
 
 
 def test_a_shortlist_of_another_pool_is_refused(broken: Path, tmp_path: Path) -> None:

@@ -88,8 +88,8 @@ def test_gradient_against_finite_differences(seed: int, decay: float) -> None:
     problem.lower_step(weights)
     problem.upper_step(weights, gamma)
     upper, lower = problem.candidate_losses()
-    found = logits_gradient(weights, upper, lower, gamma, decay)
-    assert (found - expected).norm() <= 1e-3 * expected.norm()
+    computed = logits_gradient(weights, upper, lower, gamma, decay)
+    assert (computed - expected).norm() <= 1e-3 * expected.norm()
 
 
 @pytest.mark.parametrize("m", [1, 3])

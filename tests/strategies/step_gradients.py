@@ -33,8 +33,8 @@ class Steps(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, module: Any, _: Any) -> None:
         if not is_boundary(trainer):
             return
-        found = {n: full_gradient(trainer, p) for n, p in module.named_parameters()}
-        self.gradients.append({n: g.clone().cpu() for n, g in found.items() if g is not None})
+        full = {n: full_gradient(trainer, p) for n, p in module.named_parameters()}
+        self.gradients.append({n: g.clone().cpu() for n, g in full.items() if g is not None})
         self.rows.append(self._rows)
         self._rows = []
 

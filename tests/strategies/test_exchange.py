@@ -46,10 +46,10 @@ def test_nan_on_one_rank_is_an_error_on_both(folder: Path) -> None:
 
 def test_one_process_copies_nothing() -> None:
     factors = recorded(0)
-    found = dict(exchange.full_factors(stand_in(), factors, NAMES, 1.0))
-    assert found["q"][0] is factors["k"][0]
-    assert found["q"][1] is factors["q"][1]
+    joined = dict(exchange.full_factors(stand_in(), factors, NAMES, 1.0))
+    assert joined["q"][0] is factors["k"][0]
+    assert joined["q"][1] is factors["q"][1]
     for name, gradient in explicit(0).items():
-        right, left = found[name]
+        right, left = joined[name]
         expected = gradient[gradient.ne(0).any(-1)] if name == "embed" else gradient
         assert torch.allclose(left.double().mT @ right.double(), expected, atol=1e-6), name
