@@ -21,7 +21,7 @@ def run_configs_command(arguments: Sequence[str]) -> int:
         "--copy .",
     )
     parser.add_argument("--copy", metavar="DIR", help="copy them to DIR/configs, to change them")
-    options = parser.parse(arguments)
+    options = parser.parse_args(arguments)
     if options.copy is None:
         for file in sorted((ROOT / CONFIGS).glob("*/*.yaml")):
             first = file.read_text(encoding="utf-8").partition("\n")[0]

@@ -43,7 +43,7 @@ def run_export_command(arguments: Sequence[str]) -> int:
         action="store_true",
         help="allow code of the base model's hub repository to run, as the run itself did",
     )
-    options = parser.parse(arguments)
+    options = parser.parse_args(arguments)
     export_checkpoint(**vars(options))
     print(f"model written to {options.out}")
     return 0

@@ -64,7 +64,7 @@ def run_lm_eval_command(arguments: Sequence[str]) -> int:
         spellings = dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}"])
         shown: dict[str, Any] = {} if "action" in how else {"metavar": "VALUE"}
         parser.add_argument(*spellings, help=text, **how, **shown)
-    options = parser.parse(arguments)
+    options = parser.parse_args(arguments)
     run = Path(options.run).expanduser()
     if not run.is_dir():
         raise OneShotError(f"{run}: no such folder; check --run.")

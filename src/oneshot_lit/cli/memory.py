@@ -82,7 +82,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--length", type=int, default=512, help="tokens in a row (default 512)")
     add("--gradient-checkpointing", action="store_true")
     add("--gpu-gib", type=float, default=80, help="memory of a GPU (default 80)")
-    options = parser.parse(arguments)
+    options = parser.parse_args(arguments)
     if min(*options.processes, options.batch, options.length) < 1 or options.lora < 0:
         raise OneShotError("--processes, --batch, --length and --lora must be above 0.")
     return options

@@ -27,7 +27,7 @@ def run_microworld_command(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--splits", nargs="+", default=list(NAMES), metavar="NAME", help="; ".join(NAMES)
     )
-    options = parser.parse(arguments)
+    options = parser.parse_args(arguments)
     for name in options.splits:
         if name not in NAMES:
             raise OneShotError(f"microworld: unknown split '{name}'{did_you_mean(name, NAMES)}.")

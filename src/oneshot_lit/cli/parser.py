@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from typing import NoReturn
 
 from oneshot_lit.errors import OneShotError
@@ -23,7 +22,3 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise the mistake."""
         raise OneShotError(f"{message}; see {self.prog} --help.")
-
-    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
-        """Return the options of the command line after the verb."""
-        return self.parse_args(list(arguments))

@@ -50,7 +50,7 @@ def run_report_command(arguments: Sequence[str]) -> int:
         action="store_true",
         help="compare runs with other prompts or settings as well; the notes name what differs",
     )
-    options = parser.parse(arguments)
+    options = parser.parse_args(arguments)
     if options.examples < 0:
         raise OneShotError(f"--examples {options.examples}: must be 0 or more.")
     return _run(options)

@@ -41,7 +41,7 @@ def run_study_command(arguments: Sequence[str], run_command: Callable[[Sequence[
         action="store_true",
         help="run nothing; print each stage's commands in order, for a cluster's scheduler",
     )
-    options = parser.parse(arguments)
+    options = parser.parse_args(arguments)
     try:
         return _run(options, run_command)
     except KeyboardInterrupt:

@@ -115,6 +115,7 @@ class SafetyDataModule(ResumableDataModule):
 
     def setup(self, stage: str) -> None:
         """Load, check and tokenise what `stage` (fit, validate, test, predict) needs."""
+        self.report = {}
         module = None if self.trainer is None else self.trainer.lightning_module
         if self.tokenizer is None:
             tokenizer = getattr(module, "tokenizer", None)

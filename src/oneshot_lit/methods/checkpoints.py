@@ -13,10 +13,15 @@ from oneshot_lit.conversation import Conversation
 from oneshot_lit.data.datasets import rows_digest
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.methods.gradient_hooks import GradientHooks
-from oneshot_lit.strategies.exchange import random_states, restore_random_state
+from oneshot_lit.strategies.exchange import everyones
 from oneshot_lit.strategies.folders import own_state
 from oneshot_lit.strategies.frozen_entries import FrozenEntries
-from oneshot_lit.strategies.resumed_loops import accumulated_batches, correct_counts
+from oneshot_lit.strategies.resumed_loops import (
+    accumulated_batches,
+    correct_counts,
+    own_random_state,
+    restore_random_state,
+)
 from oneshot_lit.strategies.weights import own_weights, set_own_weights
 
 
@@ -86,7 +91,9 @@ class RunState(GradientHooks):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the random state, and only the adapter's weights when only an adapter is trained."""
-        checkpoint["random_states"] = random_states(self.trainer)
+        # Rows of different lengths take different numbers of draws, so the processes differ.
+        own = own_random_state(self.trainer.strategy.root_device)
+        checkpoint["random_states"] = everyones(self.trainer, own)
         if self._start_weights is not None:
             own_state(checkpoint)["start_weights"] = self._start_weights
         if self.peft is not None:

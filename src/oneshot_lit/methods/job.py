@@ -22,7 +22,7 @@ from oneshot_lit.errors import OneShotError
 from oneshot_lit.io.files import file_written_whole, recover
 from oneshot_lit.io.runs import resume_conflict
 from oneshot_lit.methods.base import LanguageModelModule
-from oneshot_lit.strategies.exchange import own_random_state, set_random_state
+from oneshot_lit.strategies.resumed_loops import own_random_state, set_random_state
 
 STATE = Path("checkpoints") / "job.ckpt"
 # The largest share of a job's time that saving its state may take.

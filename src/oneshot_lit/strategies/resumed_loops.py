@@ -1,4 +1,4 @@
-"""Where a resumed run goes on: Lightning's own counts, corrected for exact resumption.
+"""Where a resumed run goes on: Lightning's own counts, corrected, and the random state.
 
 Lightning restores the counts that it had when the checkpoint was written, and goes wrong where
 those do not say whether the epoch, or the optimiser step, was over:
@@ -14,8 +14,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from torch import Tensor
 
 
 def accumulated_batches(trainer: Trainer, epoch: int) -> int:
@@ -69,3 +71,24 @@ def correct_counts(trainer: Trainer, state: dict[str, Any]) -> None:
 def _add(progress: dict[str, Any], number: int, key: str) -> None:
     for each in (progress["current"], progress["total"]):
         each[key] += number
+
+
+def own_random_state(device: torch.device) -> dict[str, Tensor]:
+    """Return the states of this process's generators."""
+    own = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        own["cuda"] = torch.cuda.get_rng_state(device)
+    return own
+
+
+def set_random_state(device: torch.device, state: dict[str, Tensor]) -> None:
+    """Go on with the random numbers that follow a state."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def restore_random_state(trainer: Trainer, states: list[dict[str, Tensor]]) -> None:
+    """Go on with the random numbers of the process that had this one's rank."""
+    own = states[trainer.global_rank % len(states)]
+    set_random_state(trainer.strategy.root_device, own)

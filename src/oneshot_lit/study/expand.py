@@ -10,7 +10,7 @@ from typing import Any
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.study.checks import mapping
 
-_MARK = re.compile(r"\{([A-Za-z_]\w*(?:\.\w+)?)\}")
+_MARK = re.compile(r"\{([A-Za-z_][\w-]*(?:\.[\w-]+)?)\}")
 
 
 def expand(name: str, body: Any, place: str) -> list[tuple[str, Any]]:

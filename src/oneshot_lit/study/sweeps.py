@@ -53,7 +53,7 @@ def parse_sweeps(raw: Any, stages: Sequence[str], place: str) -> tuple[Sweep, ..
             for label, pattern in mapping(keys.get("lines"), f"{here}.lines").items()
         }
         levels = tuple(stage_name(s, stages, f"{here}.levels") for s in keys.get("levels") or ())
-        sweeps.append(Sweep(str(keys.get("title", x)), x, lines, levels))
+        sweeps.append(Sweep(str(keys.get("title", f"{x}: {', '.join(lines)}")), x, lines, levels))
     return tuple(sweeps)
 
 
