@@ -58,9 +58,14 @@ def test_a_set_named_train_is_not_the_training_rows(build: Any, file_of: Any) ->
     sets = {"train": benign(Microworld("benign_dev", size=3))}
     held_out = {"train": benign(Microworld("benign_heldout", size=4))}
     path = file_of(row("how ?"), row("who ?"))
-    data = build("fit", "test", train=ChatJsonl(path), val_sets=sets, test_sets=held_out)
-    rows = {name: found["rows"] for name, found in data.report.items()}
-    assert rows == {"train": 2, "val/train": 3, "test/train": 4}
+    data = build("fit", train=ChatJsonl(path), val_sets=sets, test_sets=held_out)
+    assert {name: facts["rows"] for name, facts in data.report.items()} == {
+        "train": 2,
+        "val/train": 3,
+    }
+    # The sets of an earlier command are not those of the next one.
+    data.setup("test")
+    assert {name: facts["rows"] for name, facts in data.report.items()} == {"test/train": 4}
 
 
 def test_a_report_lists_the_sets_of_its_own_command(
