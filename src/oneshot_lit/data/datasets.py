@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -20,6 +20,7 @@ from oneshot_lit.data.samplers import padding_row
 from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.data.transforms import RowTransform
 from oneshot_lit.errors import OneShotError, RowError
+from oneshot_lit.evaluation.metrics.base import TextScore
 from oneshot_lit.evaluation.metrics.registry import METRICS, Kind, metric_names
 from oneshot_lit.models.chat_format import answer_form, visible_text
 
@@ -181,10 +182,13 @@ class PromptDataset(EncodedRows):
         rows = prompt_set.source.load()
         references = [self._reference(row, tokenizer) for row in rows]
         self.metrics = self._metrics(prompt_set.metrics, rows, references)
+        # Made once, as building a metric takes a millisecond.
+        made = {name: METRICS[name]() for name in self.metrics}
+        checks = {name: metric for name, metric in made.items() if metric.needs_references}
         for row, reference in zip(rows, references, strict=True):
             try:
                 encoded = encode_conversation(tokenizer, row, for_generation=True)
-                self._check_reference(row.origin, reference)
+                self._check_reference(row.origin, reference, checks)
             except RowError as error:
                 if not prompt_set.source.skips_bad_rows:
                     raise
@@ -233,13 +237,12 @@ class PromptDataset(EncodedRows):
             )
         return metric_names(self.kind, given, not without, f"prompt set {self.name}")
 
-    def _check_reference(self, origin: str, reference: str | None) -> None:
+    def _check_reference(
+        self, origin: str, reference: str | None, checks: Mapping[str, TextScore]
+    ) -> None:
         """Refuse a reference that a metric cannot compare with, before anything is answered."""
-        for name in self.metrics:
-            metric = METRICS[name]()
-            if reference is None or not metric.needs_references:
-                continue
-            if problem := metric.reference_problem(reference):
+        for name, metric in checks.items():
+            if reference is not None and (problem := metric.reference_problem(reference)):
                 raise RowError(
                     f"{origin} (prompt set {self.name})",
                     f"its reference {problem}",
