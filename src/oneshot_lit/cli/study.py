@@ -16,6 +16,10 @@ from oneshot_lit.errors import fail
 from oneshot_lit.io.files import write_json_atomically
 from oneshot_lit.io.locking import run_locked
 
+_LLAMA = "transformers.models.llama.modeling_llama"
+# Imported once for all commands of a study.
+_PRELOAD = ("oneshot_lit.cli.fit", "oneshot_lit.microworld.splits", _LLAMA)
+
 
 def run_study_command(arguments: Sequence[str], run_command: Callable[[Sequence[str]], int]) -> int:
     """Run a study and write its results and report.
@@ -37,19 +41,22 @@ def run_study_command(arguments: Sequence[str], run_command: Callable[[Sequence[
     parser.add_argument("--seed", type=int, help="seed, instead of the file's")
     parser.add_argument("--fresh", action="store_true", help="run every stage again")
     parser.add_argument(
-        "--commands",
-        action="store_true",
-        help="run nothing; print each stage's commands in order, for a cluster's scheduler",
+        "--commands", action="store_true", help="only print each stage's commands, in order"
     )
     options = parser.parse_args(arguments)
     try:
         return _run(options, run_command)
     except KeyboardInterrupt:
-        without = " without --fresh" if options.fresh else ""
-        return fail(f"interrupted; run the same command again{without} to resume.", code=130)
+        return fail("interrupted; run the command again, without --fresh, to resume.", code=130)
 
 
 def _run(options: Namespace, run_command: Callable[[Sequence[str]], int]) -> int:
+    from oneshot_lit.study.worker import start_server
+
+    if not options.commands:
+        # It imports for the stages while this process imports for itself.
+        start_server(_PRELOAD)
+
     from oneshot_lit.study.spec import load_study
 
     study = load_study(Path(options.config), options.root, options.seed)
@@ -64,7 +71,7 @@ def _run(options: Namespace, run_command: Callable[[Sequence[str]], int]) -> int
 
     from oneshot_lit.study.runner import Runner
 
-    runner = Runner(study, console, options.fresh, run_command, ("oneshot_lit.cli.preload",))
+    runner = Runner(study, console, options.fresh, run_command, _PRELOAD)
     # Without the lock, stages that another study has begun would start again.
     with run_locked(study.root):
         runner.run()

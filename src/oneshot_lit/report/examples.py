@@ -24,6 +24,8 @@ def choose_examples(
     Prompts that all runs answered come first, and among them those with different verdicts. Without
     `show_outputs` an example holds no output, and no prompt of a harmful set.
     """
+    if not any(run.predictions for run in runs):
+        return []
     # A verdict belongs to an answer, not to its place in the set.
     verdicts = {
         key: {m: None if pd.isna(s) else s for m, s in zip(of["metric"], of["score"], strict=True)}

@@ -11,17 +11,16 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from multiprocessing import connection
+from multiprocessing import connection, forkserver
 from pathlib import Path
 from typing import Any
 
 
 def start_server(preload: Sequence[str]) -> Any:
-    """Return a multiprocessing context with processes that start with everything imported."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
+    """Return a context whose processes start with everything imported; the imports begin now."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
+    forkserver.ensure_running()
     return context
 
 
