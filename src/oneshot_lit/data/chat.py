@@ -49,12 +49,11 @@ def _encode_row(tokenizer: Any, conversation: Conversation) -> tuple[list[int], 
     text = render(tokenizer, messages, False, origin)
     ids, ends = _tokenize(tokenizer, text)
     mask = [False] * len(ids)
-    stop = answer_form(tokenizer).stop
     for number, turn in enumerate(messages):
         if not turn.learned:
             continue
         prompt, after = prompt_text(tokenizer, messages[:number], origin)
-        message_end, turn_end = _ends_of(tokenizer, conversation, number, text, prompt, after)
+        turn_end = _turn_end(tokenizer, conversation, number, text, prompt, after)
         prompt_ids, prompt_ends = _tokenize(tokenizer, prompt)
         first = len(prompt_ids)
         if ids[:first] != prompt_ids:
@@ -74,16 +73,13 @@ def _encode_row(tokenizer: Any, conversation: Conversation) -> tuple[list[int], 
             if ends[position] > turn_end:
                 break
             mask[position] = True
-            # The model generates nothing after the end of turn, not even a newline.
-            if ids[position] == stop and ends[position] > message_end:
-                break
     return ids, mask
 
 
-def _ends_of(
+def _turn_end(
     tokenizer: Any, conversation: Conversation, number: int, text: str, prompt: str, after: str
-) -> tuple[int, int]:
-    """Return where an answer's message ends in the text of its row, and where its turn ends.
+) -> int:
+    """Return where a turn ends in the text of its row: with its end-of-turn token.
 
     Raises:
         RowError: if the row's text differs from the prompt that the model gets, and its answer.
@@ -94,7 +90,7 @@ def _ends_of(
     message_end, end = len(whole) - len(after), answer_form(tokenizer).end
     as_asked = whole.startswith(prompt) and whole.endswith(after)
     if as_asked and text.startswith(whole[:message_end] + end):
-        return message_end, message_end + len(end)
+        return message_end + len(end)
     raise RowError(
         origin,
         "the chat template renders a turn differently once its answer is there, or other turns "
