@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import os
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from oneshot_lit.cli.study import _PRELOAD
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.study.inputs import needs
 from oneshot_lit.study.runner import Runner, read_stage
@@ -81,9 +83,7 @@ def test_a_path_is_seen_however_it_is_spelled(text: str, tests: bool, tmp_path: 
         assert needs(study(BROKEN, other))["other", "fit"] == needed
 
 
-def test_the_order_is_the_studys_as_far_as_outputs_allow(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_order_is_the_studys_as_far_as_outputs_allow(tmp_path: Path) -> None:
     started = []
 
     class Noted(Ending):
@@ -91,13 +91,11 @@ def test_the_order_is_the_studys_as_far_as_outputs_allow(
             started.append((self.log.parent.name, self.log.stem))
             super().start()
 
-    monkeypatch.setattr(
-        "oneshot_lit.study.runner.start_server", lambda preload: SimpleNamespace(Process=Noted)
-    )
+    context = SimpleNamespace(Process=Noted)
     config = {"data.a": {"b": str(tmp_path / "choice" / "selection.json")}}
     pick = tuned("pick", "broken", Command(CONFIG.config, config))
     given = study(BROKEN, CHOICE, pick, root=tmp_path)
-    Runner(given, Console(file=io.StringIO())).run()
+    Runner(given, Console(file=io.StringIO()), context).run()
     assert started == [
         ("broken", "fit"),
         ("broken", "test"),
@@ -132,9 +130,7 @@ class Ending:
 
 
 @pytest.mark.parametrize(("jobs", "most"), [(1, 1), (2, 2), (9, 3)])
-def test_as_many_commands_as_jobs_run_side_by_side(
-    jobs: int, most: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_as_many_commands_as_jobs_run_side_by_side(jobs: int, most: int, tmp_path: Path) -> None:
     stages = tuple(only_tested(name) for name in "abc")
     threads = []
 
@@ -142,12 +138,10 @@ def test_as_many_commands_as_jobs_run_side_by_side(
         threads.append(args[3])
         return Ending(target, args)
 
-    monkeypatch.setattr(
-        "oneshot_lit.study.runner.start_server", lambda preload: SimpleNamespace(Process=process)
-    )
+    context = SimpleNamespace(Process=process)
     Ending.running = Ending.most = 0
     given = study(*stages, root=tmp_path / "out", jobs=jobs)
-    runner = Runner(given, Console(file=io.StringIO()))
+    runner = Runner(given, Console(file=io.StringIO()), context)
     runner.run()
     assert Ending.most == most
     assert {name: list(took) for name, took in runner.seconds.items()} == {
@@ -175,9 +169,7 @@ run_logged(program.run_command, ["threads:"], {str(log)!r}, {threads})
     assert log.read_text() == f"threads: {threads or 1}\n"
 
 
-def test_a_failing_command_ends_those_beside_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_failing_command_ends_those_beside_it(tmp_path: Path) -> None:
     terminated = []
 
     class Lasting(Ending):
@@ -193,31 +185,45 @@ def test_a_failing_command_ends_those_beside_it(
         def terminate(self) -> None:
             terminated.append(self.name)
 
-    monkeypatch.setattr(
-        "oneshot_lit.study.runner.start_server", lambda preload: SimpleNamespace(Process=Lasting)
-    )
+    context = SimpleNamespace(Process=Lasting)
     given = study(*map(only_tested, "abc"), root=tmp_path / "out", jobs=2)
     with pytest.raises(OneShotError, match="a test: "):
-        Runner(given, Console(file=io.StringIO())).run()
+        Runner(given, Console(file=io.StringIO()), context).run()
     assert terminated == ["b"]
     assert not read_stage(tmp_path / "out" / "b")["test"]["done"]
     assert not (tmp_path / "out" / "c").exists()
 
 
-def test_a_fresh_selection_takes_no_state_over(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(
-        "oneshot_lit.study.runner.start_server", lambda preload: SimpleNamespace(Process=Ending)
-    )
+def test_a_fresh_selection_takes_no_state_over(tmp_path: Path) -> None:
+    context = SimpleNamespace(Process=Ending)
     config = Command(("configs/select/brute_force.yaml",))
     stage = Stage("a", "checkpoints/small", {"select": config})
     given = study(stage, root=tmp_path / "out")
-    Runner(given, Console(file=io.StringIO())).run()
+    Runner(given, Console(file=io.StringIO()), context).run()
     state = tmp_path / "out" / "a" / "checkpoints" / "job.ckpt"
     state.parent.mkdir()
     state.write_text("")
-    Runner(given, Console(file=io.StringIO())).run()
+    Runner(given, Console(file=io.StringIO()), context).run()
     assert state.exists()
-    Runner(given, Console(file=io.StringIO()), fresh=True).run()
+    Runner(given, Console(file=io.StringIO()), context, fresh=True).run()
     assert not state.exists()
+
+
+def test_processes_start_with_their_modules_imported(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from oneshot_lit.study.worker import start_server\n"
+        "CHECK = 'import sys; sys.exit(\"colorsys\" not in sys.modules)'\n"
+        "if __name__ == '__main__':\n"
+        "    process = start_server(['colorsys']).Process(target=exec, args=(CHECK,))\n"
+        "    process.start()\n"
+        "    process.join()\n"
+        "    raise SystemExit(process.exitcode)\n"
+    )
+    assert subprocess.run([sys.executable, program], timeout=120).returncode == 0
+
+
+@pytest.mark.parametrize("module", _PRELOAD)
+def test_the_imported_modules_exist(module: str) -> None:
+    # The server passes over a name that it cannot import, and each command then imports by itself.
+    assert importlib.util.find_spec(module) is not None

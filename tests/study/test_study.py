@@ -364,7 +364,7 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Path], int]], N
             return Process(action, args)
 
         context = SimpleNamespace(Process=process)
-        monkeypatch.setattr("oneshot_lit.study.runner.start_server", lambda preload: context)
+        monkeypatch.setattr("oneshot_lit.study.worker.start_server", lambda preload: context)
 
     return install
 
@@ -423,7 +423,7 @@ def test_interrupted_study_says_how_to_go_on(command, stub, tmp_path: Path) -> N
     file = write_small_study(tmp_path)
     done = command("study", "--config", file)
     assert done.code == 130
-    assert "interrupted; run the command again" in done.error
+    assert "run the same command again to resume" in done.error
     assert "ckpt_path" not in done.error
     assert "without --fresh" in command("study", "--config", file, "--fresh").error
 

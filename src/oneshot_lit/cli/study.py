@@ -41,21 +41,23 @@ def run_study_command(arguments: Sequence[str], run_command: Callable[[Sequence[
     parser.add_argument("--seed", type=int, help="seed, instead of the file's")
     parser.add_argument("--fresh", action="store_true", help="run every stage again")
     parser.add_argument(
-        "--commands", action="store_true", help="only print each stage's commands, in order"
+        "--commands",
+        action="store_true",
+        help="run nothing; print each stage's commands in order, for a cluster's scheduler",
     )
     options = parser.parse_args(arguments)
     try:
         return _run(options, run_command)
     except KeyboardInterrupt:
-        return fail("interrupted; run the command again, without --fresh, to resume.", code=130)
+        without = " without --fresh" if options.fresh else ""
+        return fail(f"interrupted; run the same command again{without} to resume.", code=130)
 
 
 def _run(options: Namespace, run_command: Callable[[Sequence[str]], int]) -> int:
     from oneshot_lit.study.worker import start_server
 
-    if not options.commands:
-        # It imports for the stages while this process imports for itself.
-        start_server(_PRELOAD)
+    # It imports for the stages while this process imports for itself.
+    context = None if options.commands else start_server(_PRELOAD)
 
     from oneshot_lit.study.spec import load_study
 
@@ -71,7 +73,7 @@ def _run(options: Namespace, run_command: Callable[[Sequence[str]], int]) -> int
 
     from oneshot_lit.study.runner import Runner
 
-    runner = Runner(study, console, options.fresh, run_command, _PRELOAD)
+    runner = Runner(study, console, context, options.fresh, run_command)
     # Without the lock, stages that another study has begun would start again.
     with run_locked(study.root):
         runner.run()

@@ -23,7 +23,7 @@ from oneshot_lit.io.runs import PRODUCTS
 from oneshot_lit.methods.job import STATE
 from oneshot_lit.study.inputs import Key, command_fingerprint, needs
 from oneshot_lit.study.spec import Stage, Study
-from oneshot_lit.study.worker import last_line, run_logged, start_server
+from oneshot_lit.study.worker import last_line, run_logged
 
 STAGE_FILE = "stage.json"
 # Seconds between two looks at the logs of running commands.
@@ -37,17 +37,17 @@ class Runner:
     Args:
         study: What to run.
         console: Where progress is shown.
+        context: Makes the processes of commands, see `worker.start_server`.
         fresh: Run every stage again.
         run_command: Runs a command line and returns its exit code.
-        preload: Modules that the processes of commands import before they start.
         seconds: Stage -> verb -> seconds of the command, without the runs that it resumed.
     """
 
     study: Study
     console: Console
+    context: Any
     fresh: bool = False
     run_command: Callable[[Sequence[str]], int] | None = None
-    preload: Sequence[str] = ()
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def run(self) -> None:
@@ -56,7 +56,6 @@ class Runner:
         Raises:
             OneShotError: with the failing command's own line and its log file.
         """
-        context = start_server(self.preload)
         stages = {stage.name: stage for stage in self.study.stages}
         before = needs(self.study)
         order = list(before)
@@ -69,7 +68,7 @@ class Runner:
                 ready = sorted([*ready, *waiting.get_ready()], key=order.index)
                 if ready and len(running) < self.study.jobs:
                     key = ready.pop(0)
-                    command = self._command(context, stages[key[0]], key[1])
+                    command = self._command(stages[key[0]], key[1])
                     if (process := next(command, None)) is None:
                         waiting.done(key)
                     else:
@@ -90,7 +89,7 @@ class Runner:
                 process.join(10)
             raise
 
-    def _command(self, context: Any, stage: Stage, verb: str) -> Iterator[Any]:
+    def _command(self, stage: Stage, verb: str) -> Iterator[Any]:
         """Start a command and yield its process; when that has ended, check and note its output.
 
         If the output is there already, nothing is yielded.
@@ -122,7 +121,7 @@ class Runner:
         _note(folder, verb, entry)
         before, start = _written(output), time.monotonic()
         log.unlink(missing_ok=True)
-        process = context.Process(
+        process = self.context.Process(
             target=run_logged, args=(self.run_command, arguments, str(log), self.study.threads)
         )
         process.start()

@@ -18,6 +18,8 @@ from typing import Any
 
 def start_server(preload: Sequence[str]) -> Any:
     """Return a context whose processes start with everything imported; the imports begin now."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
     forkserver.ensure_running()
