@@ -137,6 +137,8 @@ def _import(name: str, *args: Any, **kwargs: Any) -> Any:
         raise MistakeError(_unknown_class(name)) from error
 
 
+# The parser asks several times, and transformers has thousands of names.
+@cache
 def _unknown_class(path: str) -> str:
     module, _, name = path.rpartition(".")
     ours = {
