@@ -17,7 +17,6 @@ from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.metrics.base import TextScore
 from oneshot_lit.io.files import read_text
 from oneshot_lit.io.read_files import require_file
-from oneshot_lit.io.shipped import or_shipped
 from oneshot_lit.methods.checkpoints import RunState
 from oneshot_lit.methods.optimizers import built, check_rounding, schedule
 from oneshot_lit.methods.scoring import PromptScoring
@@ -32,6 +31,7 @@ from oneshot_lit.models.chat_format import (
 )
 from oneshot_lit.models.context import context_length, embedding_rows, read_config
 from oneshot_lit.models.generation import Decoding
+from oneshot_lit.models.gguf import model_folder
 from oneshot_lit.models.loss import IGNORE_INDEX, next_token_loss, of_labelled
 from oneshot_lit.models.weight_files import is_local
 from oneshot_lit.strategies.step_window import StepWindow
@@ -99,8 +99,9 @@ class LanguageModelModule(PromptScoring, ModelBuilding, RunState):
             )
         if model_config is not None and peft is not None:
             raise OneShotError("model: an adapter (peft) needs a trained base, not model_config.")
-        self.model_name_or_path = model_name_or_path and or_shipped(model_name_or_path)
-        self.tokenizer_name_or_path = tokenizer_name_or_path and or_shipped(tokenizer_name_or_path)
+        self.model_name_or_path = model_name_or_path and model_folder(model_name_or_path)
+        own = tokenizer_name_or_path
+        self.tokenizer_name_or_path = own and model_folder(own)
         self.model_config = model_config
         self.chat_template = chat_template
         self.chat_options = ChatOptions(system_turn, tuple(stop_tokens or ()))
