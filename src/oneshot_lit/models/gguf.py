@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import struct
 import tempfile
 from pathlib import Path
 
@@ -85,7 +86,7 @@ def _convert(path: Path, folder: Path) -> None:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         temporary.rename(folder)
-    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+    except (OSError, ValueError, KeyError, NotImplementedError, struct.error) as error:
         said = " ".join(str(error).split())[:200]
         raise OneShotError(f"{path}: this GGUF file cannot be converted ({said}).") from error
     finally:
