@@ -32,6 +32,7 @@ from oneshot_lit.models.chat_format import (
 from oneshot_lit.models.context import context_length, embedding_rows, read_config
 from oneshot_lit.models.generation import Decoding
 from oneshot_lit.models.gguf import model_folder
+from oneshot_lit.models.labelled_head import head_on_labelled
 from oneshot_lit.models.loss import IGNORE_INDEX, next_token_loss, of_labelled
 from oneshot_lit.models.weight_files import is_local
 from oneshot_lit.strategies.step_window import StepWindow
@@ -198,10 +199,18 @@ class LanguageModelModule(PromptScoring, ModelBuilding, RunState):
         output = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
         return output.logits  # type: ignore[no-any-return]
 
+    def labelled_logits(self, batch: dict[str, Tensor]) -> Tensor:
+        """Return the logits that predict the labelled tokens, (labelled tokens, vocabulary).
+
+        The other positions' are never computed; the functions of `models.loss` take either.
+        """
+        with head_on_labelled(self.model, batch["labels"]):
+            # Not `self(...)`: ZeRO-3 takes each call of the module for the beginning of a step.
+            return self.forward(batch["input_ids"], batch["attention_mask"])
+
     def compute_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Return the scalar training loss of a batch; override it for another objective."""
-        # Not `self(...)`: ZeRO-3 takes each call of the module for the beginning of a step.
-        logits = self.forward(batch["input_ids"], batch["attention_mask"])
+        logits = self.labelled_logits(batch)
         return next_token_loss(logits, batch["labels"], self.token_weights(batch))
 
     def token_weights(self, batch: dict[str, Tensor]) -> Tensor | None:
