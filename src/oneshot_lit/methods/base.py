@@ -56,6 +56,8 @@ class LanguageModelModule(PromptScoring, ModelBuilding, RunState):
         chat_template: A Jinja file that replaces the tokenizer's own chat template.
         system_turn: ``template`` hands a system turn to the template; ``user`` puts its text before
             the first user turn, for families without a system role (Gemma, Mistral).
+        template_arguments: Arguments of the chat template, such as ``{enable_thinking: false}``;
+            they apply to training rows and prompts alike.
         stop_tokens: Further tokens that end an answer, besides the template's end of turn and the
             EOS tokens of tokenizer and model.
         dtype: Dtype of the weights: float32, bfloat16, float16 or float64.
@@ -81,6 +83,7 @@ class LanguageModelModule(PromptScoring, ModelBuilding, RunState):
         tokenizer_name_or_path: str | None = None,
         chat_template: str | None = None,
         system_turn: SystemTurn = "template",
+        template_arguments: dict[str, Any] | None = None,
         stop_tokens: list[str] | None = None,
         dtype: str = "float32",
         peft: dict[str, Any] | None = None,
@@ -105,7 +108,11 @@ class LanguageModelModule(PromptScoring, ModelBuilding, RunState):
         self.tokenizer_name_or_path = own and model_folder(own)
         self.model_config = model_config
         self.chat_template = chat_template
-        self.chat_options = ChatOptions(system_turn, tuple(stop_tokens or ()))
+        self.chat_options = ChatOptions(
+            system_turn,
+            tuple(stop_tokens or ()),
+            template_arguments=tuple((template_arguments or {}).items()),
+        )
         self.dtype_name = dtype
         self.model_dtype = loading.resolve_dtype(dtype)
         self.peft = peft
