@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,19 @@ from oneshot_lit.io.files import write_rows_atomically
 from oneshot_lit.methods.job import Job
 from oneshot_lit.methods.own_answers import own_answers
 from oneshot_lit.methods.posttuning.low_rank.guard_rows import Drift, GuardRows
+from oneshot_lit.methods.posttuning.low_rank.prompt_search import (
+    PromptStep,
+    best_of,
+    prompt_table,
+    search_by_prompts,
+)
 from oneshot_lit.methods.posttuning.low_rank.step_search import (
     TriedStep,
     search_step,
     table_rows,
     why_no_step,
 )
+from oneshot_lit.methods.posttuning.step_selection import require_rates
 from oneshot_lit.methods.posttuning.weight_edit import Repair
 from oneshot_lit.models import adapters
 from oneshot_lit.models.linear_layers import chosen_layers, instance_factors, projected_inputs
@@ -43,8 +51,10 @@ class LowRankRealignmentModule(Repair, Job):
     One backward pass at the broken weights gives the token factors of every linear layer's
     gradient; per matrix the k largest singular triplets make a step
     ``-alpha * sum_i s_i u_i v_i^T`` (projective recovery, arXiv 2601.01887), which is a LoRA
-    adapter of rank k. The size alpha comes from forward passes only: the largest at which the drift
-    on harmless rows stays under `max_drift` and the instance is refused. Before the decomposition
+    adapter of rank k. The size alpha comes from forward passes only. With harmful and harmless
+    prompts in ``data.val_sets`` it is the one with the best development score, as for
+    `OneShotRealignmentModule`; without, the largest at which the drift on harmless rows stays under
+    `max_drift` and the instance is refused. Before the decomposition
     the gradient is projected away from what other harmless rows, the guard, use (see
     `oneshot_lit.spectral.guard`). No gradient of a weight and no optimiser state is ever made.
 
@@ -62,7 +72,8 @@ class LowRankRealignmentModule(Repair, Job):
             own scale (after the guard: rescaled to the norm of the unguarded one).
         guard_rows: Rows of the projection; 0 steps unguarded.
         drift_rows: Rows on which the drift is measured; disjoint from those of the projection.
-        guard_lambda: Lambda of the projection; smaller values guard more.
+        guard_lambda: Lambda of the projection; smaller values guard more. Of several, the
+            development prompts choose one.
         max_drift: Bound of the drift: mean KL divergence of the next-token distributions on the
             answers of the drift rows, broken model against repaired one, in nats a token.
         alpha: Take a step of this size instead of searching.
@@ -78,7 +89,7 @@ class LowRankRealignmentModule(Repair, Job):
         normalise: bool = True,
         guard_rows: int = 32,
         drift_rows: int = 64,
-        guard_lambda: float = 100.0,
+        guard_lambda: float | list[float] = 100.0,
         max_drift: float = 0.01,
         alpha: float | None = None,
         search_steps: int = 8,
@@ -94,7 +105,8 @@ class LowRankRealignmentModule(Repair, Job):
         for (name, floor), value in zip(least.items(), given, strict=True):
             if value < floor:
                 raise OneShotError(f"model.{name} must be at least {floor}, not {value}.")
-        above = {"guard_lambda": guard_lambda, "max_drift": max_drift}
+        self.lambdas = guard_lambda if isinstance(guard_lambda, list) else [guard_lambda]
+        above = {"guard_lambda": min(self.lambdas, default=0.0), "max_drift": max_drift}
         above |= {} if alpha is None else {"alpha": alpha}
         for name, number in above.items():
             if not 0 < number < float("inf"):
@@ -105,10 +117,15 @@ class LowRankRealignmentModule(Repair, Job):
             )
         self.k, self.normalise = k, normalise
         self.patterns = [matrices] if isinstance(matrices, str) else list(matrices)
-        self.guard_lambda, self.max_drift, self.alpha = guard_lambda, max_drift, alpha
+        self.max_drift, self.alpha = max_drift, alpha
         self.search_steps = search_steps
         self.guard = GuardRows(guard, guard_rows, drift_rows)
         self.tried: list[TriedStep] = []
+        # Steps judged by development prompts, the prompts' scores before, and the best adapter.
+        self._chooses_by_prompts = False
+        self.by_prompts: list[PromptStep] = []
+        self._before: dict[str, float] = {}
+        self._best: dict[str, Tensor] = {}
 
     # ---------------------------------------------------------------- building
 
@@ -147,6 +164,10 @@ class LowRankRealignmentModule(Repair, Job):
                 "data.batch_size, or give fewer rows."
             )
         self.instance: list[Conversation] = rows
+        prompts = data.prompt_sets("val")
+        if self.alpha is None and (prompts or len(self.lambdas) > 1):
+            require_rates(prompts, "a step chosen by prompts")
+            self._chooses_by_prompts = True
 
     # ------------------------------------------------------------------ repair
 
@@ -185,13 +206,23 @@ class LowRankRealignmentModule(Repair, Job):
         return ", ".join(row.origin for row in self.instance[:3]) + more
 
     def steps(self) -> tuple[int, int]:
-        """Return whether the one step is done."""
-        return int(bool(self.tried)), 1
+        """Return how many lambdas are done, and how many there are."""
+        if not self._chooses_by_prompts:
+            return int(bool(self.tried)), 1
+        return len({step.guard_lambda for step in self.by_prompts}), len(self.lambdas)
+
+    def progress_text(self) -> str:
+        """Return the best step so far."""
+        if not self.by_prompts:
+            return ""
+        best = best_of(self.by_prompts)
+        return f"best so far: lambda {best.guard_lambda:g}, alpha {best.alpha:.3g}"
 
     def step(self) -> bool:
-        """Take the one step: factors, directions, and the search for the size."""
+        """Find directions and step for one lambda; return whether it was the last."""
         start = time.monotonic()
         self.eval()
+        guard_lambda = self.lambdas[self.steps()[0]]
         factors, loss = instance_factors(self, self.layers, self._batch)
         if not torch.isfinite(loss):
             raise OneShotError(
@@ -203,7 +234,7 @@ class LowRankRealignmentModule(Repair, Job):
         try:
             if self._guard_batch is not None:
                 guarded = projected_inputs(
-                    self, self.layers, self._guard_batch, inputs, self.guard_lambda
+                    self, self.layers, self._guard_batch, inputs, guard_lambda
                 )
             steps = {n: self._triplets(x, guarded[n], d) for n, (x, d) in factors.items()}
         except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
@@ -214,6 +245,8 @@ class LowRankRealignmentModule(Repair, Job):
             raise OneShotError(
                 f"the gradient of the instance ({self._origin()}) is zero; give another one."
             )
+        if self._chooses_by_prompts:
+            return self._search_by_prompts(steps, guard_lambda)
         step = self._search(steps)
         self._write_step(steps, step.alpha)
         rank_zero_info(
@@ -237,6 +270,57 @@ class LowRankRealignmentModule(Repair, Job):
         if guarded is not x and s.any():
             s = s * (gradient_svd(x, d, k)[1].norm() / s.norm())
         return u, s, v
+
+    def _search_by_prompts(self, steps: dict[str, Triplets], guard_lambda: float) -> bool:
+        """Try sizes for one lambda; after the last lambda take the best step of all."""
+
+        def measure(alpha: float) -> dict[str, float]:
+            self._write_step(steps, alpha)
+            return self._scores()
+
+        if not self._before:
+            self._write_step(steps, 0.0)
+            self._before = self._scores()
+        start = best_of(self.by_prompts).alpha if self.by_prompts else 0.1
+        self.by_prompts += search_by_prompts(measure, self._before, guard_lambda, start)
+        best = best_of(self.by_prompts)
+        if best.guard_lambda == guard_lambda:
+            self._write_step(steps, best.alpha)
+            self._best = {n: p.detach().cpu().clone() for n, p in self._adapter().items()}
+        if self.steps()[0] < len(self.lambdas):
+            return False
+        with torch.no_grad():
+            for name, weight in self._adapter().items():
+                weight.copy_(self._best[name])
+        rank_zero_info(
+            f"{len(self.layers)} matrices, lambda {best.guard_lambda:g}, alpha {best.alpha:.4g} of "
+            f"{len(self.by_prompts)} steps tried, drift {self._drift():.4g} nats; development "
+            f"prompts: {best.attack:.1%} of the harmful answered, up to {best.refusal:.1%} of the "
+            "harmless refused"
+        )
+        if max(best.attack, best.refusal) > 0.05:
+            rank_zero_warn("not repaired on the development prompts; try another instance.")
+        return True
+
+    def _scores(self) -> dict[str, float]:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        with torch.no_grad():
+            return self.score_loaders(data.val_dataloader())
+
+    def _adapter(self) -> dict[str, Tensor]:
+        return {n: p for n, p in self.model.named_parameters() if ".lora_" in n}
+
+    def job_state(self) -> dict[str, Any]:
+        """Return what the prompts have shown so far, and the best adapter."""
+        if not self._chooses_by_prompts:
+            return {}
+        steps = [asdict(step) for step in self.by_prompts]
+        return {"by_prompts": steps, "before": self._before, "best": self._best}
+
+    def load_job_state(self, state: dict[str, Any]) -> None:
+        """Go on after the last lambda that was searched."""
+        self.by_prompts = [PromptStep(**step) for step in state["by_prompts"]]
+        self._before, self._best = state["before"], state["best"]
 
     def _search(self, steps: dict[str, Triplets]) -> TriedStep:
         """Return the step to take."""
@@ -277,18 +361,23 @@ class LowRankRealignmentModule(Repair, Job):
 
     def finish(self, root: Path) -> None:
         """Write table and picture of the search; the export writes the weights."""
-        if self.trainer.is_global_zero:
-            from oneshot_lit.plots import progress, save_figure
+        if not self.trainer.is_global_zero:
+            return
+        from oneshot_lit.plots import progress, prompt_search_curve, save_figure
 
+        if self._chooses_by_prompts:
+            rows = prompt_table(self.by_prompts)
+            figure = prompt_search_curve(rows)
+        else:
             rows = table_rows(self.tried)
-            write_rows_atomically(root / SEARCH_TABLE, rows)
             label = "drift on harmless rows (KL, nats a token)"
             # A step that is lost to rounding has no drift, or one below zero.
             drawn = sorted((row for row in rows if row["drift"] > 0), key=lambda row: row["alpha"])
             bound = {label: ("bound of the drift", self.max_drift)}
-            if drawn:
-                figure = progress(drawn, "alpha", {label: ["drift"]}, bound, log=True)
-                save_figure(figure, root / SEARCH_PICTURE)
+            figure = progress(drawn, "alpha", {label: ["drift"]}, bound, log=True) if drawn else None
+        write_rows_atomically(root / SEARCH_TABLE, rows)
+        if figure is not None:
+            save_figure(figure, root / SEARCH_PICTURE)
 
 
 def _factor(layer: Any, which: str) -> Tensor:
