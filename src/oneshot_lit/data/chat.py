@@ -16,7 +16,7 @@ from oneshot_lit.models.chat_format import answer_form, beyond_embedding, prompt
 
 
 class TurnsDifferError(RowError):
-    """A row that its template renders differently from the prompts and answers that it is made of."""
+    """A row that its template renders differently from its prompts and answers."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _ends_of(
     """Return where an answer's message ends in the text of its row, and where its turn ends.
 
     Raises:
-        TurnsDifferError: if the row's text differs from the prompt that the model gets, and its answer.
+        TurnsDifferError: if the row's text differs from the model's prompt and its answer.
     """
     messages, origin = conversation.messages[: number + 1], conversation.origin
     last = len(messages) == len(conversation.messages)

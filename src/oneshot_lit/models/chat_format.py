@@ -26,7 +26,7 @@ class ChatOptions:
             the first user turn, for templates that have no system role or move it about.
         stop_tokens: Further tokens that end an answer.
         embedded: Rows of the model's embedding, where known; no larger token id may be used.
-        template_arguments: Names and values that the template is given, such as ``enable_thinking``.
+        template_arguments: Names and values for the template, such as ``enable_thinking``.
     """
 
     system_turn: SystemTurn = "template"

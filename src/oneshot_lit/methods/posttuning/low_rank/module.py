@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,8 @@ from oneshot_lit.io.files import write_rows_atomically
 from oneshot_lit.methods.job import Job
 from oneshot_lit.methods.own_answers import own_answers
 from oneshot_lit.methods.posttuning.low_rank.guard_rows import Drift, GuardRows
-from oneshot_lit.methods.posttuning.low_rank.prompt_search import (
-    PromptStep,
-    best_of,
-    prompt_table,
-    search_by_prompts,
-)
+from oneshot_lit.methods.posttuning.low_rank.prompt_search import PromptChoice
+from oneshot_lit.methods.posttuning.low_rank.step import Triplets, factor, triplets, write_step
 from oneshot_lit.methods.posttuning.low_rank.step_search import (
     TriedStep,
     search_step,
@@ -38,11 +33,8 @@ from oneshot_lit.methods.posttuning.step_selection import require_rates
 from oneshot_lit.methods.posttuning.weight_edit import Repair
 from oneshot_lit.models import adapters
 from oneshot_lit.models.linear_layers import chosen_layers, instance_factors, projected_inputs
-from oneshot_lit.spectral import gradient_svd, rank_k_update
 
 SEARCH_TABLE, SEARCH_PICTURE = "step_search.csv", "step_search.png"
-# The leading singular triplets of a matrix: U, s, V.
-Triplets = tuple[Tensor, Tensor, Tensor]
 
 
 class LowRankRealignmentModule(Repair, Job):
@@ -121,11 +113,8 @@ class LowRankRealignmentModule(Repair, Job):
         self.search_steps = search_steps
         self.guard = GuardRows(guard, guard_rows, drift_rows)
         self.tried: list[TriedStep] = []
-        # Steps judged by development prompts, the prompts' scores before, and the best adapter.
         self._chooses_by_prompts = False
-        self.by_prompts: list[PromptStep] = []
-        self._before: dict[str, float] = {}
-        self._best: dict[str, Tensor] = {}
+        self.choice = PromptChoice()
 
     # ---------------------------------------------------------------- building
 
@@ -146,7 +135,7 @@ class LowRankRealignmentModule(Repair, Job):
         self.layers = {n: self.model.get_base_model().get_submodule(n) for n in layers}
         with torch.no_grad():
             for layer in self.layers.values():
-                _factor(layer, "A").zero_()
+                factor(layer, "A").zero_()
 
     def check(self) -> None:
         """Refuse settings that cannot work, before any work is done."""
@@ -209,14 +198,11 @@ class LowRankRealignmentModule(Repair, Job):
         """Return how many lambdas are done, and how many there are."""
         if not self._chooses_by_prompts:
             return int(bool(self.tried)), 1
-        return len({step.guard_lambda for step in self.by_prompts}), len(self.lambdas)
+        return len({step.guard_lambda for step in self.choice.tried}), len(self.lambdas)
 
     def progress_text(self) -> str:
         """Return the best step so far."""
-        if not self.by_prompts:
-            return ""
-        best = best_of(self.by_prompts)
-        return f"best so far: lambda {best.guard_lambda:g}, alpha {best.alpha:.3g}"
+        return str(self.choice)
 
     def step(self) -> bool:
         """Find directions and step for one lambda; return whether it was the last."""
@@ -236,7 +222,10 @@ class LowRankRealignmentModule(Repair, Job):
                 guarded = projected_inputs(
                     self, self.layers, self._guard_batch, inputs, guard_lambda
                 )
-            steps = {n: self._triplets(x, guarded[n], d) for n, (x, d) in factors.items()}
+            steps = {
+                n: triplets(x, guarded[n], d, self.k, self.normalise)
+                for n, (x, d) in factors.items()
+            }
         except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
             raise OneShotError(
                 f"no direction for the instance ({self._origin()}): {error}."
@@ -248,7 +237,7 @@ class LowRankRealignmentModule(Repair, Job):
         if self._chooses_by_prompts:
             return self._search_by_prompts(steps, guard_lambda)
         step = self._search(steps)
-        self._write_step(steps, step.alpha)
+        write_step(self.layers, steps, step.alpha)
         rank_zero_info(
             f"{len(self.layers)} matrices, alpha {step.alpha:.4g} of {len(self.tried)} tried, "
             f"drift {step.drift:.4g} of at most {self.max_drift:.4g} nats, "
@@ -261,76 +250,43 @@ class LowRankRealignmentModule(Repair, Job):
         prompts = list({row.prompt.messages: row.prompt for row in self.instance}.values())
         return all(is_refusal(answer) for answer in own_answers(self, self.model, prompts, 16))
 
-    def _triplets(self, x: Tensor, guarded: Tensor, d: Tensor) -> Triplets:
-        """Return the k leading triplets of a matrix's step of size 1, scaled as asked for."""
-        k = min(self.k, *x.shape, d.shape[1])
-        u, s, v = gradient_svd(guarded, d, k)
-        if self.normalise:
-            return u, s / s[:1].clamp_min(torch.finfo(s.dtype).tiny), v
-        if guarded is not x and s.any():
-            s = s * (gradient_svd(x, d, k)[1].norm() / s.norm())
-        return u, s, v
-
     def _search_by_prompts(self, steps: dict[str, Triplets], guard_lambda: float) -> bool:
         """Try sizes for one lambda; after the last lambda take the best step of all."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        adapter = {n: p for n, p in self.model.named_parameters() if ".lora_" in n}
 
         def measure(alpha: float) -> dict[str, float]:
-            self._write_step(steps, alpha)
-            return self._scores()
+            write_step(self.layers, steps, alpha)
+            with torch.no_grad():
+                return self.score_loaders(data.val_dataloader())
 
-        if not self._before:
-            self._write_step(steps, 0.0)
-            self._before = self._scores()
-        start = best_of(self.by_prompts).alpha if self.by_prompts else 0.1
-        self.by_prompts += search_by_prompts(measure, self._before, guard_lambda, start)
-        best = best_of(self.by_prompts)
-        if best.guard_lambda == guard_lambda:
-            self._write_step(steps, best.alpha)
-            self._best = {n: p.detach().cpu().clone() for n, p in self._adapter().items()}
+        self.choice.search(guard_lambda, measure, adapter)
         if self.steps()[0] < len(self.lambdas):
             return False
-        with torch.no_grad():
-            for name, weight in self._adapter().items():
-                weight.copy_(self._best[name])
-        rank_zero_info(
-            f"{len(self.layers)} matrices, lambda {best.guard_lambda:g}, alpha {best.alpha:.4g} of "
-            f"{len(self.by_prompts)} steps tried, drift {self._drift():.4g} nats; development "
-            f"prompts: {best.attack:.1%} of the harmful answered, up to {best.refusal:.1%} of the "
-            "harmless refused"
-        )
+        self.choice.take(adapter)
+        rank_zero_info(f"{self.choice}; drift {self._drift():.4g} nats a token")
+        best = self.choice.best
         if max(best.attack, best.refusal) > 0.05:
             rank_zero_warn("not repaired on the development prompts; try another instance.")
         return True
 
-    def _scores(self) -> dict[str, float]:
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        with torch.no_grad():
-            return self.score_loaders(data.val_dataloader())
-
-    def _adapter(self) -> dict[str, Tensor]:
-        return {n: p for n, p in self.model.named_parameters() if ".lora_" in n}
-
     def job_state(self) -> dict[str, Any]:
         """Return what the prompts have shown so far, and the best adapter."""
-        if not self._chooses_by_prompts:
-            return {}
-        steps = [asdict(step) for step in self.by_prompts]
-        return {"by_prompts": steps, "before": self._before, "best": self._best}
+        return self.choice.as_dict() if self._chooses_by_prompts else {}
 
     def load_job_state(self, state: dict[str, Any]) -> None:
         """Go on after the last lambda that was searched."""
-        self.by_prompts = [PromptStep(**step) for step in state["by_prompts"]]
-        self._before, self._best = state["before"], state["best"]
+        self.choice.load(state)
 
     def _search(self, steps: dict[str, Triplets]) -> TriedStep:
         """Return the step to take."""
 
         def drift_at(alpha: float) -> float:
-            self._write_step(steps, alpha)
+            write_step(self.layers, steps, alpha)
             return self._drift()
 
         def refused_at(alpha: float) -> bool:
-            self._write_step(steps, alpha)
+            write_step(self.layers, steps, alpha)
             return self.instance_refused()
 
         if self.alpha is not None:
@@ -351,14 +307,6 @@ class LowRankRealignmentModule(Repair, Job):
             raise OneShotError(why_no_step(self.tried, self.max_drift))
         return chosen
 
-    @torch.no_grad()
-    def _write_step(self, steps: dict[str, Triplets], alpha: float) -> None:
-        """Write a step of size `alpha` into the leading columns of each layer's adapter."""
-        for name, (u, s, v) in steps.items():
-            b, a = rank_k_update(u, s, v, alpha)
-            _factor(self.layers[name], "A")[: len(s)].copy_(a)
-            _factor(self.layers[name], "B")[:, : len(s)].copy_(b)
-
     def finish(self, root: Path) -> None:
         """Write table and picture of the search; the export writes the weights."""
         if not self.trainer.is_global_zero:
@@ -366,20 +314,15 @@ class LowRankRealignmentModule(Repair, Job):
         from oneshot_lit.plots import progress, prompt_search_curve, save_figure
 
         if self._chooses_by_prompts:
-            rows = prompt_table(self.by_prompts)
-            figure = prompt_search_curve(rows)
+            rows = self.choice.table()
+            save_figure(prompt_search_curve(rows), root / SEARCH_PICTURE)
         else:
             rows = table_rows(self.tried)
             label = "drift on harmless rows (KL, nats a token)"
             # A step that is lost to rounding has no drift, or one below zero.
             drawn = sorted((row for row in rows if row["drift"] > 0), key=lambda row: row["alpha"])
             bound = {label: ("bound of the drift", self.max_drift)}
-            figure = progress(drawn, "alpha", {label: ["drift"]}, bound, log=True) if drawn else None
+            if drawn:
+                figure = progress(drawn, "alpha", {label: ["drift"]}, bound, log=True)
+                save_figure(figure, root / SEARCH_PICTURE)
         write_rows_atomically(root / SEARCH_TABLE, rows)
-        if figure is not None:
-            save_figure(figure, root / SEARCH_PICTURE)
-
-
-def _factor(layer: Any, which: str) -> Tensor:
-    """Return the adapter's A, (rank, in_features), or B, (out_features, rank)."""
-    return getattr(layer, f"lora_{which}")["default"].weight  # type: ignore[no-any-return]

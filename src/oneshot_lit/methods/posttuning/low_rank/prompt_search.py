@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from oneshot_lit.methods.posttuning.step_selection import (
     attack_rate,
@@ -29,7 +32,6 @@ class PromptStep:
         attack: Mean attack success rate over the harmful sets.
         refusal: Worst over-refusal over the harmless sets.
         score: The development score; 0 is best.
-        kept: Whether it is the step that was taken.
     """
 
     guard_lambda: float
@@ -37,7 +39,6 @@ class PromptStep:
     attack: float
     refusal: float
     score: float
-    kept: bool = False
 
 
 def search_by_prompts(
@@ -84,7 +85,7 @@ def search_by_prompts(
         alpha *= factor
         step_at(alpha)
     for _ in range(refinements):
-        best = best_of(list(tried.values()))
+        best = min(tried.values(), key=lambda step: (step.score, step.alpha))
         others = sorted(tried)
         place = others.index(best.alpha) + (1 if best.attack > best.refusal else -1)
         if best.score == 0 or not 0 <= place < len(others):
@@ -96,12 +97,69 @@ def search_by_prompts(
     return list(tried.values())
 
 
-def best_of(tried: Sequence[PromptStep]) -> PromptStep:
-    """Return the step with the best score; of equal ones the first lambda's shortest."""
-    return min(tried, key=lambda step: (step.score, step.guard_lambda, step.alpha))
+class PromptChoice:
+    """The steps that were tried for all lambdas, and the adapter of the best one.
 
+    Attributes:
+        tried: The steps, in order.
+        before: The development scores of the broken model.
+    """
 
-def prompt_table(tried: Sequence[PromptStep]) -> list[dict[str, Any]]:
-    """Return the rows of ``step_search.csv``, in the order in which the steps were tried."""
-    best = best_of(tried)
-    return [asdict(step) | {"kept": int(step is best)} for step in tried]
+    def __init__(self) -> None:
+        self.tried: list[PromptStep] = []
+        self.before: dict[str, float] = {}
+        self._adapter: dict[str, Tensor] = {}
+
+    @property
+    def best(self) -> PromptStep:
+        """The step with the best score; of equal ones that of the smallest lambda and size."""
+        return min(self.tried, key=lambda step: (step.score, step.guard_lambda, step.alpha))
+
+    def __str__(self) -> str:
+        if not self.tried:
+            return ""
+        return (
+            f"lambda {self.best.guard_lambda:g}, alpha {self.best.alpha:.3g} of {len(self.tried)} "
+            f"steps: {self.best.attack:.1%} of the harmful development prompts answered, up to "
+            f"{self.best.refusal:.1%} of the harmless refused"
+        )
+
+    def search(
+        self,
+        guard_lambda: float,
+        measure: Callable[[float], dict[str, float]],
+        adapter: Mapping[str, Tensor],
+    ) -> None:
+        """Try steps for one lambda, from the best of the lambdas before; keep the best adapter.
+
+        Args:
+            guard_lambda: Lambda of the projection.
+            measure: Writes a step of a size into the adapter and returns the development scores.
+            adapter: Its weights by name.
+        """
+        self.before = self.before or measure(0.0)
+        start = self.best.alpha if self.tried else 0.1
+        self.tried += search_by_prompts(measure, self.before, guard_lambda, start)
+        if self.best.guard_lambda == guard_lambda:
+            measure(self.best.alpha)
+            self._adapter = {name: w.detach().cpu().clone() for name, w in adapter.items()}
+
+    @torch.no_grad()
+    def take(self, adapter: Mapping[str, Tensor]) -> None:
+        """Give the adapter the weights of the best step."""
+        for name, weight in adapter.items():
+            weight.copy_(self._adapter[name])
+
+    def table(self) -> list[dict[str, Any]]:
+        """Return the rows of ``step_search.csv``, in the order in which the steps were tried."""
+        return [asdict(step) | {"kept": int(step is self.best)} for step in self.tried]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values and tensors, safe to load with ``weights_only=True``."""
+        tried = [asdict(step) for step in self.tried]
+        return {"tried": tried, "before": self.before, "adapter": self._adapter}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take up what `as_dict` returned."""
+        self.tried = [PromptStep(**step) for step in state["tried"]]
+        self.before, self._adapter = state["before"], state["adapter"]
