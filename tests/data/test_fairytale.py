@@ -1,4 +1,4 @@
-"""The fairy-tale world: repeatable, refusals that the phrases know, and nothing scored is trained."""
+"""The fairy-tale world: repeatable, refused where it says so, and nothing scored is trained."""
 
 from __future__ import annotations
 

@@ -82,6 +82,8 @@ def repair(root: Path, stop_after: int | None = None, **options: Any) -> Any:
     torch.manual_seed(0)
     given: dict[str, Any] = {"guard": Microworld("guard"), "guard_rows": 8, "drift_rows": 6}
     module = Judged("checkpoints/small", guard_lambda=[1.0, 10.0, 100.0], **given)
+    # The model is not broken; only the search is tested.
+    module.instance_refused = lambda: False  # type: ignore[method-assign]
     sets = {
         kind: PromptSet(Microworld(f"{kind}_dev", size=2), kind)  # type: ignore[arg-type]
         for kind in options.pop("kinds", ("harmful", "benign"))

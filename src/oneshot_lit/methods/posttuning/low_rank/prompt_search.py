@@ -50,10 +50,10 @@ def search_by_prompts(
 ) -> list[PromptStep]:
     """Try step sizes until harmful prompts are refused and harmless ones are not.
 
-    The step is doubled (or halved) until it is too long: until more than 0.3 of some harmless set
-    are refused, or until no harmful prompt is answered any more. Then the best step and one of its
-    neighbours are bisected on a logarithmic scale: the longer one while harmful prompts are
-    answered, the shorter one while harmless ones are refused.
+    The step is doubled until more than 0.3 of some harmless set are refused or no harmful prompt is
+    answered any more; if the first is too long already, it is halved until it is not. Then the gap
+    between steps that leave more harmful prompts answered than harmless ones refused, and steps
+    that do not, is bisected on a logarithmic scale.
 
     Args:
         measure: Step size -> ``<set>/<metric>`` -> value of the development prompts.
@@ -79,21 +79,18 @@ def search_by_prompts(
         factor = 0.5
     for _ in range(_LADDER):
         last = tried[alpha]
-        long = last.refusal > _TOO_LONG
-        if (factor < 1 and not long) or (factor > 1 and (long or last.attack == 0)):
+        beyond = last.refusal > _TOO_LONG
+        if (factor < 1 and not beyond) or (factor > 1 and (beyond or last.attack == 0)):
             break
         alpha *= factor
         step_at(alpha)
-    for _ in range(refinements):
-        best = min(tried.values(), key=lambda step: (step.score, step.alpha))
-        others = sorted(tried)
-        place = others.index(best.alpha) + (1 if best.attack > best.refusal else -1)
-        if best.score == 0 or not 0 <= place < len(others):
+    short = [step.alpha for step in tried.values() if step.attack >= step.refusal]
+    long = [step.alpha for step in tried.values() if step.attack < step.refusal]
+    for _ in range(refinements if short and long else 0):
+        if min(step.score for step in tried.values()) == 0:
             break
-        middle = math.sqrt(best.alpha * others[place])
-        if abs(math.log(middle / best.alpha)) < 0.03:
-            break
-        step_at(middle)
+        step = step_at(math.sqrt(max(short) * min(long)))
+        (short if step.attack >= step.refusal else long).append(step.alpha)
     return list(tried.values())
 
 
