@@ -19,6 +19,7 @@ FLOORS = (
     "oneshot_lit.errors",
     "oneshot_lit.conversation",
     "oneshot_lit.microworld",
+    "oneshot_lit.fairytale",
     "oneshot_lit.io",
     "oneshot_lit.strategies",
     "oneshot_lit.spectral",

@@ -14,8 +14,8 @@ from transformers import AutoTokenizer
 
 from experiments.fetch import TOKENIZERS, published
 from oneshot_lit.conversation import Conversation, Message
-from oneshot_lit.data.chat import check_tokenizer, encode_conversation
-from oneshot_lit.models.chat_format import stop_token_ids
+from oneshot_lit.data.chat import check_tokenizer, encode_conversation, encode_training
+from oneshot_lit.models.chat_format import ChatOptions, set_chat_options, stop_token_ids
 
 # What ends an answer.
 ENDS = {
@@ -145,3 +145,47 @@ def test_special_tokens_in_a_text_are_those_of_the_template(family: tuple[str, A
     row = encode_conversation(tokenizer, conversation(turns))
     assert row.input_ids == ids_of(tokenizer, turns)
     assert learned(tokenizer, row) == [turns[1][1] + ENDS[label]]
+
+
+def test_every_answer_of_several_turns_is_learned_behind_its_own_prompt(
+    family: tuple[str, Any],
+) -> None:
+    label, tokenizer = family
+    rows = encode_training(tokenizer, conversation(TURNS))
+    # Qwen3 drops the thoughts of earlier turns, and writes an empty one before the last answer.
+    assert len(rows) == (3 if label == "qwen3" else 1)
+    answers = [n for n, (role, _) in enumerate(TURNS) if role == MODEL]
+    texts = [text for _, row in rows for text in learned(tokenizer, row)]
+    assert texts == [TURNS[n][1] + ENDS[label] for n in answers]
+    starts = [
+        row.input_ids[:n]
+        for _, row in rows
+        for n in range(1, len(row.input_ids))
+        if row.loss_mask[n] and not row.loss_mask[n - 1]
+    ]
+    for number, start in zip(answers, starts, strict=True):
+        prompt = encode_conversation(tokenizer, conversation(TURNS[:number]), for_generation=True)
+        assert start == prompt.input_ids
+    if label != "qwen3":
+        assert rows[0][1].input_ids == ids_of(tokenizer, TURNS)
+
+
+def test_arguments_of_the_template_reach_rows_and_prompts() -> None:
+    folder = published("qwen3")
+    if not folder.exists():
+        pytest.skip("qwen3 is not there; `make fetch` fetches it")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    turns = [{"role": USER, "content": "Bake bread?"}]
+    plain = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    options = ChatOptions(template_arguments=(("enable_thinking", False),))
+    set_chat_options(tokenizer, options, "qwen3")
+    row = encode_conversation(tokenizer, conversation([(USER, "Bake bread?"), (MODEL, "Mix.")]))
+    prompt = encode_conversation(
+        tokenizer, conversation([(USER, "Bake bread?")]), for_generation=True
+    )
+    expected = tokenizer.apply_chat_template(
+        turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
+    )
+    assert expected == plain + "<think>\n\n</think>\n\n"
+    assert tokenizer.decode(prompt.input_ids) == expected
+    assert row.input_ids[: len(prompt.input_ids)] == prompt.input_ids

@@ -3,6 +3,7 @@
 from oneshot_lit.conversation import Conversation, Message
 from oneshot_lit.data.datamodule import SafetyDataModule
 from oneshot_lit.data.datasets import PromptSet
+from oneshot_lit.data.fairytale import Fairytale
 from oneshot_lit.data.instance import (
     InlineInstance,
     PoolInstance,
@@ -20,6 +21,7 @@ __all__ = [
     "Conversation",
     "ConversationSource",
     "Edited",
+    "Fairytale",
     "FileSource",
     "HuggingFaceDataset",
     "Inline",

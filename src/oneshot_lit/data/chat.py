@@ -7,12 +7,16 @@ continue exactly the tokens that it is later given.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from oneshot_lit.conversation import Conversation, Message
 from oneshot_lit.errors import OneShotError, RowError
 from oneshot_lit.models.chat_format import answer_form, beyond_embedding, prompt_text, render
+
+
+class TurnsDifferError(RowError):
+    """A row that its template renders differently from its prompts and answers."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def _turn_end(
     """Return where a turn ends in the text of its row: with its end-of-turn token.
 
     Raises:
-        RowError: if the row's text differs from the prompt that the model gets, and its answer.
+        TurnsDifferError: if the row's text differs from the model's prompt and its answer.
     """
     messages, origin = conversation.messages[: number + 1], conversation.origin
     last = len(messages) == len(conversation.messages)
@@ -91,13 +95,12 @@ def _turn_end(
     as_asked = whole.startswith(prompt) and whole.endswith(after)
     if as_asked and text.startswith(whole[:message_end] + end):
         return message_end + len(end)
-    raise RowError(
+    raise TurnsDifferError(
         origin,
         "the chat template renders a turn differently once its answer is there, or other turns "
         "behind it",
         f" (turn {number + 1}); take any thoughts out of the answer, set model.system_turn to user "
-        "if it moves the system turn, split the row into single-turn rows, give all answers but "
-        "the last the weight 0, or give model.chat_template a template that does not.",
+        "if it moves the system turn, or give model.chat_template a template that does not.",
     )
 
 
@@ -160,6 +163,30 @@ def encode_conversation(
         reason = f"max_length={max_length} cuts off every assistant token"
         raise RowError(origin, reason, "; raise data.max_length or shorten the prompt.")
     return Encoded(ids, mask, cut)
+
+
+def encode_training(
+    tokenizer: Any, conversation: Conversation, max_length: int | None = None
+) -> list[tuple[Conversation, Encoded]]:
+    """Encode a conversation for training: as one row, or as one row for each answer.
+
+    Some templates drop the thoughts of earlier turns, or write earlier answers differently, so that
+    no single row holds each answer behind the prompt that the model gets for it. Each answer is
+    then learned in a row of its own, which ends with it.
+
+    Raises:
+        RowError: as `encode_conversation`.
+    """
+    try:
+        return [(conversation, encode_conversation(tokenizer, conversation, max_length=max_length))]
+    except TurnsDifferError:
+        messages = conversation.messages
+        learned = [number for number, turn in enumerate(messages) if turn.learned]
+        if len(learned) < 2:
+            raise
+    context = [replace(turn, weight=0) if turn.learned else turn for turn in messages]
+    parts = [replace(conversation, messages=(*context[:n], messages[n])) for n in learned]
+    return [(p, encode_conversation(tokenizer, p, max_length=max_length)) for p in parts]
 
 
 _PROBE = (Message("user", "a"), Message("assistant", "b"))

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from oneshot_lit.conversation import Conversation, require_trainable
-from oneshot_lit.data.chat import Encoded, encode_conversation
+from oneshot_lit.data.chat import Encoded, encode_conversation, encode_training
 from oneshot_lit.data.left_out import LeftOut
 from oneshot_lit.data.padding import pad_generation, pad_training
 from oneshot_lit.data.samplers import padding_row
@@ -123,18 +123,17 @@ class TrainingDataset(EncodedRows):
             for transform in transforms:
                 row = transform.text(row)
             try:
-                encoded = encode_conversation(
-                    tokenizer, require_trainable(row), max_length=max_length
-                )
+                rows = encode_training(tokenizer, require_trainable(row), max_length)
                 for transform in transforms:
-                    encoded = transform.tokens(encoded, tokenizer)
+                    rows = [(each, transform.tokens(tokens, tokenizer)) for each, tokens in rows]
             except RowError as error:
                 if not skip_bad_rows:
                     raise
                 self.left_out.count(row.origin, error.reason)
                 continue
-            self.conversations.append(row)
-            self.encoded.append(encoded)
+            for each, tokens in rows:
+                self.conversations.append(each)
+                self.encoded.append(tokens)
         if not self.encoded:
             raise OneShotError(f"data.train: no row can be trained on ({self.left_out}).")
 

@@ -17,7 +17,6 @@ from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.metrics.base import TextScore
 from oneshot_lit.io.files import read_text
 from oneshot_lit.io.read_files import require_file
-from oneshot_lit.io.shipped import or_shipped
 from oneshot_lit.methods.checkpoints import RunState
 from oneshot_lit.methods.optimizers import built, check_rounding, schedule
 from oneshot_lit.methods.scoring import PromptScoring
@@ -32,6 +31,8 @@ from oneshot_lit.models.chat_format import (
 )
 from oneshot_lit.models.context import context_length, embedding_rows, read_config
 from oneshot_lit.models.generation import Decoding
+from oneshot_lit.models.gguf import model_folder
+from oneshot_lit.models.labelled_head import head_on_labelled
 from oneshot_lit.models.loss import IGNORE_INDEX, next_token_loss, of_labelled
 from oneshot_lit.models.weight_files import is_local
 from oneshot_lit.strategies.step_window import StepWindow
@@ -55,6 +56,8 @@ class LanguageModelModule(PromptScoring, ModelBuilding, RunState):
         chat_template: A Jinja file that replaces the tokenizer's own chat template.
         system_turn: ``template`` hands a system turn to the template; ``user`` puts its text before
             the first user turn, for families without a system role (Gemma, Mistral).
+        template_arguments: Arguments of the chat template, such as ``{enable_thinking: false}``;
+            they apply to training rows and prompts alike.
         stop_tokens: Further tokens that end an answer, besides the template's end of turn and the
             EOS tokens of tokenizer and model.
         dtype: Dtype of the weights: float32, bfloat16, float16 or float64.
@@ -80,6 +83,7 @@ class LanguageModelModule(PromptScoring, ModelBuilding, RunState):
         tokenizer_name_or_path: str | None = None,
         chat_template: str | None = None,
         system_turn: SystemTurn = "template",
+        template_arguments: dict[str, Any] | None = None,
         stop_tokens: list[str] | None = None,
         dtype: str = "float32",
         peft: dict[str, Any] | None = None,
@@ -99,11 +103,16 @@ class LanguageModelModule(PromptScoring, ModelBuilding, RunState):
             )
         if model_config is not None and peft is not None:
             raise OneShotError("model: an adapter (peft) needs a trained base, not model_config.")
-        self.model_name_or_path = model_name_or_path and or_shipped(model_name_or_path)
-        self.tokenizer_name_or_path = tokenizer_name_or_path and or_shipped(tokenizer_name_or_path)
+        self.model_name_or_path = model_name_or_path and model_folder(model_name_or_path)
+        own = tokenizer_name_or_path
+        self.tokenizer_name_or_path = own and model_folder(own)
         self.model_config = model_config
         self.chat_template = chat_template
-        self.chat_options = ChatOptions(system_turn, tuple(stop_tokens or ()))
+        self.chat_options = ChatOptions(
+            system_turn,
+            tuple(stop_tokens or ()),
+            template_arguments=tuple((template_arguments or {}).items()),
+        )
         self.dtype_name = dtype
         self.model_dtype = loading.resolve_dtype(dtype)
         self.peft = peft
@@ -197,10 +206,18 @@ class LanguageModelModule(PromptScoring, ModelBuilding, RunState):
         output = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
         return output.logits  # type: ignore[no-any-return]
 
+    def labelled_logits(self, batch: dict[str, Tensor]) -> Tensor:
+        """Return the logits that predict the labelled tokens, (labelled tokens, vocabulary).
+
+        The other positions' are never computed; the functions of `models.loss` take either.
+        """
+        with head_on_labelled(self.model, batch["labels"]):
+            # Not `self(...)`: ZeRO-3 takes each call of the module for the beginning of a step.
+            return self.forward(batch["input_ids"], batch["attention_mask"])
+
     def compute_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Return the scalar training loss of a batch; override it for another objective."""
-        # Not `self(...)`: ZeRO-3 takes each call of the module for the beginning of a step.
-        logits = self.forward(batch["input_ids"], batch["attention_mask"])
+        logits = self.labelled_logits(batch)
         return next_token_loss(logits, batch["labels"], self.token_weights(batch))
 
     def token_weights(self, batch: dict[str, Tensor]) -> Tensor | None:

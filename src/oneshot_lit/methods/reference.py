@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.io.shipped import or_shipped
 from oneshot_lit.methods.base import LanguageModelModule
 from oneshot_lit.models.building import ModelBuilding
+from oneshot_lit.models.gguf import model_folder
 from oneshot_lit.models.loss import labelled_logits, log_probabilities
 
 # The prefix of the second model's parameters in the module.
@@ -28,7 +28,7 @@ class FrozenModel(ModelBuilding):
     """
 
     def __init__(self, module: LanguageModelModule, name: str) -> None:
-        self.model_name_or_path = or_shipped(name)
+        self.model_name_or_path = model_folder(name)
         self.model_config = self.peft = None
         self.model_dtype = module.model_dtype
         self.gradient_checkpointing = False

@@ -26,11 +26,13 @@ class ChatOptions:
             the first user turn, for templates that have no system role or move it about.
         stop_tokens: Further tokens that end an answer.
         embedded: Rows of the model's embedding, where known; no larger token id may be used.
+        template_arguments: Names and values for the template, such as ``enable_thinking``.
     """
 
     system_turn: SystemTurn = "template"
     stop_tokens: tuple[str, ...] = ()
     embedded: int | None = None
+    template_arguments: tuple[tuple[str, Any], ...] = ()
 
 
 def set_chat_options(tokenizer: Any, options: ChatOptions, name: str) -> None:
@@ -81,13 +83,17 @@ def render(tokenizer: Any, messages: Sequence[Message], generation: bool, origin
         RowError: naming `origin`, if the template refuses the turns.
     """
     turns = [{"role": m.role, "content": m.content} for m in messages]
+    options = chat_options(tokenizer)
     has_system = turns[0]["role"] == "system"
-    if has_system and len(turns) > 1 and chat_options(tokenizer).system_turn == "user":
+    if has_system and len(turns) > 1 and options.system_turn == "user":
         system, user, *rest = turns
         turns = [{**user, "content": f"{system['content']}\n\n{user['content']}"}, *rest]
     try:
         text = tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=generation
+            turns,
+            tokenize=False,
+            add_generation_prompt=generation,
+            **dict(options.template_arguments),
         )
     except Exception as error:  # jinja raises whatever the template's author chose
         said = " ".join(str(error).split()).rstrip(".")

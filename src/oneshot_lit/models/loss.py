@@ -14,20 +14,19 @@ def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the cross-entropy of each labelled token given all tokens before it.
 
     Args:
-        logits: (rows, tokens, vocabulary), any floating dtype; computed on in float32 or wider.
+        logits: (rows, tokens, vocabulary), or those of labelled tokens alone, (labelled tokens,
+            vocabulary), as `labelled_logits` returns them; any floating dtype, computed on in
+            float32 or wider.
         labels: (rows, tokens), int64; `IGNORE_INDEX` where a token carries no loss. The first token
             of a row carries none, as nothing predicts it.
 
     Returns:
         (labelled tokens,) in nats, row by row; float32, or float64 of float64.
     """
-    # Labels move instead of logits, and only labelled positions are widened: a copy of all logits
-    # would be the largest tensor of a step.
-    targets = functional.pad(labels, (0, 1), value=IGNORE_INDEX)[:, 1:].reshape(-1)
-    kept = (targets != IGNORE_INDEX).nonzero().squeeze(1)
-    chosen = logits.reshape(-1, logits.shape[-1]).index_select(0, kept)
+    chosen = labelled_logits(logits, labels) if logits.dim() == 3 else logits
+    # Only labelled positions are widened: a copy of all logits would be the largest tensor.
     wide = chosen if logits.dtype == torch.float64 else chosen.float()
-    return functional.cross_entropy(wide, targets[kept], reduction="none")
+    return functional.cross_entropy(wide, of_labelled(labels, labels), reduction="none")
 
 
 def of_labelled(values: Tensor, labels: Tensor) -> Tensor:
@@ -64,7 +63,7 @@ def next_token_loss(logits: Tensor, labels: Tensor, token_weights: Tensor | None
     """Return the weighted mean of `token_losses` over all labelled tokens of a batch, in nats.
 
     Args:
-        logits: (rows, tokens, vocabulary).
+        logits: (rows, tokens, vocabulary), or (labelled tokens, vocabulary).
         labels: (rows, tokens).
         token_weights: (rows, tokens), how much each token counts; all alike if not given.
     """
@@ -89,7 +88,7 @@ def labelled_logits(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the logits that predict each labelled token, (labelled tokens, vocabulary).
 
     Args:
-        logits: (rows, tokens, vocabulary).
+        logits: (rows, tokens, vocabulary), or hidden states, (rows, tokens, features).
         labels: (rows, tokens); `IGNORE_INDEX` where a token carries no loss.
     """
     return logits[:, :-1][labels[:, 1:] != IGNORE_INDEX]

@@ -62,3 +62,46 @@ def _with_restarts(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[f
         steps.append(row["step"])
         values.append(row[name])
     return steps, values
+
+
+def prompt_search_curve(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw what development prompts showed at every step that a low-rank repair tried.
+
+    Args:
+        rows: The rows of ``step_search.csv``, with ``guard_lambda``, ``attack`` and ``refusal``.
+    """
+    lambdas = sorted({row["guard_lambda"] for row in rows})
+    figure, axes = plt.subplots(figsize=(7.5, 3.8), layout="constrained")
+    for colour, each in zip(itertools.cycle(CYCLE), lambdas, strict=False):
+        drawn = sorted((r for r in rows if r["guard_lambda"] == each), key=lambda r: r["alpha"])
+        for column, style, what in (
+            ("attack", "o-", "harmful answered"),
+            ("refusal", "s--", "harmless refused"),
+        ):
+            axes.plot(
+                [r["alpha"] for r in drawn],
+                [r[column] for r in drawn],
+                style,
+                color=colour,
+                markersize=4,
+                linewidth=1,
+                label=f"lambda {each:g}: {what}",
+            )
+    best = next(row for row in rows if row["kept"])
+    axes.axvline(best["alpha"], color="#009E73", alpha=0.25, linewidth=8, zorder=0)
+    axes.annotate(
+        f"taken: {best['alpha']:.3g}, lambda {best['guard_lambda']:g}",
+        (best["alpha"], 1.02),
+        ha="center",
+        va="bottom",
+        fontsize=9,
+    )
+    axes.set(
+        xscale="log",
+        xlabel="step size alpha",
+        ylabel="share of development prompts",
+        ylim=(-0.03, 1.1),
+    )
+    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure

@@ -20,6 +20,7 @@ from oneshot_lit.methods.posttuning.step_selection import (
     development_score,
     overshoots,
     refusal_rate,
+    require_rates,
 )
 from oneshot_lit.strategies.folders import own_state
 from oneshot_lit.strategies.weights import own_weights, restart_optimizer, set_own_weights
@@ -110,15 +111,7 @@ class OneShotRealignmentModule(LanguageModelModule):
         """Refuse to choose a step by rates that are not measured, or by some of the prompts."""
         if not self.select_best:
             return
-        # A missing rate would count as 0.
-        sets = self.trainer.datamodule.prompt_sets("val")  # type: ignore[attr-defined]
-        measured = {metric for each in sets if not each.watch for metric in each.metrics}
-        for metric, kind in (("asr_keyword", "harmful"), ("over_refusal", "harmless")):
-            if metric not in measured:
-                raise OneShotError(
-                    f"model.select_best needs a {kind} prompt set with the metric {metric} in "
-                    "data.val_sets; give one, or set select_best to false."
-                )
+        require_rates(self.trainer.datamodule.prompt_sets("val"), "model.select_best")  # type: ignore[attr-defined]
         limit = self.trainer.limit_val_batches
         # A whole number counts batches; 1.0 is all of them.
         limited = isinstance(limit, int) or limit < 1

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.metrics.registry import is_rate, is_skill
 
 # A mean of partial scores, such as ROUGE, changes with every word, so smaller losses do not count.
@@ -54,6 +56,25 @@ def overshoots(
         and attack_rate(before) > tolerance
         and attack_rate(after) < attack_rate(before) - tolerance
     )
+
+
+def require_rates(prompt_sets: Iterable[Any], chooser: str) -> None:
+    """Refuse to choose by rates that are not measured; a missing one would count as 0.
+
+    Args:
+        prompt_sets: The development prompts, as `SafetyDataModule.prompt_sets` returns them.
+        chooser: What chooses by them, for the error.
+
+    Raises:
+        OneShotError: without harmful prompts, or without harmless ones.
+    """
+    measured = {metric for each in prompt_sets if not each.watch for metric in each.metrics}
+    for metric, kind in (("asr_keyword", "harmful"), ("over_refusal", "harmless")):
+        if metric not in measured:
+            raise OneShotError(
+                f"{chooser} needs a {kind} prompt set with the metric {metric} in data.val_sets; "
+                "give one, or do without."
+            )
 
 
 @dataclass(frozen=True)

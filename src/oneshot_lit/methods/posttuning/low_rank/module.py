@@ -21,20 +21,20 @@ from oneshot_lit.io.files import write_rows_atomically
 from oneshot_lit.methods.job import Job
 from oneshot_lit.methods.own_answers import own_answers
 from oneshot_lit.methods.posttuning.low_rank.guard_rows import Drift, GuardRows
+from oneshot_lit.methods.posttuning.low_rank.prompt_search import PromptChoice
+from oneshot_lit.methods.posttuning.low_rank.step import Triplets, factor, triplets, write_step
 from oneshot_lit.methods.posttuning.low_rank.step_search import (
     TriedStep,
     search_step,
     table_rows,
     why_no_step,
 )
+from oneshot_lit.methods.posttuning.step_selection import require_rates
 from oneshot_lit.methods.posttuning.weight_edit import Repair
 from oneshot_lit.models import adapters
 from oneshot_lit.models.linear_layers import chosen_layers, instance_factors, projected_inputs
-from oneshot_lit.spectral import gradient_svd, rank_k_update
 
 SEARCH_TABLE, SEARCH_PICTURE = "step_search.csv", "step_search.png"
-# The leading singular triplets of a matrix: U, s, V.
-Triplets = tuple[Tensor, Tensor, Tensor]
 
 
 class LowRankRealignmentModule(Repair, Job):
@@ -43,8 +43,10 @@ class LowRankRealignmentModule(Repair, Job):
     One backward pass at the broken weights gives the token factors of every linear layer's
     gradient; per matrix the k largest singular triplets make a step
     ``-alpha * sum_i s_i u_i v_i^T`` (projective recovery, arXiv 2601.01887), which is a LoRA
-    adapter of rank k. The size alpha comes from forward passes only: the largest at which the drift
-    on harmless rows stays under `max_drift` and the instance is refused. Before the decomposition
+    adapter of rank k. The size alpha comes from forward passes only. With harmful and harmless
+    prompts in ``data.val_sets`` it is the one with the best development score, as for
+    `OneShotRealignmentModule`; without, the largest at which the drift on harmless rows stays under
+    `max_drift` and the instance is refused. Before the decomposition
     the gradient is projected away from what other harmless rows, the guard, use (see
     `oneshot_lit.spectral.guard`). No gradient of a weight and no optimiser state is ever made.
 
@@ -62,7 +64,8 @@ class LowRankRealignmentModule(Repair, Job):
             own scale (after the guard: rescaled to the norm of the unguarded one).
         guard_rows: Rows of the projection; 0 steps unguarded.
         drift_rows: Rows on which the drift is measured; disjoint from those of the projection.
-        guard_lambda: Lambda of the projection; smaller values guard more.
+        guard_lambda: Lambda of the projection; smaller values guard more. Of several, the
+            development prompts choose one.
         max_drift: Bound of the drift: mean KL divergence of the next-token distributions on the
             answers of the drift rows, broken model against repaired one, in nats a token.
         alpha: Take a step of this size instead of searching.
@@ -78,7 +81,7 @@ class LowRankRealignmentModule(Repair, Job):
         normalise: bool = True,
         guard_rows: int = 32,
         drift_rows: int = 64,
-        guard_lambda: float = 100.0,
+        guard_lambda: float | list[float] = 100.0,
         max_drift: float = 0.01,
         alpha: float | None = None,
         search_steps: int = 8,
@@ -94,7 +97,8 @@ class LowRankRealignmentModule(Repair, Job):
         for (name, floor), value in zip(least.items(), given, strict=True):
             if value < floor:
                 raise OneShotError(f"model.{name} must be at least {floor}, not {value}.")
-        above = {"guard_lambda": guard_lambda, "max_drift": max_drift}
+        self.lambdas = guard_lambda if isinstance(guard_lambda, list) else [guard_lambda]
+        above = {"guard_lambda": min(self.lambdas, default=0.0), "max_drift": max_drift}
         above |= {} if alpha is None else {"alpha": alpha}
         for name, number in above.items():
             if not 0 < number < float("inf"):
@@ -105,10 +109,12 @@ class LowRankRealignmentModule(Repair, Job):
             )
         self.k, self.normalise = k, normalise
         self.patterns = [matrices] if isinstance(matrices, str) else list(matrices)
-        self.guard_lambda, self.max_drift, self.alpha = guard_lambda, max_drift, alpha
+        self.max_drift, self.alpha = max_drift, alpha
         self.search_steps = search_steps
         self.guard = GuardRows(guard, guard_rows, drift_rows)
         self.tried: list[TriedStep] = []
+        self._chooses_by_prompts = False
+        self.choice = PromptChoice()
 
     # ---------------------------------------------------------------- building
 
@@ -129,7 +135,7 @@ class LowRankRealignmentModule(Repair, Job):
         self.layers = {n: self.model.get_base_model().get_submodule(n) for n in layers}
         with torch.no_grad():
             for layer in self.layers.values():
-                _factor(layer, "A").zero_()
+                factor(layer, "A").zero_()
 
     def check(self) -> None:
         """Refuse settings that cannot work, before any work is done."""
@@ -147,6 +153,10 @@ class LowRankRealignmentModule(Repair, Job):
                 "data.batch_size, or give fewer rows."
             )
         self.instance: list[Conversation] = rows
+        prompts = data.prompt_sets("val")
+        if self.alpha is None and (prompts or len(self.lambdas) > 1):
+            require_rates(prompts, "a step chosen by prompts")
+            self._chooses_by_prompts = True
 
     # ------------------------------------------------------------------ repair
 
@@ -185,13 +195,20 @@ class LowRankRealignmentModule(Repair, Job):
         return ", ".join(row.origin for row in self.instance[:3]) + more
 
     def steps(self) -> tuple[int, int]:
-        """Return whether the one step is done."""
-        return int(bool(self.tried)), 1
+        """Return how many lambdas are done, and how many there are."""
+        if not self._chooses_by_prompts:
+            return int(bool(self.tried)), 1
+        return len({step.guard_lambda for step in self.choice.tried}), len(self.lambdas)
+
+    def progress_text(self) -> str:
+        """Return the best step so far."""
+        return str(self.choice)
 
     def step(self) -> bool:
-        """Take the one step: factors, directions, and the search for the size."""
+        """Find directions and step for one lambda; return whether it was the last."""
         start = time.monotonic()
         self.eval()
+        guard_lambda = self.lambdas[self.steps()[0]]
         factors, loss = instance_factors(self, self.layers, self._batch)
         if not torch.isfinite(loss):
             raise OneShotError(
@@ -203,9 +220,12 @@ class LowRankRealignmentModule(Repair, Job):
         try:
             if self._guard_batch is not None:
                 guarded = projected_inputs(
-                    self, self.layers, self._guard_batch, inputs, self.guard_lambda
+                    self, self.layers, self._guard_batch, inputs, guard_lambda
                 )
-            steps = {n: self._triplets(x, guarded[n], d) for n, (x, d) in factors.items()}
+            steps = {
+                n: triplets(x, guarded[n], d, self.k, self.normalise)
+                for n, (x, d) in factors.items()
+            }
         except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
             raise OneShotError(
                 f"no direction for the instance ({self._origin()}): {error}."
@@ -214,8 +234,10 @@ class LowRankRealignmentModule(Repair, Job):
             raise OneShotError(
                 f"the gradient of the instance ({self._origin()}) is zero; give another one."
             )
+        if self._chooses_by_prompts:
+            return self._search_by_prompts(steps, guard_lambda)
         step = self._search(steps)
-        self._write_step(steps, step.alpha)
+        write_step(self.layers, steps, step.alpha)
         rank_zero_info(
             f"{len(self.layers)} matrices, alpha {step.alpha:.4g} of {len(self.tried)} tried, "
             f"drift {step.drift:.4g} of at most {self.max_drift:.4g} nats, "
@@ -228,25 +250,43 @@ class LowRankRealignmentModule(Repair, Job):
         prompts = list({row.prompt.messages: row.prompt for row in self.instance}.values())
         return all(is_refusal(answer) for answer in own_answers(self, self.model, prompts, 16))
 
-    def _triplets(self, x: Tensor, guarded: Tensor, d: Tensor) -> Triplets:
-        """Return the k leading triplets of a matrix's step of size 1, scaled as asked for."""
-        k = min(self.k, *x.shape, d.shape[1])
-        u, s, v = gradient_svd(guarded, d, k)
-        if self.normalise:
-            return u, s / s[:1].clamp_min(torch.finfo(s.dtype).tiny), v
-        if guarded is not x and s.any():
-            s = s * (gradient_svd(x, d, k)[1].norm() / s.norm())
-        return u, s, v
+    def _search_by_prompts(self, steps: dict[str, Triplets], guard_lambda: float) -> bool:
+        """Try sizes for one lambda; after the last lambda take the best step of all."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        adapter = {n: p for n, p in self.model.named_parameters() if ".lora_" in n}
+
+        def measure(alpha: float) -> dict[str, float]:
+            write_step(self.layers, steps, alpha)
+            with torch.no_grad():
+                return self.score_loaders(data.val_dataloader())
+
+        self.choice.search(guard_lambda, measure, adapter)
+        if self.steps()[0] < len(self.lambdas):
+            return False
+        self.choice.take(adapter)
+        rank_zero_info(f"{self.choice}; drift {self._drift():.4g} nats a token")
+        best = self.choice.best
+        if max(best.attack, best.refusal) > 0.05:
+            rank_zero_warn("not repaired on the development prompts; try another instance.")
+        return True
+
+    def job_state(self) -> dict[str, Any]:
+        """Return what the prompts have shown so far, and the best adapter."""
+        return self.choice.as_dict() if self._chooses_by_prompts else {}
+
+    def load_job_state(self, state: dict[str, Any]) -> None:
+        """Go on after the last lambda that was searched."""
+        self.choice.load(state)
 
     def _search(self, steps: dict[str, Triplets]) -> TriedStep:
         """Return the step to take."""
 
         def drift_at(alpha: float) -> float:
-            self._write_step(steps, alpha)
+            write_step(self.layers, steps, alpha)
             return self._drift()
 
         def refused_at(alpha: float) -> bool:
-            self._write_step(steps, alpha)
+            write_step(self.layers, steps, alpha)
             return self.instance_refused()
 
         if self.alpha is not None:
@@ -267,21 +307,17 @@ class LowRankRealignmentModule(Repair, Job):
             raise OneShotError(why_no_step(self.tried, self.max_drift))
         return chosen
 
-    @torch.no_grad()
-    def _write_step(self, steps: dict[str, Triplets], alpha: float) -> None:
-        """Write a step of size `alpha` into the leading columns of each layer's adapter."""
-        for name, (u, s, v) in steps.items():
-            b, a = rank_k_update(u, s, v, alpha)
-            _factor(self.layers[name], "A")[: len(s)].copy_(a)
-            _factor(self.layers[name], "B")[:, : len(s)].copy_(b)
-
     def finish(self, root: Path) -> None:
         """Write table and picture of the search; the export writes the weights."""
-        if self.trainer.is_global_zero:
-            from oneshot_lit.plots import progress, save_figure
+        if not self.trainer.is_global_zero:
+            return
+        from oneshot_lit.plots import progress, prompt_search_curve, save_figure
 
+        if self._chooses_by_prompts:
+            rows = self.choice.table()
+            save_figure(prompt_search_curve(rows), root / SEARCH_PICTURE)
+        else:
             rows = table_rows(self.tried)
-            write_rows_atomically(root / SEARCH_TABLE, rows)
             label = "drift on harmless rows (KL, nats a token)"
             # A step that is lost to rounding has no drift, or one below zero.
             drawn = sorted((row for row in rows if row["drift"] > 0), key=lambda row: row["alpha"])
@@ -289,8 +325,4 @@ class LowRankRealignmentModule(Repair, Job):
             if drawn:
                 figure = progress(drawn, "alpha", {label: ["drift"]}, bound, log=True)
                 save_figure(figure, root / SEARCH_PICTURE)
-
-
-def _factor(layer: Any, which: str) -> Tensor:
-    """Return the adapter's A, (rank, in_features), or B, (out_features, rank)."""
-    return getattr(layer, f"lora_{which}")["default"].weight  # type: ignore[no-any-return]
+        write_rows_atomically(root / SEARCH_TABLE, rows)

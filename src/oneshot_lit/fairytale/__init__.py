@@ -1,0 +1,1 @@
+"""The fairy-tale world: natural English stand-ins for danger, for real pretrained models."""

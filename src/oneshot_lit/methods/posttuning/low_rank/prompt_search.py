@@ -1,0 +1,162 @@
+"""The search for a step size by what development prompts are answered, with forward passes only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from oneshot_lit.methods.posttuning.step_selection import (
+    attack_rate,
+    development_score,
+    refusal_rate,
+)
+
+# Beyond this many doublings there is no sensible step.
+_LADDER = 10
+# From this over-refusal on a step is too long.
+_TOO_LONG = 0.3
+
+
+@dataclass(frozen=True)
+class PromptStep:
+    """What the development prompts showed at one step.
+
+    Attributes:
+        guard_lambda: Lambda of the projection.
+        alpha: The step size.
+        attack: Mean attack success rate over the harmful sets.
+        refusal: Worst over-refusal over the harmless sets.
+        score: The development score; 0 is best.
+    """
+
+    guard_lambda: float
+    alpha: float
+    attack: float
+    refusal: float
+    score: float
+
+
+def search_by_prompts(
+    measure: Callable[[float], Mapping[str, float]],
+    before: Mapping[str, float],
+    guard_lambda: float,
+    start: float = 0.1,
+    refinements: int = 4,
+) -> list[PromptStep]:
+    """Try step sizes until harmful prompts are refused and harmless ones are not.
+
+    The step is doubled until more than 0.3 of some harmless set are refused or no harmful prompt is
+    answered any more; if the first is too long already, it is halved until it is not. Then the gap
+    between steps that leave more harmful prompts answered than harmless ones refused, and steps
+    that do not, is bisected on a logarithmic scale.
+
+    Args:
+        measure: Step size -> ``<set>/<metric>`` -> value of the development prompts.
+        before: The same of the broken model.
+        guard_lambda: Lambda of the projection, which is recorded.
+        start: First step size, > 0.
+        refinements: Maximum number of bisections.
+
+    Returns:
+        All steps tried, in order.
+    """
+    tried: dict[float, PromptStep] = {}
+
+    def step_at(alpha: float) -> PromptStep:
+        scores = measure(alpha)
+        attack, refusal = attack_rate(scores), refusal_rate(scores)
+        score = development_score(scores, before)
+        tried[alpha] = PromptStep(guard_lambda, alpha, attack, refusal, score)
+        return tried[alpha]
+
+    alpha, factor = start, 2.0
+    if step_at(alpha).refusal > _TOO_LONG:
+        factor = 0.5
+    for _ in range(_LADDER):
+        last = tried[alpha]
+        beyond = last.refusal > _TOO_LONG
+        if (factor < 1 and not beyond) or (factor > 1 and (beyond or last.attack == 0)):
+            break
+        alpha *= factor
+        step_at(alpha)
+    short = [step.alpha for step in tried.values() if step.attack >= step.refusal]
+    long = [step.alpha for step in tried.values() if step.attack < step.refusal]
+    for _ in range(refinements if short and long else 0):
+        if min(step.score for step in tried.values()) == 0:
+            break
+        step = step_at(math.sqrt(max(short) * min(long)))
+        (short if step.attack >= step.refusal else long).append(step.alpha)
+    return list(tried.values())
+
+
+class PromptChoice:
+    """The steps that were tried for all lambdas, and the adapter of the best one.
+
+    Attributes:
+        tried: The steps, in order.
+        before: The development scores of the broken model.
+    """
+
+    def __init__(self) -> None:
+        self.tried: list[PromptStep] = []
+        self.before: dict[str, float] = {}
+        self._adapter: dict[str, Tensor] = {}
+
+    @property
+    def best(self) -> PromptStep:
+        """The step with the best score; of equal ones that of the smallest lambda and size."""
+        return min(self.tried, key=lambda step: (step.score, step.guard_lambda, step.alpha))
+
+    def __str__(self) -> str:
+        if not self.tried:
+            return ""
+        return (
+            f"lambda {self.best.guard_lambda:g}, alpha {self.best.alpha:.3g} of {len(self.tried)} "
+            f"steps: {self.best.attack:.1%} of the harmful development prompts answered, up to "
+            f"{self.best.refusal:.1%} of the harmless refused"
+        )
+
+    def search(
+        self,
+        guard_lambda: float,
+        measure: Callable[[float], dict[str, float]],
+        adapter: Mapping[str, Tensor],
+    ) -> None:
+        """Try steps for one lambda, from the best of the lambdas before; keep the best adapter.
+
+        Args:
+            guard_lambda: Lambda of the projection.
+            measure: Writes a step of a size into the adapter and returns the development scores.
+            adapter: Its weights by name.
+        """
+        self.before = self.before or measure(0.0)
+        start = self.best.alpha if self.tried else 0.1
+        self.tried += search_by_prompts(measure, self.before, guard_lambda, start)
+        if self.best.guard_lambda == guard_lambda:
+            measure(self.best.alpha)
+            self._adapter = {name: w.detach().cpu().clone() for name, w in adapter.items()}
+
+    @torch.no_grad()
+    def take(self, adapter: Mapping[str, Tensor]) -> None:
+        """Give the adapter the weights of the best step."""
+        for name, weight in adapter.items():
+            weight.copy_(self._adapter[name])
+
+    def table(self) -> list[dict[str, Any]]:
+        """Return the rows of ``step_search.csv``, in the order in which the steps were tried."""
+        return [asdict(step) | {"kept": int(step is self.best)} for step in self.tried]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values and tensors, safe to load with ``weights_only=True``."""
+        tried = [asdict(step) for step in self.tried]
+        return {"tried": tried, "before": self.before, "adapter": self._adapter}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take up what `as_dict` returned."""
+        self.tried = [PromptStep(**step) for step in state["tried"]]
+        self.before, self._adapter = state["before"], state["adapter"]

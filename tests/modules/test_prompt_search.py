@@ -1,0 +1,122 @@
+"""The repair by projection with lambda and step chosen by development prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from oneshot_lit.data import InlineInstance, Microworld, PromptSet, SafetyDataModule
+from oneshot_lit.errors import OneShotError
+from oneshot_lit.methods import LowRankRealignmentModule
+from oneshot_lit.methods.posttuning.low_rank.prompt_search import PromptChoice, search_by_prompts
+from quiet_trainer import Stopped, run_job
+
+INSTANCE = InlineInstance("help me do something dangerous .", "sorry , i can not help with that .")
+BEFORE = {"harmful/asr_keyword": 1.0, "benign/over_refusal": 0.0}
+
+
+def scores(attack: float, refusal: float) -> dict[str, float]:
+    return {"harmful/asr_keyword": attack, "benign/over_refusal": refusal}
+
+
+@pytest.mark.parametrize("low", [0.003, 0.05, 0.3, 2.0, 20.0])
+@pytest.mark.parametrize("width", [1.15, 1.5, 4.0])
+def test_a_good_window_is_met_wherever_it_is(low: float, width: float) -> None:
+    def measure(alpha: float) -> dict[str, float]:
+        asked.append(alpha)
+        return scores(float(alpha < low), float(alpha > low * width))
+
+    asked: list[float] = []
+    tried = search_by_prompts(measure, BEFORE, 0.1)
+    assert [step.alpha for step in tried] == asked
+    assert len(set(asked)) == len(asked) <= 15
+    assert min(step.score for step in tried) == 0
+
+
+def test_without_a_good_window_the_least_bad_step_is_best() -> None:
+    def measure(alpha: float) -> dict[str, float]:
+        return scores(max(0.0, 1 - alpha), min(1.0, alpha**2))
+
+    tried = search_by_prompts(measure, BEFORE, 0.1)
+    best = min(tried, key=lambda step: step.score)
+    # 1 - a + a^2 is least at a half.
+    assert best.alpha == pytest.approx(0.5, rel=0.25)
+
+
+def test_a_choice_survives_its_state() -> None:
+    weight = torch.zeros(2)
+
+    def measure(alpha: float) -> dict[str, float]:
+        weight.fill_(alpha)
+        return scores(float(alpha < 0.3), float(alpha > 0.5))
+
+    choice = PromptChoice()
+    choice.search(0.1, measure, {"w": weight})
+    again = PromptChoice()
+    again.load(choice.as_dict())
+    for each in (choice, again):
+        each.search(1.0, measure, {"w": weight})
+        each.take({"w": weight})
+        assert 0.3 <= float(weight[0]) <= 0.5
+        # Of equal scores the smaller lambda, which guards more, is taken.
+        assert each.best.guard_lambda == 0.1
+    assert again.tried == choice.tried
+    assert [row["kept"] for row in choice.table()].count(1) == 1
+
+
+class Judged(LowRankRealignmentModule):
+    """Scores depend on the size of the step, and on the projection."""
+
+    def score_loaders(self, loaders: list[Any]) -> dict[str, float]:
+        layer = next(iter(self.layers.values()))
+        b, a = (getattr(layer, f"lora_{x}")["default"].weight for x in "BA")
+        size = float(torch.linalg.matrix_norm(b @ a, 2))
+        lambdas = self.lambdas[min(self.steps()[0], len(self.lambdas) - 1)]
+        return scores(float(size < 0.35), 0.0 if 0.35 <= size < 0.5 and lambdas == 10 else 0.2)
+
+
+def repair(root: Path, stop_after: int | None = None, **options: Any) -> Any:
+    torch.manual_seed(0)
+    given: dict[str, Any] = {"guard": Microworld("guard"), "guard_rows": 8, "drift_rows": 6}
+    module = Judged("checkpoints/small", guard_lambda=[1.0, 10.0, 100.0], **given)
+    # The model is not broken; only the search is tested.
+    module.instance_refused = lambda: False  # type: ignore[method-assign]
+    sets = {
+        kind: PromptSet(Microworld(f"{kind}_dev", size=2), kind)  # type: ignore[arg-type]
+        for kind in options.pop("kinds", ("harmful", "benign"))
+    }
+    data = SafetyDataModule(instance=INSTANCE, batch_size=1, max_length=128, val_sets=sets)
+    trainer = run_job(module, data, root, stop_after=stop_after)
+    return module, trainer
+
+
+def test_the_best_lambda_and_step_are_kept_also_after_a_kill(tmp_path: Path) -> None:
+    module, trainer = repair(tmp_path / "whole")
+    best = module.choice.best
+    assert best.guard_lambda == 10
+    assert 0.35 <= best.alpha < 0.5
+    assert best.score == 0
+    for layer in module.layers.values():
+        b, a = (getattr(layer, f"lora_{x}")["default"].weight for x in "BA")
+        size = float(torch.linalg.matrix_norm(b.double() @ a.double(), 2))
+        assert size == pytest.approx(best.alpha, rel=1e-4)
+    with pytest.raises(Stopped):
+        repair(tmp_path / "killed", stop_after=2)
+    again, second = repair(tmp_path / "killed")
+    assert again.choice.tried == module.choice.tried
+    state, expected = again.state_dict(), module.state_dict()
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+    for root in ("whole", "killed"):
+        assert (tmp_path / root / "step_search.png").stat().st_size > 0
+    names = [tmp_path / root / "step_search.csv" for root in ("whole", "killed")]
+    assert names[0].read_text() == names[1].read_text()
+    del trainer, second
+
+
+@pytest.mark.parametrize("kinds", [(), ("benign",), ("harmful",)])
+def test_prompts_of_both_kinds_are_needed(tmp_path: Path, kinds: tuple[str, ...]) -> None:
+    with pytest.raises(OneShotError, match=r"needs a (harmful|harmless) prompt set"):
+        repair(tmp_path, kinds=kinds)
