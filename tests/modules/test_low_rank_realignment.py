@@ -322,7 +322,7 @@ def test_guard_and_drift_rows_share_no_prompt(tiny_folder: Path, tmp_path: Path)
 
 def test_drift_against_its_definition(tiny_folder: Path, tmp_path: Path) -> None:
     module = repair(tiny_folder, tmp_path, alpha=0.4, export={"merge_adapter": True})
-    recorded = module.tried[-1].drift
+    recorded = module.bounded.tried[-1].drift
     plain, now = (
         LanguageModelModule(str(f), dtype="float64") for f in (tiny_folder, tmp_path / "model")
     )

@@ -81,7 +81,8 @@ class Judged(LowRankRealignmentModule):
 def repair(root: Path, stop_after: int | None = None, **options: Any) -> Any:
     torch.manual_seed(0)
     given: dict[str, Any] = {"guard": Microworld("guard"), "guard_rows": 8, "drift_rows": 6}
-    module = Judged("checkpoints/small", guard_lambda=[1.0, 10.0, 100.0], **given)
+    lambdas = options.pop("lambdas", [1.0, 10.0, 100.0])
+    module = Judged("checkpoints/small", guard_lambda=lambdas, **given)
     # The model is not broken; only the search is tested.
     module.instance_refused = lambda: False  # type: ignore[method-assign]
     sets = {
@@ -114,6 +115,21 @@ def test_the_best_lambda_and_step_are_kept_also_after_a_kill(tmp_path: Path) -> 
     names = [tmp_path / root / "step_search.csv" for root in ("whole", "killed")]
     assert names[0].read_text() == names[1].read_text()
     del trainer, second
+
+
+def test_a_lambdas_directions_do_not_depend_on_the_steps_before(tmp_path: Path) -> None:
+    """They are those of the broken model, though a step of another lambda is in the adapter."""
+    after_another, alone = (
+        repair(tmp_path / str(len(lambdas)), lambdas=lambdas)[0]
+        for lambdas in ([1.0, 10.0], [10.0])
+    )
+    for name, layer in alone.layers.items():
+        for x in "AB":
+            one, other = (
+                getattr(each, f"lora_{x}")["default"].weight.detach()
+                for each in (layer, after_another.layers[name])
+            )
+            torch.testing.assert_close(one / one.norm(), other / other.norm(), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kinds", [(), ("benign",), ("harmful",)])

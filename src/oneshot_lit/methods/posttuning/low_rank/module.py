@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -17,24 +16,21 @@ from oneshot_lit.data.padding import pad_training
 from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.metrics.refusal import is_refusal
-from oneshot_lit.io.files import write_rows_atomically
 from oneshot_lit.methods.job import Job
 from oneshot_lit.methods.own_answers import own_answers
+from oneshot_lit.methods.posttuning.low_rank.bounded_step import BoundedStep
 from oneshot_lit.methods.posttuning.low_rank.guard_rows import Drift, GuardRows
 from oneshot_lit.methods.posttuning.low_rank.prompt_search import PromptChoice
-from oneshot_lit.methods.posttuning.low_rank.step import Triplets, factor, triplets, write_step
-from oneshot_lit.methods.posttuning.low_rank.step_search import (
-    TriedStep,
-    search_step,
-    table_rows,
-    why_no_step,
+from oneshot_lit.methods.posttuning.low_rank.step import (
+    Triplets,
+    directions,
+    factor,
+    write_step,
 )
 from oneshot_lit.methods.posttuning.step_selection import require_rates
 from oneshot_lit.methods.posttuning.weight_edit import Repair
 from oneshot_lit.models import adapters
-from oneshot_lit.models.linear_layers import chosen_layers, instance_factors, projected_inputs
-
-SEARCH_TABLE, SEARCH_PICTURE = "step_search.csv", "step_search.png"
+from oneshot_lit.models.linear_layers import chosen_layers
 
 
 class LowRankRealignmentModule(Repair, Job):
@@ -109,10 +105,9 @@ class LowRankRealignmentModule(Repair, Job):
             )
         self.k, self.normalise = k, normalise
         self.patterns = [matrices] if isinstance(matrices, str) else list(matrices)
-        self.max_drift, self.alpha = max_drift, alpha
-        self.search_steps = search_steps
+        self.alpha = alpha
         self.guard = GuardRows(guard, guard_rows, drift_rows)
-        self.tried: list[TriedStep] = []
+        self.bounded = BoundedStep(max_drift, alpha, search_steps)
         self._chooses_by_prompts = False
         self.choice = PromptChoice()
 
@@ -197,7 +192,7 @@ class LowRankRealignmentModule(Repair, Job):
     def steps(self) -> tuple[int, int]:
         """Return how many lambdas are done, and how many there are."""
         if not self._chooses_by_prompts:
-            return int(bool(self.tried)), 1
+            return int(bool(self.bounded.tried)), 1
         return len({step.guard_lambda for step in self.choice.tried}), len(self.lambdas)
 
     def progress_text(self) -> str:
@@ -209,41 +204,19 @@ class LowRankRealignmentModule(Repair, Job):
         start = time.monotonic()
         self.eval()
         guard_lambda = self.lambdas[self.steps()[0]]
-        factors, loss = instance_factors(self, self.layers, self._batch)
-        if not torch.isfinite(loss):
-            raise OneShotError(
-                f"the loss is {loss.item()} on the instance ({self._origin()}); fix the row or "
-                "the model. No model was written."
-            )
-        inputs = {name: x for name, (x, _) in factors.items()}
-        guarded = inputs
         try:
-            if self._guard_batch is not None:
-                guarded = projected_inputs(
-                    self, self.layers, self._guard_batch, inputs, guard_lambda
+            # The steps of the lambdas before must not be in the way.
+            with self.model.disable_adapter():
+                made = directions(
+                    self, self._batch, self._guard_batch, guard_lambda, self.k, self.normalise
                 )
-            steps = {
-                n: triplets(x, guarded[n], d, self.k, self.normalise)
-                for n, (x, d) in factors.items()
-            }
-        except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+        except ValueError as error:
             raise OneShotError(
-                f"no direction for the instance ({self._origin()}): {error}."
+                f"no direction for the instance ({self._origin()}): {error}. No model was written."
             ) from error
-        if all(not s.any() for _, s, _ in steps.values()):
-            raise OneShotError(
-                f"the gradient of the instance ({self._origin()}) is zero; give another one."
-            )
         if self._chooses_by_prompts:
-            return self._search_by_prompts(steps, guard_lambda)
-        step = self._search(steps)
-        write_step(self.layers, steps, step.alpha)
-        rank_zero_info(
-            f"{len(self.layers)} matrices, alpha {step.alpha:.4g} of {len(self.tried)} tried, "
-            f"drift {step.drift:.4g} of at most {self.max_drift:.4g} nats, "
-            f"{time.monotonic() - start:.1f} s"
-        )
-        return True
+            return self._search_by_prompts(made, guard_lambda)
+        return self._search_by_drift(made, start)
 
     def instance_refused(self) -> bool:
         """Whether the greedy answer to every prompt of the instance refuses."""
@@ -278,9 +251,7 @@ class LowRankRealignmentModule(Repair, Job):
         """Go on after the last lambda that was searched."""
         self.choice.load(state)
 
-    def _search(self, steps: dict[str, Triplets]) -> TriedStep:
-        """Return the step to take."""
-
+    def _search_by_drift(self, steps: dict[str, Triplets], start: float) -> bool:
         def drift_at(alpha: float) -> float:
             write_step(self.layers, steps, alpha)
             return self._drift()
@@ -289,40 +260,14 @@ class LowRankRealignmentModule(Repair, Job):
             write_step(self.layers, steps, alpha)
             return self.instance_refused()
 
-        if self.alpha is not None:
-            step = TriedStep(self.alpha, drift_at(self.alpha), refused_at(self.alpha), True)
-            if not math.isfinite(step.drift):
-                raise OneShotError(
-                    f"model.alpha={self.alpha:g} breaks the model (drift {step.drift}); lower it. "
-                    "No model was written."
-                )
-            if not step.refused:
-                rank_zero_warn(f"the instance is still answered at model.alpha={self.alpha:g}.")
-            self.tried = [step]
-            return step
-        chosen, self.tried = search_step(
-            drift_at, refused_at, self.max_drift, refinements=self.search_steps
+        step = self.bounded.search(drift_at, refused_at)
+        write_step(self.layers, steps, step.alpha)
+        rank_zero_info(
+            f"{len(self.layers)} matrices, {self.bounded}, {time.monotonic() - start:.1f} s"
         )
-        if chosen is None:
-            raise OneShotError(why_no_step(self.tried, self.max_drift))
-        return chosen
+        return True
 
     def finish(self, root: Path) -> None:
         """Write table and picture of the search; the export writes the weights."""
-        if not self.trainer.is_global_zero:
-            return
-        from oneshot_lit.plots import progress, prompt_search_curve, save_figure
-
-        if self._chooses_by_prompts:
-            rows = self.choice.table()
-            save_figure(prompt_search_curve(rows), root / SEARCH_PICTURE)
-        else:
-            rows = table_rows(self.tried)
-            label = "drift on harmless rows (KL, nats a token)"
-            # A step that is lost to rounding has no drift, or one below zero.
-            drawn = sorted((row for row in rows if row["drift"] > 0), key=lambda row: row["alpha"])
-            bound = {label: ("bound of the drift", self.max_drift)}
-            if drawn:
-                figure = progress(drawn, "alpha", {label: ["drift"]}, bound, log=True)
-                save_figure(figure, root / SEARCH_PICTURE)
-        write_rows_atomically(root / SEARCH_TABLE, rows)
+        if self.trainer.is_global_zero:
+            (self.choice if self._chooses_by_prompts else self.bounded).write(root)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from oneshot_lit.io.files import write_rows_atomically
+from oneshot_lit.methods.posttuning.low_rank.step_search import SEARCH_PICTURE, SEARCH_TABLE
 from oneshot_lit.methods.posttuning.step_selection import (
     attack_rate,
     development_score,
@@ -150,6 +153,14 @@ class PromptChoice:
     def table(self) -> list[dict[str, Any]]:
         """Return the rows of ``step_search.csv``, in the order in which the steps were tried."""
         return [asdict(step) | {"kept": int(step is self.best)} for step in self.tried]
+
+    def write(self, root: Path) -> None:
+        """Write table and picture into a folder."""
+        from oneshot_lit.plots import prompt_search_curve, save_figure
+
+        rows = self.table()
+        save_figure(prompt_search_curve(rows), root / SEARCH_PICTURE)
+        write_rows_atomically(root / SEARCH_TABLE, rows)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values and tensors, safe to load with ``weights_only=True``."""

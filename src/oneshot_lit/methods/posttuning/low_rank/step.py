@@ -1,4 +1,4 @@
-"""The step of a low-rank repair: leading singular triplets, written into an adapter."""
+"""The step of a low-rank repair: leading triplets of a guarded gradient, in an adapter."""
 
 from __future__ import annotations
 
@@ -8,10 +8,49 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from oneshot_lit.models.linear_layers import instance_factors, projected_inputs
 from oneshot_lit.spectral import gradient_svd, rank_k_update
 
 # The leading singular triplets of a matrix: U, s, V.
 Triplets = tuple[Tensor, Tensor, Tensor]
+
+
+def directions(
+    module: Any,
+    instance: Mapping[str, Tensor],
+    guard: Mapping[str, Tensor] | None,
+    guard_lambda: float,
+    k: int,
+    normalise: bool,
+) -> dict[str, Triplets]:
+    """Return the step of size 1 of each layer, from one backward pass and one forward sweep.
+
+    Args:
+        module: A `LanguageModelModule` with `layers`, name -> layer.
+        instance: Right-padded batch with labels.
+        guard: Right-padded batch of all guard rows; None for an unguarded step.
+        guard_lambda: Lambda of the projection.
+        k: Triplets a matrix.
+        normalise: See `triplets`.
+
+    Raises:
+        ValueError: for a loss or a gradient that is not finite, a gradient that is zero, or a
+            lambda that is too small to compute with.
+    """
+    factors, loss = instance_factors(module, module.layers, dict(instance))
+    if not torch.isfinite(loss):
+        raise ValueError(f"the loss is {loss.item()}; fix the row or the model")
+    inputs = {name: x for name, (x, _) in factors.items()}
+    guarded = inputs
+    try:
+        if guard is not None:
+            guarded = projected_inputs(module, module.layers, dict(guard), inputs, guard_lambda)
+        made = {n: triplets(x, guarded[n], d, k, normalise) for n, (x, d) in factors.items()}
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise ValueError(str(error)) from error
+    if not any(s.any() for _, s, _ in made.values()):
+        raise ValueError("its gradient is zero; give another one")
+    return made
 
 
 def triplets(x: Tensor, guarded: Tensor, d: Tensor, k: int, normalise: bool) -> Triplets:

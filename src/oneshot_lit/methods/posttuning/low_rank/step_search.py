@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+SEARCH_TABLE, SEARCH_PICTURE = "step_search.csv", "step_search.png"
 # The strides are long, so this many of them go beyond any sensible step.
 _STRIDE, _LADDER = 4.0, 20
 # A drift this near its bound is not worth another forward sweep.
