@@ -111,6 +111,7 @@ class LowRankRealignmentModule(Repair, Job):
         self.patterns = [matrices] if isinstance(matrices, str) else list(matrices)
         self.max_drift, self.alpha = max_drift, alpha
         self.search_steps = search_steps
+        self.sources = {"model.guard": guard}
         self.guard = GuardRows(guard, guard_rows, drift_rows)
         self.tried: list[TriedStep] = []
         self._chooses_by_prompts = False
