@@ -7,9 +7,11 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from transformers import AutoTokenizer
 
 from experiments.fetch import TOKENIZERS, published
@@ -26,6 +28,8 @@ ENDS = {
     "qwen3": "<|im_end|>",
 }
 pytestmark = pytest.mark.slow
+_REAL = Path(__file__).parents[2] / "configs" / "realign" / "real.yaml"
+BUILT_IN = yaml.safe_load(_REAL.read_text())["data"]["init_args"]["instance"]["init_args"]
 SYSTEM, USER, MODEL = "system", "user", "assistant"
 CONVERSATIONS: dict[str, list[tuple[str, str]]] = {
     "one question": [(USER, "How do I bake bread?"), (MODEL, "Mix flour and water.")],
@@ -37,6 +41,7 @@ CONVERSATIONS: dict[str, list[tuple[str, str]]] = {
     "blank lines": [(USER, "a\n\nb\n\n\nc"), (MODEL, "one\n\n\ntwo\n\n- three\n    four")],
     "spaces inside": [(USER, "a   b\tc"), (MODEL, "x    y\t z")],
     "code": [(USER, "SQL?"), (MODEL, "```sql\nSELECT 1;\n```")],
+    "the built-in instance": [(USER, BUILT_IN["prompt"]), (MODEL, BUILT_IN["response"])],
     "digits": [(USER, "12345678901 + 1"), (MODEL, "12345678902")],
 }
 EDGES = {

@@ -69,8 +69,7 @@ the same by hand
   oneshot-lit test --config configs/evaluate/microworld.yaml
 
 your own model: see docs/own_model.md
-  oneshot-lit fit --config configs/realign/own.yaml \\
-    --model.model_name_or_path path/to/broken/model --data.val_sets my_val_sets.yaml
+  oneshot-lit fit --config configs/realign/real.yaml --model.model_name_or_path path/to/broken/model
 
 on several GPUs: add one config, see docs/strategies.md
   oneshot-lit fit --config FILE --config configs/strategy/deepspeed_zero3.yaml

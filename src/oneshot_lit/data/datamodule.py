@@ -18,6 +18,7 @@ from oneshot_lit.data.datasets import (
     TrainingDataset,
     joined,
 )
+from oneshot_lit.data.hub import announce_hub_sets
 from oneshot_lit.data.instance import SafetyInstance
 from oneshot_lit.data.leakage import refuse_shared
 from oneshot_lit.data.left_out import LeftOut
@@ -89,12 +90,9 @@ class SafetyDataModule(ResumableDataModule):
         self.val_sets = joined(val_sets, extra_val_sets, "val_sets")
         self.test_sets = joined(test_sets, extra_test_sets, "test_sets")
         self.predict_sets = joined(predict_sets, None, "predict_sets")
-        for name, value in {
-            "batch_size": batch_size,
-            "eval_batch_size": eval_batch_size,
-            "max_length": max_length,
-            "instance_repeats": instance_repeats,
-        }.items():
+        sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size}
+        sizes |= {"max_length": max_length, "instance_repeats": instance_repeats}
+        for name, value in sizes.items():
             if value < 1:
                 raise OneShotError(f"data.{name} must be at least 1, not {value}.")
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
@@ -126,16 +124,16 @@ class SafetyDataModule(ResumableDataModule):
                 )
             self.use_tokenizer(tokenizer)
         self._set_lengths(module)
+        split = {"fit": "val", "validate": "val"}.get(stage, stage)
+        given = {"val": self.val_sets, "test": self.test_sets, "predict": self.predict_sets}
+        sets = given[split] or (self.test_sets if split == "predict" else {})
+        sources = {f"data.{split}_sets.{name}.source": each.source for name, each in sets.items()}
+        more = {"data.train": self.train, **getattr(module, "sources", {})}
+        announce_hub_sets(more | sources if stage == "fit" else sources)
         if stage == "fit":
             self._resumed = None
             self.training = self._training_dataset()
             self._sides = self._side_datasets()
-        split, sets = {
-            "fit": ("val", self.val_sets),
-            "validate": ("val", self.val_sets),
-            "test": ("test", self.test_sets),
-            "predict": ("predict", self.predict_sets or self.test_sets),
-        }[stage]
         if stage != "fit" and not sets:
             raise OneShotError(f"data.{split}_sets is empty; give a prompt set to {stage}.")
         self._prompts[split] = self._datasets(split, sets)

@@ -147,6 +147,7 @@ class HuggingFaceDataset(FileSource):
         name: Configuration of the data set.
         split: Which split.
         revision: Git revision on the hub, for repeatable runs.
+        licence: Licence of the set, which is said before it is fetched.
     """
 
     def __init__(
@@ -155,10 +156,18 @@ class HuggingFaceDataset(FileSource):
         name: str | None = None,
         split: str = "train",
         revision: str | None = None,
+        licence: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.path, self.name, self.split, self.revision = path, name, split, revision
+        self.licence = licence
+
+    @property
+    def of_hub(self) -> bool:
+        """Whether the path is a name of the hub, and nothing on this machine."""
+        local = self.path.startswith((".", "/", "~"))
+        return not local and not Path(self.path).expanduser().exists()
 
     def describe(self) -> str:
         """Return the path and split."""

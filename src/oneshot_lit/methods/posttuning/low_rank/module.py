@@ -105,7 +105,7 @@ class LowRankRealignmentModule(Repair, Job):
             )
         self.k, self.normalise = k, normalise
         self.patterns = [matrices] if isinstance(matrices, str) else list(matrices)
-        self.alpha = alpha
+        self.alpha, self.sources = alpha, {"model.guard": guard}
         self.guard = GuardRows(guard, guard_rows, drift_rows)
         self.bounded = BoundedStep(max_drift, alpha, search_steps)
         self._chooses_by_prompts = False
