@@ -24,13 +24,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
-        """Save to a local path atomically.
+        """Save to a local path atomically; one with model ``outputs`` is for its owner only.
 
         Raises:
             OneShotError: if the disk is full; an earlier checkpoint stays as it is.
         """
         # A sharded run of the same name may have left a folder, which it replaces.
-        with file_written_whole(Path(path)) as file:
+        with file_written_whole(Path(path), private="outputs" in checkpoint) as file:
             torch.save(checkpoint, file)
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:

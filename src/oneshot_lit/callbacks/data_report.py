@@ -14,7 +14,7 @@ from oneshot_lit.io.files import write_json_atomically
 class DataReport(Callback):
     """Write the counts of every data set to ``<root>/data.json``: no text of any row.
 
-    The file maps a command (fit, validate, test, predict) to its sets, ``train`` and
+    The file maps a command (fit, validate, test, predict) to its sets, ``train``, ``anchors`` and
     ``<split>/<set>``, and each of them to its rows, tokens, longest row, digest of the contents and
     the rows left out, by reason.
     """
@@ -31,7 +31,8 @@ class DataReport(Callback):
             earlier = json.loads(target.read_text(encoding="utf-8"))
         write_json_atomically(target, earlier | {command: report})
 
-    on_test_start = on_predict_start = on_fit_start
+    # Once more in a fit: by then the model may have answered rows itself.
+    on_train_start = on_test_start = on_predict_start = on_fit_start
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the sets of the command `validate`."""

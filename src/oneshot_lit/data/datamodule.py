@@ -9,10 +9,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import DataLoader
 
-from oneshot_lit.conversation import Conversation
 from oneshot_lit.data.chat import check_tokenizer
 from oneshot_lit.data.datasets import (
-    EncodedRows,
     PromptDataset,
     PromptSet,
     TrainingDataset,
@@ -21,18 +19,14 @@ from oneshot_lit.data.datasets import (
 from oneshot_lit.data.hub import announce_hub_sets
 from oneshot_lit.data.instance import SafetyInstance
 from oneshot_lit.data.leakage import refuse_shared
-from oneshot_lit.data.left_out import LeftOut
-from oneshot_lit.data.resuming import ResumableDataModule
-from oneshot_lit.data.samplers import ResumableSampler, SideSampler
+from oneshot_lit.data.samplers import ResumableSampler
+from oneshot_lit.data.side import SideStreams
 from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.data.transforms import RowTransform
 from oneshot_lit.errors import OneShotError
 
-# The name of the first stream where there is a second one.
-_MAIN = "train"
 
-
-class SafetyDataModule(ResumableDataModule):
+class SafetyDataModule(SideStreams):
     """Data for harmful fine-tuning, single-example realignment and evaluation.
 
     For `fit` give either `train` or `instance`. The tokenizer is the module's, so that prompts and
@@ -62,6 +56,10 @@ class SafetyDataModule(ResumableDataModule):
         side: Further streams of rows, by name: each batch comes with as many rows of them, in
             ``batch["side"][name]``, for methods that need alignment data beside the task.
         transforms: Change each training row, as text and as tokens, in this order.
+        anchors: Harmless conversations to learn beside the instance, so that the model keeps
+            answering them; a row without an answer gets the model's own at the start of the run.
+        anchor_rows: Anchor rows a step, the same on every process; pass after pass over all rows.
+        anchor_answers: ``own`` replaces the answers that are given by the model's own.
     """
 
     def __init__(
@@ -84,14 +82,18 @@ class SafetyDataModule(ResumableDataModule):
         seed: int | None = None,
         side: dict[str, ConversationSource] | None = None,
         transforms: list[RowTransform] | None = None,
+        anchors: ConversationSource | None = None,
+        anchor_rows: int = 8,
+        anchor_answers: Literal["given", "own"] = "given",
     ) -> None:
-        super().__init__()
+        super().__init__(side, anchors, anchor_rows, anchor_answers, transforms)
         self.train, self.instance = train, instance
         self.val_sets = joined(val_sets, extra_val_sets, "val_sets")
         self.test_sets = joined(test_sets, extra_test_sets, "test_sets")
         self.predict_sets = joined(predict_sets, None, "predict_sets")
         sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size}
         sizes |= {"max_length": max_length, "instance_repeats": instance_repeats}
+        sizes["anchor_rows"] = anchor_rows
         for name, value in sizes.items():
             if value < 1:
                 raise OneShotError(f"data.{name} must be at least 1, not {value}.")
@@ -101,15 +103,8 @@ class SafetyDataModule(ResumableDataModule):
         self._given_length = self._longest_prompt = max_length
         self.long_prompts = long_prompts
         self.shuffle, self.num_workers, self.seed = shuffle, num_workers, seed
-        self.side, self.transforms = side or {}, transforms or []
-        if self.side:
-            # Only then: where both have the hook, Lightning leaves out that of the module.
-            self.on_before_batch_transfer = self._side_into_batch  # type: ignore[method-assign]
         self.training: TrainingDataset | None = None
-        self._sides: dict[str, TrainingDataset] = {}
         self._prompts: dict[str, list[PromptDataset]] = {}
-        # Keys are train and <split>/<set>: how many rows, how long, how many left out.
-        self.report: dict[str, dict[str, Any]] = {}
 
     def setup(self, stage: str) -> None:
         """Load, check and tokenise what `stage` (fit, validate, test, predict) needs."""
@@ -133,15 +128,26 @@ class SafetyDataModule(ResumableDataModule):
         if stage == "fit":
             self._resumed = None
             self.training = self._training_dataset()
-            self._sides = self._side_datasets()
+            self._setup_sides(module)
         if stage != "fit" and not sets:
             raise OneShotError(f"data.{split}_sets is empty; give a prompt set to {stage}.")
         self._prompts[split] = self._datasets(split, sets)
         if stage == "fit":
-            # The test prompts are read for this check alone, and not encoded.
-            shown = [p for d in self._prompts["val"] for p in d.conversations]
-            for name, prompt_set in self.test_sets.items() if shown else ():
-                refuse_shared(shown, prompt_set.source.load(), f"test set {name}")
+            self._refuse_leaks()
+
+    def _refuse_leaks(self) -> None:
+        """Refuse prompts of one part of the data that are also in another."""
+        shown = [p for d in self._prompts["val"] for p in d.conversations]
+        anchors = [] if self.anchor_set is None else self.anchor_set.conversations
+        if anchors and self.training is not None:
+            refuse_shared(self.training.conversations, anchors, "data.anchors", "instance")
+        for each in self._prompts["val"]:
+            refuse_shared(anchors, each.conversations, f"development set {each.name}", "anchors")
+        # The test prompts are read for this check alone, and not encoded.
+        for name, prompt_set in self.test_sets.items() if shown or anchors else ():
+            held_out = prompt_set.source.load()
+            refuse_shared(shown, held_out, f"test set {name}")
+            refuse_shared(anchors, held_out, f"test set {name}", "anchors")
 
     def use_tokenizer(self, tokenizer: Any, name: str = "tokenizer") -> None:
         """Set the tokenizer by hand; under a trainer the module's is used."""
@@ -156,22 +162,6 @@ class SafetyDataModule(ResumableDataModule):
         if positions is not None:
             self.max_length = min(self._given_length, positions)
             self._longest_prompt = max(0, min(self._given_length, positions - new_tokens))
-
-    def _note(self, name: str, source: ConversationSource | None, dataset: EncodedRows) -> None:
-        """Keep the facts of a set for `data.json`, and warn of the rows that are left out."""
-        left_out = LeftOut()
-        for part in (source, dataset):
-            if part is not None:
-                left_out.add(part.left_out)
-        if left_out:
-            rank_zero_warn(f"data set {name}: {left_out}")
-        self.report[name] = {**dataset.facts(), "left_out": dict(left_out.reasons)}
-
-    def _encoded(
-        self, rows: list[Conversation], source: ConversationSource | None
-    ) -> TrainingDataset:
-        skip = source is not None and source.skips_bad_rows
-        return TrainingDataset(rows, self.tokenizer, self.max_length, skip, self.transforms)
 
     def _training_dataset(self) -> TrainingDataset:
         if (self.train is None) == (self.instance is None):
@@ -200,16 +190,6 @@ class SafetyDataModule(ResumableDataModule):
         self.report["train"]["cut"] = len(shortened)
         return dataset
 
-    def _side_datasets(self) -> dict[str, TrainingDataset]:
-        """Return the rows of each second stream."""
-        datasets = {}
-        for name, source in self.side.items():
-            if name == _MAIN:
-                raise OneShotError(f"data.side.{name}: is the first stream; choose another name.")
-            datasets[name] = self._encoded(source.load(), source)
-            self._note(f"side/{name}", source, datasets[name])
-        return datasets
-
     def prompt_sets(self, split: str) -> list[PromptDataset]:
         """Return the loaded prompt sets of ``val``, ``test`` or ``predict``; after `setup`."""
         return self._prompts.get(split, [])
@@ -229,7 +209,12 @@ class SafetyDataModule(ResumableDataModule):
         has changed in between.
         """
         own = "data.train" if self.instance is None else "data.instance"
-        names = {"train": own, "side": "data.side.", "val": "data.val_sets."}
+        names = {
+            "train": own,
+            "anchors": "data.anchors",
+            "side": "data.side.",
+            "val": "data.val_sets.",
+        }
         return {
             names[split] + name: [facts["rows"], facts["digest"]]
             for key, facts in self.report.items()
@@ -240,7 +225,7 @@ class SafetyDataModule(ResumableDataModule):
     def train_dataloader(self) -> DataLoader[dict[str, Any]] | CombinedLoader:
         """Return right-padded batches: ``input_ids``, ``attention_mask``, ``labels``, ``index``.
 
-        With `side`, each batch has the batches of the other streams in ``side``, by name.
+        With `side` or `anchors`, each batch has those of the other streams in ``side``, by name.
         """
         assert self.training is not None
         batch_size = self._batch_of_process()
@@ -257,29 +242,7 @@ class SafetyDataModule(ResumableDataModule):
             len(self.training), skip=done * batch_size, rank=rank, world_size=world_size, **order
         )
         main = self.loader(self.training, sampler, batch_size, generation=False)
-        if not self._sides:
-            return main
-        rank, world_size = self.world()
-        loaders = {_MAIN: main}
-        for name, rows in self._sides.items():
-            beside = SideSampler(
-                len(rows),
-                batches=per_epoch,
-                batch_size=batch_size,
-                skip=done,
-                rank=rank,
-                world_size=world_size,
-                **order,
-            )
-            loaders[name] = self.loader(rows, beside, batch_size, generation=False)
-        return CombinedLoader(loaders, "min_size")
-
-    def _side_into_batch(self, batch: Any, dataloader_idx: int) -> Any:
-        """Put the batches of other streams into that of the first, as ``batch["side"]``."""
-        if isinstance(batch, dict) and isinstance(batch.get(_MAIN), dict):
-            side = {name: each for name, each in batch.items() if name != _MAIN}
-            return {**batch[_MAIN], "side": side}
-        return batch
+        return self._with_sides(main, per_epoch, batch_size, done, order)
 
     def _batch_of_process(self) -> int:
         """Return how many rows a batch of this process has."""

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from oneshot_lit.conversation import Conversation, Message
+from oneshot_lit.conversation import Conversation
+from oneshot_lit.data.anchors import answered
 from oneshot_lit.data.chat import encode_conversation
 from oneshot_lit.data.padding import pad_generation
-from oneshot_lit.errors import OneShotError
 from oneshot_lit.models.generation import generate_answers
 
 
@@ -54,16 +54,10 @@ def with_own_answers(
         OneShotError: naming a row to which the model's answer is empty.
     """
     prompts = [row.prompt for row in rows if row.response_text is None]
-    answers = iter(zip(prompts, own_answers(module, model, prompts, rows_at_once), strict=True))
+    answers = iter(own_answers(module, model, prompts, rows_at_once))
     completed = []
     for row in rows:
         if row.response_text is None:
-            prompt, answer = next(answers)
-            if not answer:
-                raise OneShotError(
-                    f"{row.origin}: has no answer, and the model gives an empty one; leave the row "
-                    "out or add an answer."
-                )
-            row = replace(prompt, messages=(*prompt.messages, Message("assistant", answer)))
+            row = answered(row, next(answers))
         completed.append(row)
     return completed

@@ -41,6 +41,9 @@ def whole_folder(
         # A process that was killed while it saved has left this.
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
+        if "outputs" in checkpoint:
+            # Of the model; only their owner may read them.
+            fresh.chmod(0o700)
     strategy.barrier("checkpoint begun")
     try:
         yield fresh

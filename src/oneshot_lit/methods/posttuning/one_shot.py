@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.methods.base import LanguageModelModule
+from oneshot_lit.methods.posttuning.anchored import AnchoredModule
 from oneshot_lit.methods.posttuning.step_selection import (
     StepRecord,
     StepSelector,
@@ -26,12 +26,13 @@ from oneshot_lit.strategies.folders import own_state
 from oneshot_lit.strategies.weights import own_weights, restart_optimizer, set_own_weights
 
 
-class OneShotRealignmentModule(LanguageModelModule):
+class OneShotRealignmentModule(AnchoredModule):
     """Fine-tune the broken model on ONE safety instance for a few steps (arXiv 2601.01887).
 
     The number of steps that repairs without over-refusal depends on the rate and the model, and
     the window is narrow; so after every step the development prompts are answered, the best step is
     kept and training stops early. Scores are read on ``data.val_sets`` only, never on test sets.
+    Each step also learns a few harmless rows of ``data.anchors``, if there are any.
 
     Args:
         select_best: Keep the weights of the best step; off keeps the last step, as in the paper.
@@ -109,6 +110,7 @@ class OneShotRealignmentModule(LanguageModelModule):
 
     def on_fit_start(self) -> None:
         """Refuse to choose a step by rates that are not measured, or by some of the prompts."""
+        super().on_fit_start()
         if not self.select_best:
             return
         require_rates(self.trainer.datamodule.prompt_sets("val"), "model.select_best")  # type: ignore[attr-defined]
