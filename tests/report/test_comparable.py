@@ -149,3 +149,13 @@ def test_judgments_that_a_later_test_forgot_are_left_out(tmp_path: Path) -> None
     run = read_run("a", a)
     assert set(run.scores["by"]) == {"test"}
     assert "judge again" in run.notes[0]
+
+
+@pytest.mark.parametrize("key", ["reference", "prompts", "text", "window"])
+def test_general_ability_of_other_settings_is_refused(tmp_path: Path, key: str) -> None:
+    folders = []
+    for name, value in (("a", "x"), ("b", "y")):
+        settings = dict.fromkeys(("reference", "prompts", "text", "window"), "x") | {key: value}
+        said = {"version": "1", "tokens": {"perplexity": 9}, "settings": settings, "scores": []}
+        folders.append(make_run(tmp_path / name, SCORES, evaluations={"ability": said}))
+    assert f"general ability differs ({key}: x and y)" in refusal(*folders)

@@ -208,6 +208,8 @@ def test_a_grade_without_a_threshold_is_compared_with_no_judge(tmp_path: Path) -
         ("h/harmfulness_score", 1.0, ""),
         ("lm_eval/mmlu/acc", 0.6, ""),
         ("lm_eval/wikitext/word_perplexity", 9.0, ""),
+        ("ability/perplexity", 9.0, ""),
+        ("ability/kl_to_original", 0.0, ""),
     ],
 )
 def test_colours(key: str, value: float, shade: str) -> None:
@@ -217,3 +219,16 @@ def test_colours(key: str, value: float, shade: str) -> None:
     # Good on few answers is no colour.
     few = SimpleNamespace(set=name, metric=metric, value=value, low=value - 0.2, high=value)
     assert colour(few) == ("" if shade == "good" else shade)
+
+
+def test_general_ability_is_shown_with_its_tokens(tmp_path: Path) -> None:
+    scores = {"ability/perplexity": 21.5, "ability/kl_to_original": 0.02}
+    said = {"version": "1", "tokens": {"perplexity": 90, "kl_to_original": 7}, "scores": [*scores]}
+    make_run(tmp_path / "a", {"harmful": {"asr_keyword": [1.0]}}, evaluations={"ability": said})
+    path = tmp_path / "a" / "metrics.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"metrics": content["metrics"] | scores}))
+    report = report_of(tmp_path / "a")
+    for (key, value), n in zip(scores.items(), (90, 7), strict=True):
+        row = score_of(report, key, "a")
+        assert (row["value"], row["n"], row["by"], row["share"]) == (value, n, "ability, 1", False)

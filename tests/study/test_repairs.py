@@ -11,6 +11,7 @@ import pytest
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.intervals import rate
 from oneshot_lit.report.tables import markdown_table
+from oneshot_lit.report.text import DASH
 from oneshot_lit.study.repairs import measure, parse_repairs, repairs_section, sentence
 
 STAGES = ("attacked", "repaired")
@@ -93,6 +94,26 @@ def test_a_goal_can_be_taken_away() -> None:
     assert entry["figures"]["skill_loss"]["value"] is None
 
 
+def test_general_ability_is_shown_where_it_was_measured() -> None:
+    plain = measure(repair(), scores())
+    assert not {"perplexity", "kl_to_original"} & set(plain["figures"])
+    goals = GOALS | {"perplexity": 30, "kl_to_original": 0.5}
+    # What has a goal but was not measured stays visible.
+    unknown = measure(repair(goals), scores())["figures"]["perplexity"]
+    assert (unknown["value"], unknown["reached"]) == (None, None)
+    row = {"set": "ability", "run": "repaired", "low": None, "high": None, "n": 9}
+    rows = [
+        row | {"metric": k, "value": v} for k, v in (("perplexity", 31.0), ("kl_to_original", 0.1))
+    ]
+    measured = measure(repair(goals), pd.concat([scores(), pd.DataFrame(rows)]))
+    assert measured["figures"]["kl_to_original"]["reached"]
+    assert measured["figures"]["perplexity"]["low"] is None
+    assert sentence(measured) == "backdoor: not reached: the perplexity is 31.0, above 30."
+    table = repairs_section([plain, measured | {"title": "other"}]).table
+    assert list(table["repaired: perplexity"]) == [DASH, "31.000"]
+    assert "repaired: perplexity" not in repairs_section([plain]).table
+
+
 def test_without_goals_nothing_is_reached() -> None:
     entry = measure(repair(goals=None), scores())
     assert sentence(entry) == "backdoor: attack success 1.000 -> 0.030."
@@ -114,6 +135,7 @@ def test_without_goals_nothing_is_reached() -> None:
         (PAIR, {"asr": 0.1}, "unknown key 'asr'"),
         (PAIR, {"repaired": 5}, r"goals\.repaired: needs a number from 0 to 1, not '5'"),
         (PAIR, {"repaired": True}, "needs a number"),
+        (PAIR, {"perplexity": -1}, r"goals\.perplexity: needs a number from 0 to 1000000"),
     ],
 )
 def test_errors(pairs, goals, message: str) -> None:

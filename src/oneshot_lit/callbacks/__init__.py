@@ -2,6 +2,7 @@
 
 from oneshot_lit.callbacks.checkpoint_io import AtomicCheckpointIO
 from oneshot_lit.callbacks.data_report import DataReport
+from oneshot_lit.callbacks.general_ability import GeneralAbility
 from oneshot_lit.callbacks.gradient_rank import GradientRank
 from oneshot_lit.callbacks.hf_export import HuggingFaceExport
 from oneshot_lit.callbacks.metrics_writer import MetricsWriter
@@ -13,6 +14,7 @@ from oneshot_lit.callbacks.run_checkpoint import RunCheckpoint
 __all__ = [
     "AtomicCheckpointIO",
     "DataReport",
+    "GeneralAbility",
     "GradientRank",
     "HuggingFaceExport",
     "MetricsWriter",

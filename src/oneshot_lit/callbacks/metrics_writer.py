@@ -103,6 +103,10 @@ class MetricsWriter(Callback):
         with results_locked(root):
             write_text_atomically(root / OUTCOMES_FILE, json_lines(rows))
             later = self._kept(root)
+            measured: dict[str, Any] = getattr(pl_module, "evaluations", {})
+            for name, facts in measured.items():
+                later["metrics"] |= facts["scores"]
+                later["evaluations"][name] = {**facts, "scores": sorted(facts["scores"])}
             content["metrics"] = later["metrics"] | content["metrics"]
             write_json_atomically(target, content | {"evaluations": later["evaluations"]})
             record_run(root, "test", self.run)

@@ -1,4 +1,4 @@
-"""Which code is running: hashes of the package itself, and of other code that a config names."""
+"""What a result comes from: hashes of the package, of other code that a config names, of files."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from pathlib import Path
 import oneshot_lit
 from oneshot_lit.errors import causes
 
+# Larger files count by size and time: hashing a 70B model would take longer than some stages.
+_HASHED_WHOLE = 256 * 2**20
+
 
 @cache
 def source_hash() -> str:
@@ -26,6 +29,20 @@ def source_hash() -> str:
     for file in sorted(package.rglob("*.py")):
         # How results are shown does not change them.
         if file.relative_to(package).parts[0] not in ("study", "plots"):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def content_hash(path: Path) -> str:
+    """Return a hash of a file, or of all files in a folder with their names."""
+    digest = hashlib.sha256()
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    for file in files:
+        stat = file.stat()
+        digest.update(str(file.relative_to(path)).encode())
+        if stat.st_size > _HASHED_WHOLE:
+            digest.update(f"{stat.st_size} {stat.st_mtime_ns}".encode())
+        else:
             digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -126,6 +126,7 @@ class LanguageModelModule(PromptScoring, ModelBuilding, RunState):
         self.scores: dict[str, float] = {}
         self.counts: dict[str, dict[str, int]] = {}
         self.outcomes: list[dict[str, Any]] = []
+        self.evaluations: dict[str, dict[str, Any]] = {}
         self._metrics: dict[str, dict[str, TextScore]] = {}
         self._window = StepWindow(self.loss_weight)
         # Only the adapter is in a checkpoint when only the adapter is trained.

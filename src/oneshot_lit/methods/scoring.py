@@ -24,6 +24,8 @@ class PromptScoring(Answering):
             (``empty_outputs``) or end at `max_new_tokens` (``cut_outputs``), and how many each
             ``<set>/<metric>`` could not score (``unscored``).
         outcomes: What each answer of this process scored in a test, as rows without any text.
+        evaluations: What callbacks measured beside the answers: name -> facts as plain JSON values,
+            and ``scores``, ``<set>/<metric>`` -> value. They land in ``metrics.json``.
     """
 
     # Names of validation scores start with this; those of test scores have no prefix.
@@ -33,6 +35,7 @@ class PromptScoring(Answering):
     scores: dict[str, float]
     counts: dict[str, dict[str, int]]
     outcomes: list[dict[str, Any]]
+    evaluations: dict[str, dict[str, Any]]
     _metrics: dict[str, dict[str, TextScore]]
     _sets: list[Any]
     all_gather: Any

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.evaluation.metrics.registry import LM_EVAL
+from oneshot_lit.evaluation.metrics.registry import ABILITY, LM_EVAL
 from oneshot_lit.report.runs import TEST, Run
 
 _OF_SPEED = ("backend", "vllm")
@@ -59,6 +59,9 @@ def _must_be_equal(run: Run) -> dict[str, Any]:
             settings = said.get("settings", {}).items()
             facts[task] = {key: said.get(key) for key in _OF_TASKS}
             facts[task] |= {k: v for k, v in settings if k not in _SPEED_OF_TASKS}
+        elif task == ABILITY:
+            compared = {key: said.get(key) for key in ("version", "tokens")}
+            facts["general ability"] = compared | said.get("settings", {})
     return facts
 
 

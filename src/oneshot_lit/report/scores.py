@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from oneshot_lit.evaluation.intervals import from_stderr, mcnemar, mean, rate
-from oneshot_lit.evaluation.metrics.registry import LM_EVAL, METRICS, is_rate, is_skill
+from oneshot_lit.evaluation.metrics.registry import ABILITY, LM_EVAL, METRICS, is_rate, is_skill
 from oneshot_lit.report.runs import TEST, Run
 
 ATTACK, REFUSAL = "asr_keyword", "over_refusal"
@@ -36,9 +36,9 @@ def all_scores(runs: Sequence[Run]) -> pd.DataFrame:
 def score_table(runs: Sequence[Run], answers: pd.DataFrame) -> pd.DataFrame:
     """Return a row for each score of each run that has it.
 
-    Columns: ``set``, ``metric``, ``by`` (the test, a judge with its version, or lm-eval), ``run``,
-    ``share`` (whether it counts answers), those of `Estimate`, and ``reasons`` (why answers could
-    not be judged).
+    Columns: ``set``, ``metric``, ``by`` (the test, a judge with its version, lm-eval, or
+    general ability), ``run``, ``share`` (whether it counts answers), those of `Estimate`, and
+    ``reasons`` (why answers could not be judged).
     """
     shares = _shares(answers)
     rows = []
@@ -50,10 +50,12 @@ def score_table(runs: Sequence[Run], answers: pd.DataFrame) -> pd.DataFrame:
             facts = {"set": name, "metric": metric, "by": owner, "run": run.name}
             rows.append(facts | _estimated(of, metric, shares[name, metric]))
         for task, said in run.content["evaluations"].items():
-            for key in said.get("scores", ()) if task.startswith(f"{LM_EVAL}/") else ():
+            shown = task == ABILITY or task.startswith(f"{LM_EVAL}/")
+            for key in said.get("scores", ()) if shown else ():
                 name, _, metric = key.rpartition("/")
                 value, stderr = run.content["metrics"].get(key), said.get("stderr", {}).get(metric)
-                estimate = from_stderr(value, stderr, said.get("samples", 0))
+                n = said["tokens"][metric] if task == ABILITY else said.get("samples", 0)
+                estimate = from_stderr(value, stderr, n)
                 facts = {"set": name, "metric": metric, "by": f"{task}, {said.get('version')}"}
                 rows.append(facts | {"run": run.name, "share": False} | estimate.as_dict())
     frame = pd.DataFrame(rows, columns=SCORES).fillna({"reasons": ""})

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from oneshot_lit.evaluation.metrics.registry import LM_EVAL, is_skill
+from oneshot_lit.evaluation.metrics.registry import ABILITY, LM_EVAL, is_skill
 from oneshot_lit.report.content import Report
 from oneshot_lit.report.findings import p_value
 from oneshot_lit.report.text import DASH, markdown
@@ -41,7 +41,7 @@ def colour(row: Any) -> str:
     key = f"{row.set}/{row.metric}"
     # For these, what is good depends on the task, or on the scale.
     neutral = row.metric == "harmful_correct" or row.metric.startswith("harmfulness_score")
-    if pd.isna(row.value) or neutral or key.startswith(f"{LM_EVAL}/"):
+    if pd.isna(row.value) or neutral or key.startswith((f"{LM_EVAL}/", f"{ABILITY}/")):
         return ""
     wide = pd.notna(row.low) and max(row.value - row.low, row.high - row.value) > _WIDE
     if row.value >= _HIGH if is_skill(key) else row.value <= _LOW:

@@ -15,11 +15,9 @@ import yaml
 
 from oneshot_lit.io.config_files import check_config_files, split_configs
 from oneshot_lit.io.files import read_text
-from oneshot_lit.io.provenance import named_code, source_hash
+from oneshot_lit.io.provenance import content_hash, named_code, source_hash
 from oneshot_lit.study.spec import Study
 
-# Larger files count by size and time: hashing a 70B model would take longer than some stages.
-_HASHED_WHOLE = 256 * 2**20
 # Keys of output folders: these are not inputs, though they exist the second time.
 _OUTPUTS = ("default_root_dir", "save_dir", "dirpath")
 
@@ -95,20 +93,6 @@ def _parsed(text: str) -> Any:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
         return None
-
-
-def content_hash(path: Path) -> str:
-    """Return a hash of a file, or of all files in a folder with their names."""
-    digest = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    for file in files:
-        stat = file.stat()
-        digest.update(str(file.relative_to(path)).encode())
-        if stat.st_size > _HASHED_WHOLE:
-            digest.update(f"{stat.st_size} {stat.st_mtime_ns}".encode())
-        else:
-            digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 # A stage's name and one of its verbs.

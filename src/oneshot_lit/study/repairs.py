@@ -14,21 +14,28 @@ import pandas as pd
 from oneshot_lit.report.content import Section
 from oneshot_lit.report.scores import ATTACK, REFUSAL, largest_loss, worst
 from oneshot_lit.report.tables import interval, number
+from oneshot_lit.report.text import DASH
 from oneshot_lit.study.checks import mapping, stage_name
 from oneshot_lit.study.checks import number as number_in
 
+# Figures of the callback `GeneralAbility`, shown where it ran.
+_ABILITY = ("kl_to_original", "perplexity")
 # Figure -> its heading. The goal of the attacked model is a minimum, the others are maxima.
 FIGURES = {
     "attacked": "attacked: harmful prompts answered",
     "repaired": "repaired: harmful prompts answered",
     "over_refusal": "repaired: harmless prompts refused",
     "skill_loss": "largest loss of a skill against the attacked model",
+    "kl_to_original": "repaired: divergence from the original, nats a token",
+    "perplexity": "repaired: perplexity",
 }
 _MISSED = {
     "attacked": "the attack answers {value:.1%} of {where}, below {goal:.0%}",
     "repaired": "{value:.1%} of {where} are still answered, above {goal:.0%}",
     "over_refusal": "{value:.1%} of {where} are refused, above {goal:.0%}",
     "skill_loss": "{where} loses {value:.3f}, above {goal:g}",
+    "kl_to_original": "the divergence from the original is {value:.3f}, above {goal:g}",
+    "perplexity": "the perplexity is {value:.1f}, above {goal:g}",
 }
 
 
@@ -77,7 +84,9 @@ def parse_repairs(
 def _goals(raw: Any, place: str) -> dict[str, float | None]:
     goals = mapping(raw or {}, place, tuple(FIGURES))
     return {
-        k: None if v is None else number_in(v, f"{place}.{k}", float, 0, 1)
+        k: None
+        if v is None
+        else number_in(v, f"{place}.{k}", float, 0, 1_000_000 if k in _ABILITY else 1)
         for k, v in goals.items()
     }
 
@@ -88,6 +97,7 @@ def measure(repair: Repair, scores: pd.DataFrame) -> dict[str, Any]:
     Each figure has ``value``, ``low`` and ``high`` (its interval), ``where`` (the set or skill),
     ``goal`` and ``reached``. Attack success is that of the worst harmful set, over-refusal that of
     the worst harmless set of the repaired model; the loss of skill is against the attacked model.
+    The figures of general ability are there where they were measured, or have a goal.
 
     Args:
         repair: The pair.
@@ -106,6 +116,11 @@ def measure(repair: Repair, scores: pd.DataFrame) -> dict[str, Any]:
             figures[name] |= ends | {"where": row["set"]}
     if (loss := largest_loss(scores, repair.attacked, repair.repaired)) is not None:
         figures["skill_loss"] |= {"where": loss[0], "value": loss[1]}
+    for name in _ABILITY:
+        if (row := worst(scores, repair.repaired, name)) is not None:
+            figures[name]["value"] = float(row["value"])
+        elif name not in repair.goals:
+            del figures[name]
     for name, figure in figures.items():
         value, goal = figure["value"], repair.goals.get(name)
         known = value is not None and goal is not None
@@ -131,13 +146,15 @@ def sentence(entry: Mapping[str, Any]) -> str:
 def repairs_section(entries: Sequence[Mapping[str, Any]]) -> Section:
     """Return the repairs as a part of the report."""
     texts = {
-        entry["title"]: [
-            " ".join(filter(None, (number(f["value"]), interval(f["low"], f["high"]), f["where"])))
-            for f in entry["figures"].values()
-        ]
+        entry["title"]: {
+            FIGURES[name]: " ".join(
+                filter(None, (number(f["value"]), interval(f["low"], f["high"]), f["where"]))
+            )
+            for name, f in entry["figures"].items()
+        }
         for entry in entries
     }
-    table = pd.DataFrame.from_dict(texts, "index", columns=list(FIGURES.values()))
+    table = pd.DataFrame.from_dict(texts, "index").fillna(DASH)
     return Section(
         "Attacks and their repairs",
         "Each figure is that of the worst prompt set, which is named, with its 95% interval. The "

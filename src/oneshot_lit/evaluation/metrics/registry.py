@@ -39,6 +39,9 @@ DEFAULTS: dict[str, tuple[str, ...]] = {
 LM_EVAL = "lm_eval"
 _LM_EVAL_SKILLS = ("acc", "acc_norm", "exact_match")
 
+# The first part of the keys of the callback `GeneralAbility`.
+ABILITY = "ability"
+
 
 def is_skill(key: str) -> bool:
     """Whether a score is one of a skill to keep, from 0 (none) to 1 (all).
