@@ -13,6 +13,8 @@ from experiments.real_depth.measures import PREDICTORS
 
 # A repair that refuses this share of harmful prompts within the bound is called one.
 REPAIRED = 0.95
+# Level of p-values, which are adjusted for the number of predictors.
+LEVEL = 0.05
 
 
 def interval(estimate: Mapping[str, Any] | None, digits: int = 2) -> str:
@@ -116,25 +118,22 @@ def clear(estimate: Mapping[str, Any]) -> bool:
 
 
 def _predictors(results: Mapping[str, Any]) -> list[str]:
-    """Say which measures go with the attainable refusal, and which are not shown to."""
+    """Say which measures go with the attainable refusal by their adjusted p, and which may not."""
     lines = []
     for repair, table in results["prediction"].items():
-        known = {name: row for name, row in table.items() if row["value"] is not None}
-        ordered = sorted(known, key=lambda name: -abs(known[name]["value"]))
-        shown = [f"{PREDICTORS[n]} {interval(known[n])}" for n in ordered if clear(known[n])]
-        rest = [PREDICTORS[n] for n in ordered if not clear(known[n])]
-        label = results["labels"][repair]
+        known = {name: row for name, row in table.items() if row["p_adjusted"] is not None}
+        ordered = sorted(known, key=lambda name: (known[name]["p"], -abs(known[name]["value"])))
+        shown = [
+            f"{PREDICTORS[n]} {interval(known[n])}, p = {known[n]['p_adjusted']:.3f}"
+            for n in ordered
+            if known[n]["p_adjusted"] < LEVEL
+        ]
+        rest = [PREDICTORS[n] for n in ordered if known[n]["p_adjusted"] >= LEVEL]
+        start = f"{results['labels'][repair]}: attainable refusal"
         if shown:
-            lines.append(
-                f"{label}: goes with the attainable refusal (Spearman): {'; '.join(shown)}."
-            )
+            lines.append(f"{start} goes with (Spearman, adjusted p) {'; '.join(shown)}.")
         if rest:
-            lines.append(f"{label}: not shown to go with it: {'; '.join(rest)}.")
-    if lines:
-        lines.append(
-            "The intervals of the predictors are not adjusted for their number "
-            f"({len(PREDICTORS)} a repair): one alone may be chance."
-        )
+            lines.append(f"{start} is not shown to go with {'; '.join(rest)}.")
     return lines
 
 
@@ -145,8 +144,8 @@ def _list(names: Sequence[str]) -> str:
 def reach_table(results: Mapping[str, Any]) -> Table:
     """Return, for the terminal, the attainable refusal of each repair in each case."""
     table = Table(
-        title=f"attainable refusal at over-refusal <= {results['bound']:g}, development prompts, "
-        f"{len(results['seeds'])} seed(s)",
+        title=f"attainable refusal at over-refusal <= {results['bound']:g}, development prompts,\n"
+        f"seeds {', '.join(map(str, results['seeds']))}",
         title_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),

@@ -16,8 +16,7 @@ from experiments.real_depth.measures import PREDICTORS
 from oneshot_lit.plots.style import CYCLE
 
 _MARKERS = "osD^vPX*"
-# Repairs that are drawn against the predictors, the first that the study has of each case.
-_COLUMNS = 4
+_COLUMNS, _PREDICTOR_COLUMNS = 4, 5
 
 
 def frontier_by_depth(results: Mapping[str, Any]) -> Figure:
@@ -92,9 +91,10 @@ def predictors_picture(results: Mapping[str, Any]) -> Figure:
     cases = results["cases"]
     most = max(_count(cases, repair) for repair in results["labels"])
     repairs = [r for r in results["labels"] if _count(cases, r) == most][:2]
-    rows = math.ceil(len(PREDICTORS) / _COLUMNS)
+    columns = _PREDICTOR_COLUMNS
+    rows = math.ceil(len(PREDICTORS) / columns)
     figure, grid = plt.subplots(
-        rows, _COLUMNS, figsize=(3.5 * _COLUMNS, 3.0 * rows + 0.9), layout="constrained",
+        rows, columns, figsize=(3.1 * columns, 3.0 * rows + 0.9), layout="constrained",
         sharey=True,
     )  # fmt: skip
     order = list(results["labels"])

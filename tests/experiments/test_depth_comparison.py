@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from experiments.real_depth.findings import findings, reach_table
 from experiments.real_depth.frontier import Point, attainable, held_out, read_points, staircase
 from experiments.real_depth.page import render_page
 from experiments.real_depth.pictures import frontier_by_depth, predictors_picture
-from experiments.real_depth.prediction import clustered_spearman
+from experiments.real_depth.prediction import clustered_spearman, permutation_p
 from experiments.real_depth.spec import load_spec
 from experiments.selection.studies import read_studies
 from oneshot_lit.errors import OneShotError
@@ -170,6 +171,38 @@ def test_correlation_of_noise_covers_zero_about_as_often_as_it_says() -> None:
         estimate = clustered_spearman(groups, seed=n)
         covered += estimate.low <= 0 <= estimate.high
     assert 33 <= covered <= 40
+
+
+def test_permutations_agree_with_all_of_them() -> None:
+    rng = np.random.default_rng(4)
+    for _ in range(5):
+        data = rng.normal(size=(5, 2, 2))
+        data[..., 1] += 0.7 * data[..., 0]
+        groups = [[tuple(pair) for pair in group] for group in data.tolist()]
+        own = stats.spearmanr(data[..., 0].ravel(), data[..., 1].ravel()).statistic
+        every = [
+            stats.spearmanr(data[list(order), :, 0].ravel(), data[..., 1].ravel()).statistic
+            for order in permutations(range(5))
+        ]
+        exact = np.mean(np.abs(every) >= abs(own) - 1e-9)
+        assert permutation_p(groups) == pytest.approx(exact, abs=0.04)
+
+
+def test_more_seeds_are_no_more_evidence() -> None:
+    rng = np.random.default_rng(5)
+    few = [[tuple(rng.normal(size=2))] for _ in range(8)]
+    assert permutation_p([pairs * 3 for pairs in few]) == permutation_p(few)
+    # Taken for independent, noise seen three times looks like evidence.
+    apart = permutation_p([[pair] for pairs in few for pair in pairs * 3])
+    assert apart < permutation_p(few)
+    assert permutation_p([[(1.0, 1.0)], [(2.0, 2.0), (3.0, 3.0)]]) is None
+
+
+def test_p_values_are_adjusted_for_the_predictors(tmp_path: Path) -> None:
+    rows = compared(tmp_path, 0, 1)["prediction"]["one"].values()
+    known = [row for row in rows if row["p"] is not None]
+    assert len(known) == 8
+    assert all(row["p_adjusted"] == min(1.0, 8 * row["p"]) for row in known)
 
 
 def test_correlations_that_cannot_be(tmp_path: Path) -> None:
