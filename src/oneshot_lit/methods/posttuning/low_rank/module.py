@@ -159,7 +159,9 @@ class LowRankRealignmentModule(Repair, Job):
         """Encode the instance and the guard; keep the outputs that the drift compares with."""
         self.eval()
         with self.trainer.autocast():  # type: ignore[attr-defined]
-            if self.alpha is None and self.instance_refused():
+            # Other prompts may still be answered; where there are some, they decide.
+            by_instance = self.alpha is None and not self._chooses_by_prompts
+            if by_instance and self.instance_refused():
                 raise OneShotError(
                     f"the model already refuses the instance ({self._origin()}); there is nothing "
                     "to repair. Give a broken model, or an instance that it answers."
