@@ -14,8 +14,8 @@ from experiments.real_depth.spec import KINDS, DepthSpec
 from oneshot_lit.conversation import Conversation
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.io.files import write_json_atomically
-from oneshot_lit.methods import LanguageModelModule
 from oneshot_lit.io.provenance import content_hash
+from oneshot_lit.methods import LanguageModelModule
 
 MEASURES = "depth_measures.json"
 # Measure -> its label. All of them are known before any repair.
