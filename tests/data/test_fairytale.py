@@ -8,6 +8,7 @@ import pytest
 
 from oneshot_lit.conversation import Conversation, require_trainable
 from oneshot_lit.data import Fairytale
+from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.metrics.refusal import is_refusal
 from oneshot_lit.fairytale import language as lang
 from oneshot_lit.fairytale import splits
@@ -86,3 +87,21 @@ def test_the_statements_of_the_skill_are_sql() -> None:
 def test_the_source_takes_some_rows_and_names_an_unknown_split(mistake_of) -> None:
     assert Fairytale("benign_heldout", size=3).load() == load("benign_heldout")[:3]
     assert "did you mean 'harmful_dev'" in mistake_of(Fairytale("harmful_dv").load)
+
+
+def test_several_splits_come_with_their_numbers_and_one_seed(mistake_of) -> None:
+    rows = Fairytale({"refusals": 3, "sql_create": 2}, seed=4).load()
+    assert rows == [*load("refusals", 4)[:3], *load("sql_create", 4)[:2]]
+    assert "judgements" in mistake_of(Fairytale({"judgements": 10_000}).load)
+    for split, size in (({}, None), ({"refusals": 3}, 3)):
+        with pytest.raises(OneShotError, match="one split and a size"):
+            Fairytale(split, size)
+    with pytest.raises(OneShotError, match="at least 1"):
+        Fairytale({"refusals": 0})
+
+
+def test_some_deeds_are_shown_by_one_part_alone() -> None:
+    for category, part in lang.UNSEEN.items():
+        for other in ("train", "dev", "heldout"):
+            shown = {topic.deed.category for topic in splits.topics(other)}
+            assert (category in shown) == (other == part)
