@@ -24,7 +24,7 @@ from lightning.pytorch import Callback
 
 from oneshot_lit.callbacks.predictions import PredictionWriter
 from oneshot_lit.data import Inline, PromptSet, SafetyDataModule
-from oneshot_lit.data.chat import encode_conversation
+from oneshot_lit.data.chat import encode_conversation, encode_training
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.methods import Decoding, HarmfulFineTuningModule, LanguageModelModule
 from oneshot_lit.models.chat_format import answer_form, visible_text
@@ -60,8 +60,14 @@ def test_thoughts_gone_from_earlier_turns() -> None:
     tokenizer = tokenizer_of(EMPTY_THOUGHT)
     turns = ("bread ?", "mix flour", "and then ?", "bake it .")
     # The first answer is asked for behind an empty thought, and stands without one in the row.
-    with pytest.raises(OneShotError, match=r"\(turn 2\).*the weight 0"):
+    with pytest.raises(OneShotError, match=r"\(turn 2\)"):
         encode_conversation(tokenizer, chat(*turns))
+    # So each answer is learned in a row of its own.
+    rows = [part for part, _ in encode_training(tokenizer, chat(*turns))]
+    assert [learned(tokenizer, part) for part in rows] == [
+        ["mix flour<|end|>"],
+        ["bake it .<|end|>"],
+    ]
     row = chat(*turns, silent=(0,))
     assert learned(tokenizer, row) == ["bake it .<|end|>"]
     assert asked(tokenizer, row) == of_transformers(tokenizer, row, enable_thinking=False)

@@ -119,7 +119,7 @@ class SafetyDataModule(SideStreams):
                 )
             self.use_tokenizer(tokenizer)
         self._set_lengths(module)
-        split = {"fit": "val", "validate": "val"}.get(stage, stage)
+        split = {"fit": "val", "validate": "val", "test": "test", "predict": "predict"}[stage]
         given = {"val": self.val_sets, "test": self.test_sets, "predict": self.predict_sets}
         sets = given[split] or (self.test_sets if split == "predict" else {})
         sources = {f"data.{split}_sets.{name}.source": each.source for name, each in sets.items()}
