@@ -7,7 +7,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long fetch lint format bench checkpoints clean
+.PHONY: help setup demo real test test-long fetch lint format bench checkpoints clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)  ## Break an aligned model and repair it with one example; writes runs/demo/report.html
 	$(BIN)/oneshot-lit study --config configs/study/demo.yaml
+
+real: $(STAMP)  ## The same story on a real model, SmolLM2-135M (under 45 minutes; QUICK=1: under 15)
+	$(BIN)/python experiments/fetch.py smollm2
+	$(BIN)/oneshot-lit study --config configs/study/real$(if $(QUICK),_quick).yaml
 
 # Files go whole to a worker, the long ones first; the tiny models gain nothing from more threads.
 WORKERS ?= 2
