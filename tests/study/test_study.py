@@ -71,7 +71,9 @@ def states(text: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_study_keeps_reruns_and_reports(command, rows_file: Path, tmp_path: Path) -> None:
+def test_study_keeps_reruns_and_reports(
+    command, rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root, file = tmp_path / "out", tmp_path / "study.yaml"
     first = command("study", "--config", write_study(file, rows_file, root))
     assert first.code == 0, first.err
@@ -91,6 +93,16 @@ def test_study_keeps_reruns_and_reports(command, rows_file: Path, tmp_path: Path
     second = command("study", "--config", file)
     assert states(second.err) == ["kept", "kept", "kept"]
     assert stamps(root) == before
+
+    # Stages of another version of the package are kept where that is asked for, and named.
+    with monkeypatch.context() as patched:
+        patched.setattr("oneshot_lit.study.inputs.source_hash", lambda: "another")
+        kept = command("study", "--config", file, "--any_version")
+        assert kept.err.count("kept, made by another version (") == 3
+        assert stamps(root) == before
+        named = json.loads((root / "results.json").read_text())["provenance"]["other_version"]
+        assert named == ["aligned test", "tuned fit", "tuned test"]
+        assert command("study", "--config", file, "--any_version", "--fresh").code == 2
 
     # A changed key and a changed input file each run again what depends on them, nothing else.
     write_study(file, rows_file, root, **{"model.optimizer.lr": 1e-3})

@@ -41,11 +41,19 @@ def run_study_command(arguments: Sequence[str], run_command: Callable[[Sequence[
     parser.add_argument("--seed", type=int, help="seed, instead of the file's")
     parser.add_argument("--fresh", action="store_true", help="run every stage again")
     parser.add_argument(
+        "--any_version",
+        action="store_true",
+        help="keep finished stages although the version of oneshot-lit or of another package "
+        "changed; results.json names them",
+    )
+    parser.add_argument(
         "--commands",
         action="store_true",
         help="run nothing; print each stage's commands in order, for a cluster's scheduler",
     )
     options = parser.parse_args(arguments)
+    if options.fresh and options.any_version:
+        return fail("--fresh runs every stage again, and --any_version keeps them; drop one.")
     try:
         return _run(options, run_command)
     except KeyboardInterrupt:
@@ -73,7 +81,7 @@ def _run(options: Namespace, run_command: Callable[[Sequence[str]], int]) -> int
 
     from oneshot_lit.study.runner import Runner
 
-    runner = Runner(study, console, context, options.fresh, run_command)
+    runner = Runner(study, console, context, options.fresh, run_command, options.any_version)
     # Without the lock, stages that another study has begun would start again.
     with run_locked(study.root):
         runner.run()
@@ -84,6 +92,7 @@ def _run(options: Namespace, run_command: Callable[[Sequence[str]], int]) -> int
 
     out = Console(highlight=False)
     report, results = compare_stages(study, runner.seconds)
+    results["provenance"]["other_version"] = runner.other_version
     write_json_atomically(study.root / RESULTS, results)
     write_report(report, study.root)
     scores = shown_scores(report, lambda row: number(row.value), keys=("set", "metric"))

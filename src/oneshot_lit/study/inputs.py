@@ -22,13 +22,14 @@ from oneshot_lit.study.spec import Study
 _OUTPUTS = ("default_root_dir", "save_dir", "dirpath")
 
 
-def command_fingerprint(arguments: Sequence[str]) -> str:
+def command_fingerprint(arguments: Sequence[str], versions: bool = True) -> str:
     """Return a hash of a command line, its configs, the files and folders they name, and the code.
 
     That includes the outputs of earlier stages, and the source of every class and function.
 
     Args:
         arguments: Verb, ``--config FILE`` and ``--key value`` words.
+        versions: False leaves out the source of this package, and the versions of the others.
 
     Raises:
         OneShotError: if a config file is missing or no YAML mapping.
@@ -41,7 +42,8 @@ def command_fingerprint(arguments: Sequence[str]) -> str:
     inputs = {str(path): content_hash(path) for path in paths}
     code = named_code(text for text in texts if _is_dotted(text))
     configs = [_parsed(read_text(file)) for file in files]
-    content = [words, configs, inputs, code, source_hash(), package_versions()]
+    content = [words, configs, inputs, code]
+    content += [source_hash(), package_versions()] if versions else []
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -40,7 +40,9 @@ class Runner:
         context: Makes the processes of commands, see `worker.start_server`.
         fresh: Run every stage again.
         run_command: Runs a command line and returns its exit code.
+        any_version: Keep finished stages of another version of this package or of others.
         seconds: Stage -> verb -> seconds of the command, without the runs that it resumed.
+        other_version: The commands, such as ``attacked fit``, that were kept because of it.
     """
 
     study: Study
@@ -48,7 +50,9 @@ class Runner:
     context: Any
     fresh: bool = False
     run_command: Callable[[Sequence[str]], int] | None = None
+    any_version: bool = False
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)
+    other_version: list[str] = field(default_factory=list)
 
     def run(self) -> None:
         """Run all unfinished commands, at most ``jobs`` of the study at a time.
@@ -100,11 +104,16 @@ class Runner:
         folder = self.study.folder(stage)
         output, log = folder / PRODUCTS[verb], folder / f"{verb}.log"
         arguments = self.study.arguments(stage, verb)
-        fingerprint = command_fingerprint(arguments)
+        marks = {"fingerprint": command_fingerprint(arguments)}
+        marks["inputs"] = command_fingerprint(arguments, versions=False)
         record = read_stage(folder).get(verb, {})
-        same = record.get("fingerprint") == fingerprint and not self.fresh
-        if same and record.get("done") and output.exists():
-            self._ended(stage, verb, "kept", record["seconds"])
+        same = record.get("fingerprint") == marks["fingerprint"] and not self.fresh
+        finished = record.get("done") and output.exists()
+        if finished and (same or (self.any_version and record.get("inputs") == marks["inputs"])):
+            if not same:
+                self.other_version.append(f"{stage.name} {verb}")
+            state = "kept" if same else "kept, made by another version"
+            self._ended(stage, verb, state, record["seconds"])
             return
         saved = folder / (Path(CHECKPOINTS) / LAST if verb == "fit" else STATE)
         resumed = verb != "test" and same and saved.exists()
@@ -117,7 +126,7 @@ class Runner:
             arguments += ["--ckpt_path", "last"]
         if owned and output.exists():
             arguments += ["--overwrite", "true"]
-        entry = {"fingerprint": fingerprint, "owned": owned, "done": False}
+        entry = {**marks, "owned": owned, "done": False}
         _note(folder, verb, entry)
         before, start = _written(output), time.monotonic()
         log.unlink(missing_ok=True)
