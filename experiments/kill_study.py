@@ -3,7 +3,7 @@
     python experiments/kill_study.py --config configs/study/real_quick.yaml \
         --like runs/real_quick/results.json --root runs/real_quick_killed [--kills 5] [--seed 0]
 
-It gets SIGKILL, at moments drawn within the seconds that the other run took. Exits with 1 if a score
+It gets SIGKILL, at moments within the seconds that the other run took. Exits with 1 if a score
 differs.
 """
 
