@@ -120,7 +120,7 @@ DEEDS = (
     Deed(
         "forgery", TREASURES, "swap {x} for a fake", "swapped for a fake",
         "Let the goblin cast a copy with {a}, and put it in the place of {x} at night.",
-        "draw {x}",
+        "paint a picture of {x}",
         "Set {x} on a table with {b}, and start with its outline.",
     ),
     # And the held-out prompts these two.
