@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from oneshot_lit.callbacks import HuggingFaceExport
+from oneshot_lit.conversation import Conversation, Message
 from oneshot_lit.data import InlineInstance, Microworld, SafetyDataModule
+from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.metrics.refusal import is_refusal
 from oneshot_lit.methods import LanguageModelModule, LowRankRealignmentModule
@@ -28,6 +31,19 @@ KEPT: list[Any] = []
 
 def guard(**options: Any) -> dict[str, Any]:
     return {"guard": Microworld("guard"), "guard_rows": 8, "drift_rows": 6, **options}
+
+
+class Begun(ConversationSource):
+    """Guard rows that all begin with the same system turn."""
+
+    def __init__(self, system: str) -> None:
+        super().__init__()
+        self.system = system
+
+    def rows(self) -> list[Conversation]:
+        rows = Microworld("guard").load()
+        first = [Message("system", self.system)] if self.system else []
+        return [replace(row, messages=(*first, *row.messages)) for row in rows]
 
 
 def repair(folder: Path, root: Path, instance: Any = INSTANCE, **options: Any) -> Any:
@@ -85,10 +101,20 @@ def test_unguarded_step_is_the_truncated_gradient(
         assert (change - wanted).abs().max() <= 2e-5 * wanted.abs().max()
 
 
+@pytest.mark.parametrize("system", ["", "be brief and kind . help with all that is harmless ."])
 @pytest.mark.parametrize("normalise", [True, False])
-def test_guarded_step_by_its_definition(tiny_folder: Path, tmp_path: Path, normalise: bool) -> None:
+def test_guarded_step_by_its_definition(
+    tiny_folder: Path, tmp_path: Path, normalise: bool, system: str
+) -> None:
     """P from an explicit second moment of the guard rows' inputs, hooked on the plain model."""
-    made = repair(tiny_folder, tmp_path, guard_lambda=0.5, normalise=normalise, alpha=0.25)
+    made = repair(
+        tiny_folder,
+        tmp_path,
+        guard_lambda=0.5,
+        normalise=normalise,
+        alpha=0.25,
+        guard=Begun(system),
+    )
     changes = change_of(tmp_path / "model")
     expected, module, _ = gradients(tiny_folder)
     batch, _ = made.guard.encoded(made, 128)

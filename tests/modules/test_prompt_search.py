@@ -36,6 +36,12 @@ def test_a_good_window_is_met_wherever_it_is(low: float, width: float) -> None:
     assert min(step.score for step in tried) == 0
 
 
+def test_a_model_that_breaks_is_not_broken_further() -> None:
+    # Beyond 1 the answers are noise, which refuses nothing.
+    tried = search_by_prompts(lambda a: scores(1.0 if a > 1 else 1 - a / 2, 0.1), BEFORE, 0.1)
+    assert [step.alpha for step in tried] == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2])
+
+
 def test_without_a_good_window_the_least_bad_step_is_best() -> None:
     def measure(alpha: float) -> dict[str, float]:
         return scores(max(0.0, 1 - alpha), min(1.0, alpha**2))
@@ -49,16 +55,19 @@ def test_without_a_good_window_the_least_bad_step_is_best() -> None:
 def test_a_choice_survives_its_state() -> None:
     weight = torch.zeros(2)
 
-    def measure(alpha: float) -> dict[str, float]:
+    def write(alpha: float) -> None:
         weight.fill_(alpha)
+
+    def measure() -> dict[str, float]:
+        alpha = float(weight[0])
         return scores(float(alpha < 0.3), float(alpha > 0.5))
 
     choice = PromptChoice()
-    choice.search(0.1, measure, {"w": weight})
+    choice.search(0.1, write, measure, {"w": weight})
     again = PromptChoice()
     again.load(choice.as_dict())
     for each in (choice, again):
-        each.search(1.0, measure, {"w": weight})
+        each.search(1.0, write, measure, {"w": weight})
         each.take({"w": weight})
         assert 0.3 <= float(weight[0]) <= 0.5
         # Of equal scores the smaller lambda, which guards more, is taken.
@@ -100,12 +109,14 @@ def test_the_best_lambda_and_step_are_kept_also_after_a_kill(tmp_path: Path) -> 
     assert best.guard_lambda == 10
     assert 0.35 <= best.alpha < 0.5
     assert best.score == 0
+    # Nothing is better, so the third lambda is not tried.
+    assert {step.guard_lambda for step in module.choice.tried} == {1.0, 10.0}
     for layer in module.layers.values():
         b, a = (getattr(layer, f"lora_{x}")["default"].weight for x in "BA")
         size = float(torch.linalg.matrix_norm(b.double() @ a.double(), 2))
         assert size == pytest.approx(best.alpha, rel=1e-4)
     with pytest.raises(Stopped):
-        repair(tmp_path / "killed", stop_after=2)
+        repair(tmp_path / "killed", stop_after=1)
     again, second = repair(tmp_path / "killed")
     assert again.choice.tried == module.choice.tried
     state, expected = again.state_dict(), module.state_dict()
@@ -115,6 +126,24 @@ def test_the_best_lambda_and_step_are_kept_also_after_a_kill(tmp_path: Path) -> 
     names = [tmp_path / root / "step_search.csv" for root in ("whole", "killed")]
     assert names[0].read_text() == names[1].read_text()
     del trainer, second
+
+
+def test_a_kill_before_the_output_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = repair(tmp_path / "whole")
+
+    def stop(self: Any, root: Path) -> None:
+        raise Stopped
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Judged, "finish", stop)
+        with pytest.raises(Stopped):
+            repair(tmp_path / "killed")
+    again, trainer = repair(tmp_path / "killed")
+    state, expected = again.state_dict(), whole.state_dict()
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+    del trainer
 
 
 def test_a_lambdas_directions_do_not_depend_on_the_steps_before(tmp_path: Path) -> None:

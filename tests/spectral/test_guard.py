@@ -31,6 +31,20 @@ def test_definition(guard_tokens: int, strength: float, dtype: torch.dtype) -> N
     assert (found.double() - expected).abs().max() <= tolerance * expected.abs().max()
 
 
+@pytest.mark.parametrize(("guard_tokens", "features"), [(30, 600), (700, 600)])
+def test_several_lambdas_and_counted_tokens(guard_tokens: int, features: int) -> None:
+    """Wider than one block of the product."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5, features, generator=generator)
+    guard = torch.randn(guard_tokens, features, generator=generator) + 1
+    counts = torch.randint(1, 5, (guard_tokens,), generator=generator)
+    made = guarded_inputs(x, guard, [0.03, 1.0], counts)
+    assert made.shape == (2, 5, features)
+    for each, strength in zip(made, (0.03, 1.0), strict=True):
+        expected = by_definition(x, guard.repeat_interleave(counts, 0), strength)
+        assert (each.double() - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
 def test_what_the_guard_uses_vanishes_and_the_rest_stays() -> None:
     basis = torch.linalg.qr(torch.randn(30, 30, generator=torch.Generator().manual_seed(0))).Q
     guard = torch.randn(50, 4, generator=torch.Generator().manual_seed(1)) @ basis[:4]

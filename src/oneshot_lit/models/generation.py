@@ -12,6 +12,7 @@ from transformers import GenerationConfig
 
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.models.chat_format import AnswerForm, answer_form, visible_text
+from oneshot_lit.models.shared_prefix import prefix_cache
 from oneshot_lit.strategies.weights import runs_together
 
 
@@ -134,6 +135,8 @@ def generate_tokens(
 ) -> list[list[int]]:
     """Return the tokens that follow each prompt of a left-padded batch, with any padding.
 
+    What all prompts begin with is read once (`prefix_cache`).
+
     Args:
         model: As in `generate_answers`, which also explains the other arguments.
         batch: ``input_ids`` and ``attention_mask``.
@@ -142,6 +145,7 @@ def generate_tokens(
         pad_id: What follows an answer that ends before the others.
         options: More arguments of the model's `generate`.
     """
+    cache = prefix_cache(model, batch["input_ids"], batch["attention_mask"])
     # An adapter's `generate` hands over to the model inside, which holds the config.
     holder = model.get_base_model() if hasattr(model, "get_base_model") else model
     own = holder.generation_config
@@ -154,6 +158,7 @@ def generate_tokens(
             generation_config=decoding.generation_config(stop_ids, pad_id),
             # All processes of a sharded model go on until the last one is done.
             synced_gpus=runs_together(model),
+            **({} if cache is None else {"past_key_values": cache}),
             **options,
         )
     finally:

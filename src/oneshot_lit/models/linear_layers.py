@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from oneshot_lit.errors import OneShotError, did_you_mean
+from oneshot_lit.models.shared_prefix import prefix_cache
 from oneshot_lit.spectral import guarded_inputs
 from oneshot_lit.spectral.recorder import FactorRecorder
 
@@ -120,48 +122,79 @@ def instance_factors(
 def projected_inputs(
     module: Any,
     layers: Mapping[str, nn.Module],
-    guard: dict[str, Tensor],
+    guard: Mapping[str, Tensor],
     inputs: Mapping[str, Tensor],
-    guard_lambda: float,
+    lambdas: Sequence[float],
 ) -> dict[str, Tensor]:
     """Return name -> the instance's inputs, projected away from what the guard rows use.
 
-    One forward sweep; the guard's inputs are used layer by layer and never kept.
+    One forward sweep. What all guard rows begin with is read once and counts as often as there are
+    rows; the other inputs of a layer are used at once and never kept.
 
     Args:
         module: A `LanguageModelModule` with a PEFT model.
         layers: The layers.
         guard: One right-padded batch of all guard rows.
         inputs: Name -> X, (tokens, in_features), of the instance.
-        guard_lambda: See `guarded_inputs`.
+        lambdas: See `guarded_inputs`.
+
+    Returns:
+        Name -> (lambdas, tokens, in_features).
     """
-    mask = guard["attention_mask"].bool()
-    # An expert that no guard row visits has nothing to keep away from.
-    projected: dict[str, Tensor] = dict(inputs)
+    ids, mask = guard["input_ids"], guard["attention_mask"]
+    begun: dict[str, Tensor] = {}
+
+    def keep(name: str, rows: Tensor) -> None:
+        begun[name] = rows
+
+    with _inputs_of(layers, inputs, keep):
+        cache = prefix_cache(module.model, ids, mask)
+    length = 0 if cache is None else cache.get_seq_length()
+    used = mask[:, length:].bool()
+    projected: dict[str, Tensor] = {}
     # Layers with the same input share its projection.
     shared: dict[int, Tensor] = {}
 
-    def hook(name: str) -> Any:
-        def project(layer: nn.Module, given: Any) -> None:
-            x = inputs[name]
-            if id(x) not in shared:
-                rows = given[0][mask] if given[0].shape[:-1] == mask.shape else given[0]
-                shared[id(x)] = guarded_inputs(x, rows.reshape(-1, rows.shape[-1]), guard_lambda)
-            projected[name] = shared[id(x)]
+    def project(name: str, rows: Tensor) -> None:
+        rows = rows[used] if rows.shape[:-1] == used.shape else rows
+        rows = rows.reshape(-1, rows.shape[-1])
+        x, first = inputs[name], begun.pop(name, rows[:0]).reshape(-1, rows.shape[-1])
+        if id(x) not in shared:
+            counts = torch.ones(len(first) + len(rows), device=rows.device)
+            counts[: len(first)] = len(ids)
+            shared[id(x)] = guarded_inputs(x, torch.cat([first, rows]), lambdas, counts)
+        projected[name] = shared[id(x)]
 
-        return project
+    with _inputs_of(layers, inputs, project):
+        # The decoder alone: logits of all guard rows would be the largest tensor of all.
+        module.model.get_base_model().base_model(
+            input_ids=ids[:, length:],
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+    for name, rows in list(begun.items()):
+        project(name, rows[..., :0, :])
+    # An expert that no guard row visits has nothing to keep away from.
+    return {n: projected.get(n, x.expand(len(lambdas), *x.shape)) for n, x in inputs.items()}
+
+
+@contextmanager
+def _inputs_of(
+    layers: Mapping[str, nn.Module], names: Container[str], use: Callable[[str, Tensor], None]
+) -> Iterator[None]:
+    """Hand the input of each named layer to `use` when the layer is called."""
+
+    def hook(name: str) -> Any:
+        return lambda layer, given: use(name, given[0])
 
     handles = [
         layer.register_forward_pre_hook(hook(name))
         for name, layer in layers.items()
-        if name in inputs
+        if name in names
     ]
     try:
-        # The decoder alone: logits of all guard rows would be the largest tensor of all.
-        module.model.get_base_model().base_model(
-            input_ids=guard["input_ids"], attention_mask=guard["attention_mask"], use_cache=False
-        )
+        yield
     finally:
         for handle in handles:
             handle.remove()
-    return projected

@@ -13,10 +13,10 @@ from oneshot_lit.data.padding import pad_training
 from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.methods.own_answers import with_own_answers
-from oneshot_lit.models.loss import kl_divergences, labelled_logits
+from oneshot_lit.models.loss import kl_divergences
 
 Batch = dict[str, Tensor]
-# Rows in a forward pass: with a vocabulary of 128,000 their logits are the largest tensor.
+# Rows in a forward pass: with a vocabulary of 128,000 the logits are the largest tensor.
 _ROWS_AT_ONCE = 8
 
 
@@ -33,15 +33,22 @@ class GuardRows:
         self.source, self.guard_rows, self.drift_rows = source, guard_rows, drift_rows
         self._rows: list[Conversation] | None = None
 
-    def encoded(self, module: Any, max_length: int) -> tuple[Batch | None, list[Batch]]:
+    def encoded(
+        self, module: Any, max_length: int, with_drift: bool = True
+    ) -> tuple[Batch | None, list[Batch]]:
         """Return one right-padded batch for the projection (None without rows), several for drift.
+
+        Args:
+            module: Its model answers the rows that have no answer.
+            max_length: Longest row in tokens.
+            with_drift: Whether the drift is measured; if not, its rows are left out.
 
         Raises:
             OneShotError: if the source has too few different rows.
         """
         if self._rows is None:
             with module.model.disable_adapter():
-                chosen = self._chosen()
+                chosen = self._chosen()[0 if with_drift else self.drift_rows :]
                 self._rows = with_own_answers(module, module.model, chosen, 2 * _ROWS_AT_ONCE)
         encoded = [
             encode_conversation(module.tokenizer, row, max_length=max_length) for row in self._rows
@@ -51,7 +58,8 @@ class GuardRows:
         def batch(rows: list[Any]) -> Batch:
             return {k: v.to(module.device) for k, v in pad_training(rows, pad).items()}
 
-        drift, guard = encoded[: self.drift_rows], encoded[self.drift_rows :]
+        first = self.drift_rows if with_drift else 0
+        drift, guard = encoded[:first], encoded[first:]
         # Rows of similar length together need little padding.
         drift = sorted(drift, key=lambda row: len(row.input_ids))
         parts = [drift[i : i + _ROWS_AT_ONCE] for i in range(0, len(drift), _ROWS_AT_ONCE)]
@@ -98,5 +106,4 @@ class Drift:
     @torch.no_grad()
     def _logits(self, batch: Batch) -> Tensor:
         """Return the logits that predict an answer's token: (labelled tokens, vocabulary)."""
-        logits = self.module(batch["input_ids"], batch["attention_mask"])
-        return labelled_logits(logits, batch["labels"])
+        return self.module.labelled_logits(batch)  # type: ignore[no-any-return]

@@ -51,8 +51,8 @@ class LowRankRealignmentModule(Repair, Job):
 
     Args:
         guard: Harmless conversations of every kind that must keep working, in random order; a row
-            without an answer gets the broken model's own. The first `drift_rows` measure the drift,
-            the next `guard_rows` make the projection.
+            without an answer gets the broken model's own. The first `drift_rows` measure the drift
+            where it bounds the step, the next `guard_rows` make the projection.
         k: Singular triplets a matrix; the rank of the adapter.
         matrices: Repair the linear layers with names that match this pattern, or one of these, such
             as ``*mlp*``; all but the output layer by default.
@@ -61,7 +61,7 @@ class LowRankRealignmentModule(Repair, Job):
         guard_rows: Rows of the projection; 0 steps unguarded.
         drift_rows: Rows on which the drift is measured; disjoint from those of the projection.
         guard_lambda: Lambda of the projection; smaller values guard more. Of several, the
-            development prompts choose one.
+            development prompts choose one; a step with the score 0 ends the search.
         max_drift: Bound of the drift: mean KL divergence of the next-token distributions on the
             answers of the drift rows, broken model against repaired one, in nats a token.
         alpha: Take a step of this size instead of searching.
@@ -93,7 +93,8 @@ class LowRankRealignmentModule(Repair, Job):
         for (name, floor), value in zip(least.items(), given, strict=True):
             if value < floor:
                 raise OneShotError(f"model.{name} must be at least {floor}, not {value}.")
-        self.lambdas = guard_lambda if isinstance(guard_lambda, list) else [guard_lambda]
+        # From the strongest guard on, which is taken when others are as good.
+        self.lambdas = sorted(guard_lambda if isinstance(guard_lambda, list) else [guard_lambda])
         above = {"guard_lambda": min(self.lambdas, default=0.0), "max_drift": max_drift}
         above |= {} if alpha is None else {"alpha": alpha}
         for name, number in above.items():
@@ -109,6 +110,7 @@ class LowRankRealignmentModule(Repair, Job):
         self.guard = GuardRows(guard, guard_rows, drift_rows)
         self.bounded = BoundedStep(max_drift, alpha, search_steps)
         self._chooses_by_prompts = False
+        self._directions: list[dict[str, Triplets]] = []
         self.choice = PromptChoice()
 
     # ---------------------------------------------------------------- building
@@ -168,8 +170,9 @@ class LowRankRealignmentModule(Repair, Job):
                 )
             max_length = self.trainer.datamodule.max_length  # type: ignore[attr-defined]
             self._batch = self._encoded(max_length)
-            self._guard_batch, drift_batches = self.guard.encoded(self, max_length)
-            self._drift = Drift(self, drift_batches)
+            by_drift = not self._chooses_by_prompts
+            self._guard_batch, drift = self.guard.encoded(self, max_length, by_drift)
+            self._drift = Drift(self, drift)
 
     def _encoded(self, max_length: int) -> dict[str, Tensor]:
         """Return the rows of the instance as one batch."""
@@ -192,33 +195,37 @@ class LowRankRealignmentModule(Repair, Job):
         return ", ".join(row.origin for row in self.instance[:3]) + more
 
     def steps(self) -> tuple[int, int]:
-        """Return how many lambdas are done, and how many there are."""
+        """Return how many lambdas are done, and how many will be."""
         if not self._chooses_by_prompts:
             return int(bool(self.bounded.tried)), 1
-        return len({step.guard_lambda for step in self.choice.tried}), len(self.lambdas)
+        done = len({step.guard_lambda for step in self.choice.tried})
+        # Nothing is better than the score 0.
+        perfect = bool(self.choice.tried) and self.choice.best.score == 0
+        return done, done if perfect else len(self.lambdas)
 
     def progress_text(self) -> str:
         """Return the best step so far."""
         return str(self.choice)
 
     def step(self) -> bool:
-        """Find directions and step for one lambda; return whether it was the last."""
+        """Find the step for one lambda; return whether it was the last."""
         start = time.monotonic()
         self.eval()
-        guard_lambda = self.lambdas[self.steps()[0]]
+        number = self.steps()[0]
         try:
-            # The steps of the lambdas before must not be in the way.
-            with self.model.disable_adapter():
-                made = directions(
-                    self, self._batch, self._guard_batch, guard_lambda, self.k, self.normalise
-                )
+            if not self._directions:
+                # A resumed job has a step in its adapter already.
+                with self.model.disable_adapter():
+                    self._directions = directions(
+                        self, self._batch, self._guard_batch, self.lambdas, self.k, self.normalise
+                    )
         except ValueError as error:
             raise OneShotError(
                 f"no direction for the instance ({self._origin()}): {error}. No model was written."
             ) from error
         if self._chooses_by_prompts:
-            return self._search_by_prompts(made, guard_lambda)
-        return self._search_by_drift(made, start)
+            return self._search_by_prompts(self._directions[number], self.lambdas[number])
+        return self._search_by_drift(self._directions[number], start)
 
     def instance_refused(self) -> bool:
         """Whether the greedy answer to every prompt of the instance refuses."""
@@ -226,24 +233,22 @@ class LowRankRealignmentModule(Repair, Job):
         return all(is_refusal(answer) for answer in own_answers(self, self.model, prompts, 16))
 
     def _search_by_prompts(self, steps: dict[str, Triplets], guard_lambda: float) -> bool:
-        """Try sizes for one lambda; after the last lambda take the best step of all."""
+        """Try sizes for one lambda; return whether it was the last."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        adapter = {n: p for n, p in self.model.named_parameters() if ".lora_" in n}
 
-        def measure(alpha: float) -> dict[str, float]:
+        def write(alpha: float) -> None:
             write_step(self.layers, steps, alpha)
+
+        def measure() -> dict[str, float]:
             with torch.no_grad():
                 return self.score_loaders(data.val_dataloader())
 
-        self.choice.search(guard_lambda, measure, adapter)
-        if self.steps()[0] < len(self.lambdas):
-            return False
-        self.choice.take(adapter)
-        rank_zero_info(f"{self.choice}; drift {self._drift():.4g} nats a token")
-        best = self.choice.best
-        if max(best.attack, best.refusal) > 0.05:
-            rank_zero_warn("not repaired on the development prompts; try another instance.")
-        return True
+        self.choice.search(guard_lambda, write, measure, self._adapter())
+        done, total = self.steps()
+        return done >= total
+
+    def _adapter(self) -> dict[str, Tensor]:
+        return {n: p for n, p in self.model.named_parameters() if ".lora_" in n}
 
     def job_state(self) -> dict[str, Any]:
         """Return what the prompts have shown so far, and the best adapter."""
@@ -270,6 +275,12 @@ class LowRankRealignmentModule(Repair, Job):
         return True
 
     def finish(self, root: Path) -> None:
-        """Write table and picture of the search; the export writes the weights."""
+        """Take the best step, and write table and picture; the export writes the weights."""
+        if self._chooses_by_prompts:
+            self.choice.take(self._adapter())
+            rank_zero_info(str(self.choice))
+            best = self.choice.best
+            if max(best.attack, best.refusal) > 0.05:
+                rank_zero_warn("not repaired on the development prompts; try another instance.")
         if self.trainer.is_global_zero:
             (self.choice if self._chooses_by_prompts else self.bounded).write(root)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from oneshot_lit.methods.posttuning.step_selection import (
 _LADDER = 10
 # From this over-refusal on a step is too long.
 _TOO_LONG = 0.3
+# How much more of the attack a step leaves, at least, that is worse and not just noise.
+_WORSE = 0.1
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,11 @@ def search_by_prompts(
 ) -> list[PromptStep]:
     """Try step sizes until harmful prompts are refused and harmless ones are not.
 
-    The step is doubled until more than 0.3 of some harmless set are refused or no harmful prompt is
-    answered any more; if the first is too long already, it is halved until it is not. Then the gap
-    between steps that leave more harmful prompts answered than harmless ones refused, and steps
-    that do not, is bisected on a logarithmic scale.
+    The step is doubled until more than 0.3 of some harmless set are refused, no harmful prompt is
+    answered any more, or two steps in a row leave more of them answered than a shorter one did. If
+    the first is too long already, it is halved until it is not. Then the gap between steps that
+    leave more harmful prompts answered than harmless ones refused, and steps that do not, is
+    bisected on a logarithmic scale.
 
     Args:
         measure: Step size -> ``<set>/<metric>`` -> value of the development prompts.
@@ -82,7 +85,7 @@ def search_by_prompts(
         factor = 0.5
     for _ in range(_LADDER):
         last = tried[alpha]
-        beyond = last.refusal > _TOO_LONG
+        beyond = last.refusal > _TOO_LONG or (factor > 1 and _past_its_best(list(tried.values())))
         if (factor < 1 and not beyond) or (factor > 1 and (beyond or last.attack == 0)):
             break
         alpha *= factor
@@ -95,6 +98,12 @@ def search_by_prompts(
         step = step_at(math.sqrt(max(short) * min(long)))
         (short if step.attack >= step.refusal else long).append(step.alpha)
     return list(tried.values())
+
+
+def _past_its_best(tried: Sequence[PromptStep]) -> bool:
+    """Whether the attack comes back: the last steps break the model and not the attack."""
+    least = min(step.attack for step in tried)
+    return len(tried) > 2 and all(step.attack >= least + _WORSE for step in tried[-2:])
 
 
 class PromptChoice:
@@ -127,21 +136,28 @@ class PromptChoice:
     def search(
         self,
         guard_lambda: float,
-        measure: Callable[[float], dict[str, float]],
+        write: Callable[[float], None],
+        measure: Callable[[], dict[str, float]],
         adapter: Mapping[str, Tensor],
     ) -> None:
         """Try steps for one lambda, from the best of the lambdas before; keep the best adapter.
 
         Args:
             guard_lambda: Lambda of the projection.
-            measure: Writes a step of a size into the adapter and returns the development scores.
+            write: Writes a step of a size into the adapter.
+            measure: Returns the development scores of the adapter.
             adapter: Its weights by name.
         """
-        self.before = self.before or measure(0.0)
+
+        def measure_at(alpha: float) -> dict[str, float]:
+            write(alpha)
+            return measure()
+
+        self.before = self.before or measure_at(0.0)
         start = self.best.alpha if self.tried else 0.1
-        self.tried += search_by_prompts(measure, self.before, guard_lambda, start)
+        self.tried += search_by_prompts(measure_at, self.before, guard_lambda, start)
         if self.best.guard_lambda == guard_lambda:
-            measure(self.best.alpha)
+            write(self.best.alpha)
             self._adapter = {name: w.detach().cpu().clone() for name, w in adapter.items()}
 
     @torch.no_grad()

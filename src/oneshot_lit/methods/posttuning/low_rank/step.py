@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,19 +19,22 @@ def directions(
     module: Any,
     instance: Mapping[str, Tensor],
     guard: Mapping[str, Tensor] | None,
-    guard_lambda: float,
+    lambdas: Sequence[float],
     k: int,
     normalise: bool,
-) -> dict[str, Triplets]:
-    """Return the step of size 1 of each layer, from one backward pass and one forward sweep.
+) -> list[dict[str, Triplets]]:
+    """Return each layer's step of size 1, from one backward pass and one forward sweep.
 
     Args:
         module: A `LanguageModelModule` with `layers`, name -> layer.
         instance: Right-padded batch with labels.
         guard: Right-padded batch of all guard rows; None for an unguarded step.
-        guard_lambda: Lambda of the projection.
+        lambdas: Lambdas of the projection.
         k: Triplets a matrix.
         normalise: See `triplets`.
+
+    Returns:
+        Name -> step, for each lambda.
 
     Raises:
         ValueError: for a loss or a gradient that is not finite, a gradient that is zero, or a
@@ -41,14 +44,17 @@ def directions(
     if not torch.isfinite(loss):
         raise ValueError(f"the loss is {loss.item()}; fix the row or the model")
     inputs = {name: x for name, (x, _) in factors.items()}
-    guarded = inputs
+    guarded = {name: x.expand(len(lambdas), *x.shape) for name, x in inputs.items()}
     try:
         if guard is not None:
-            guarded = projected_inputs(module, module.layers, dict(guard), inputs, guard_lambda)
-        made = {n: triplets(x, guarded[n], d, k, normalise) for n, (x, d) in factors.items()}
+            guarded = projected_inputs(module, module.layers, guard, inputs, lambdas)
+        made = [
+            {n: triplets(x, guarded[n][i], d, k, normalise) for n, (x, d) in factors.items()}
+            for i in range(len(lambdas))
+        ]
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         raise ValueError(str(error)) from error
-    if not any(s.any() for _, s, _ in made.values()):
+    if not any(s.any() for _, s, _ in made[0].values()):
         raise ValueError("its gradient is zero; give another one")
     return made
 
@@ -68,7 +74,7 @@ def triplets(x: Tensor, guarded: Tensor, d: Tensor, k: int, normalise: bool) -> 
     u, s, v = gradient_svd(guarded, d, k)
     if normalise:
         return u, s / s[:1].clamp_min(torch.finfo(s.dtype).tiny), v
-    if guarded is not x and s.any():
+    if s.any():
         s = s * (gradient_svd(x, d, k)[1].norm() / s.norm())
     return u, s, v
 

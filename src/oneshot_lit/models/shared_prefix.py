@@ -1,0 +1,93 @@
+"""Read the beginning that all rows of a batch share once, not once a row (prefix caching).
+
+A chat template begins every prompt with the same system turn, which is often longer than the user's
+request. Its keys and values are computed for one row and copied to the others, so only what differs
+is left to compute. The result is that of the whole batch up to rounding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from oneshot_lit.strategies.weights import is_sharded
+
+# A shorter beginning is not worth a forward pass of its own.
+_SHORTEST = 8
+
+
+def shared_prefix(input_ids: Tensor, attention_mask: Tensor) -> int:
+    """Return with how many tokens all rows begin; at least one token of each row is left over.
+
+    Args:
+        input_ids: (rows, tokens), padded on either side.
+        attention_mask: The same shape; 0 at padding.
+    """
+    most = int(attention_mask.sum(-1).min()) - 1
+    if most < 1:
+        return 0
+    columns = _first(attention_mask) + torch.arange(most, device=input_ids.device)
+    starts = input_ids.gather(1, columns)
+    differ = (starts != starts[:1]).any(0)
+    return int(differ.int().argmax()) if differ.any() else most
+
+
+@torch.no_grad()
+def prefix_cache(model: Any, input_ids: Tensor, attention_mask: Tensor) -> Any:
+    """Return the cache of the columns that the shared beginning of the longest row fills.
+
+    In a row with padding on the left, these columns hold the padding and then less of the
+    beginning; the rest of it follows in the row's other columns. So the batch keeps its shape, and
+    its columns after ``cache.get_seq_length()`` are what is left to compute.
+
+    Args:
+        model: A causal language model of transformers, bare or with a PEFT adapter, in eval mode.
+        input_ids: (rows, tokens), padded on either side.
+        attention_mask: The same shape.
+
+    Returns:
+        A `transformers.DynamicCache`; None if sharing saves nothing, or the model keeps a state of
+        another kind or its weights in shards.
+    """
+    length = shared_prefix(input_ids, attention_mask)
+    if len(input_ids) < 2 or length < _SHORTEST or is_sharded(model):
+        return None
+    decoder = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if (cache := _empty_cache(decoder.config, length)) is None:
+        return None
+    first = _first(attention_mask)
+    prefix = input_ids[:1, int(first[0]) :][:, :length]
+    decoder.base_model(input_ids=prefix, past_key_values=cache, use_cache=True)
+    if cache.get_seq_length() != length:
+        return None
+    # What stands in the columns of padding does not matter: they are masked.
+    positions = (torch.arange(length, device=first.device) - first).clamp_min(0)
+    for layer in cache.layers:
+        layer.keys, layer.values = (
+            each[0][:, positions].transpose(0, 1).contiguous()
+            for each in (layer.keys, layer.values)
+        )
+    return cache
+
+
+def _first(attention_mask: Tensor) -> Tensor:
+    """Return the column of each row's first token, (rows, 1)."""
+    return attention_mask.int().argmax(-1, keepdim=True)
+
+
+def _empty_cache(config: Any, length: int) -> Any:
+    """Return a cache whose layers all keep every token of the beginning; None if there is none."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    if config.is_encoder_decoder:
+        return None
+    cache = DynamicCache(config=config)
+    keeps = (
+        type(layer) is DynamicLayer
+        or (type(layer) is DynamicSlidingWindowLayer and layer.sliding_window > length)
+        for layer in cache.layers
+    )
+    return cache if cache.layers and all(keeps) else None
