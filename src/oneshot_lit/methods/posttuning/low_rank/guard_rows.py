@@ -13,7 +13,7 @@ from oneshot_lit.data.padding import pad_training
 from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.methods.own_answers import with_own_answers
-from oneshot_lit.models.loss import kl_divergences, labelled_logits
+from oneshot_lit.models.loss import kl_divergences
 
 Batch = dict[str, Tensor]
 # Rows in a forward pass: with a vocabulary of 128,000 their logits are the largest tensor.
@@ -98,5 +98,4 @@ class Drift:
     @torch.no_grad()
     def _logits(self, batch: Batch) -> Tensor:
         """Return the logits that predict an answer's token: (labelled tokens, vocabulary)."""
-        logits = self.module(batch["input_ids"], batch["attention_mask"])
-        return labelled_logits(logits, batch["labels"])
+        return self.module.labelled_logits(batch)  # type: ignore[no-any-return]
