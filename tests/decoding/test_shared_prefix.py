@@ -99,7 +99,7 @@ def test_logits_in_float64(side: str) -> None:
 
 def test_where_nothing_is_gained() -> None:
     model = build("llama")
-    for rows in ([SYSTEM], prompts(5), [SYSTEM[:7] + row for row in prompts(5)]):
+    for rows in ([SYSTEM], prompts(5), [SYSTEM[:7] + row for row in prompts(5)], with_system(4)):
         batch = padded(rows, "left")
         assert prefix_cache(model, batch["input_ids"], batch["attention_mask"]) is None
 

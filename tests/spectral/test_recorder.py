@@ -55,3 +55,20 @@ def test_factors_make_the_gradient(model_class: Any, config_class: Any, tied: bo
         # Logits and rotations may be in float32.
         close = weights[name].grad.abs().max() * 1e-4
         assert torch.allclose(left.mT @ right, weights[name].grad, atol=float(close)), name
+
+
+def test_tokens_with_equal_inputs_count_as_one() -> None:
+    torch.manual_seed(0)
+    sizes = {**SIZES, "num_hidden_layers": 2}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=False)).double().eval()
+    weights = {n: p for n, p in model.named_parameters() if "layers.1" in n and p.ndim == 2}
+    recorder = FactorRecorder(weights)
+    recorder.attach(model)
+    # One beginning of three tokens; the fourth row goes on like the second, the last is another.
+    ids = [[3, 4, 5, 7, 3], [3, 4, 5, 2, 4], [3, 4, 5, 9, 9], [3, 4, 5, 2, 8], [4, 3, 5, 9, 9]]
+    batch = torch.tensor(ids)
+    model(input_ids=batch, labels=batch).loss.backward()
+    # The last tokens predict nothing, but their keys and values have no gradient either.
+    for name, (right, left) in recorder.factors().items():
+        assert len(right) == len(left) == 3 + 3 + 4, name
+        assert torch.allclose(left.mT @ right, weights[name].grad, rtol=1e-6, atol=1e-12), name

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -86,18 +88,41 @@ def _shared(trainer: Trainer, tasks: Iterator[Task]) -> dict[str, Measured]:
     """Do the tasks of this process and return the results of all."""
     results: dict[str, Measured] = {}
     first: str | None = None
-    for name, task in tasks:
-        try:
-            results[name] = task()
-        except (ValueError, RuntimeError) as error:
-            # Also what LAPACK and a full memory raise. No process may stop alone: the others would
-            # wait for it.
-            first = first or (str(error).splitlines() or [type(error).__name__])[0]
+    for name, outcome in _done(trainer, tasks):
+        if isinstance(outcome, str):
+            first = first or outcome
+        else:
+            results[name] = outcome
     everyones = exchange.everyones(trainer, (results, first))
     for _, reason in everyones:
         if reason is not None:
             raise OneShotError(f"GradientRank: step {trainer.global_step}: {reason}.")
     return {name: each for results, _ in everyones for name, each in results.items()}
+
+
+def _done(trainer: Trainer, tasks: Iterator[Task]) -> Iterator[tuple[str, Measured | str]]:
+    """Yield the name of each task and its result, or in a line why there is none."""
+
+    def outcome(task: Task) -> tuple[str, Measured | str]:
+        try:
+            return task[0], task[1]()
+        except (ValueError, RuntimeError) as error:
+            # Also what LAPACK and a full memory raise. No process may stop alone: the others would
+            # wait for it.
+            return task[0], (str(error).splitlines() or [type(error).__name__])[0]
+
+    threads = torch.get_num_threads()
+    if trainer.world_size > 1 or threads == 1 or trainer.strategy.root_device.type != "cpu":
+        yield from map(outcome, tasks)
+        return
+    # Decompositions of this size gain next to nothing from a second thread, so each has its own.
+    torch.set_num_threads(1)
+    try:
+        one = partial(torch.set_num_threads, 1)
+        with ThreadPoolExecutor(threads, initializer=one) as pool:
+            yield from pool.map(outcome, tasks)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _incomplete(

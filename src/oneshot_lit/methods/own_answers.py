@@ -27,22 +27,20 @@ def own_answers(
         prompts: Conversations that end with a question.
         rows_at_once: Prompts in a batch.
     """
-    greedy = replace(module.decoding, do_sample=False)
-    answers: list[str] = []
-    for start in range(0, len(prompts), rows_at_once):
-        encoded = [
-            encode_conversation(module.tokenizer, prompt, for_generation=True)
-            for prompt in prompts[start : start + rows_at_once]
-        ]
-        batch = pad_generation(encoded, module.tokenizer.pad_token_id)
-        answers += generate_answers(
-            model,
-            module.tokenizer,
-            {key: value.to(module.device) for key, value in batch.items()},
-            stop_ids=module.stop_ids,
-            decoding=greedy,
+    greedy, tokenizer = replace(module.decoding, do_sample=False), module.tokenizer
+    encoded = [encode_conversation(tokenizer, prompt, for_generation=True) for prompt in prompts]
+    # Prompts of similar length together need little padding.
+    order = sorted(range(len(encoded)), key=lambda n: -len(encoded[n].input_ids))
+    answers: dict[int, str] = {}
+    for start in range(0, len(order), rows_at_once):
+        part = order[start : start + rows_at_once]
+        batch = pad_generation([encoded[n] for n in part], tokenizer.pad_token_id)
+        on_device = {key: value.to(module.device) for key, value in batch.items()}
+        texts = generate_answers(
+            model, tokenizer, on_device, stop_ids=module.stop_ids, decoding=greedy
         )
-    return answers
+        answers |= zip(part, texts, strict=True)
+    return [answers[n] for n in range(len(encoded))]
 
 
 def with_own_answers(

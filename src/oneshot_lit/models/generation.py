@@ -12,6 +12,7 @@ from transformers import GenerationConfig
 
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.models.chat_format import AnswerForm, answer_form, visible_text
+from oneshot_lit.models.greedy_batch import greedy_tokens, rows_can_leave
 from oneshot_lit.models.shared_prefix import prefix_cache
 from oneshot_lit.strategies.weights import runs_together
 
@@ -135,7 +136,9 @@ def generate_tokens(
 ) -> list[list[int]]:
     """Return the tokens that follow each prompt of a left-padded batch, with any padding.
 
-    What all prompts begin with is read once (`prefix_cache`).
+    What all prompts begin with is read once (`prefix_cache`). Greedy answers come from
+    `greedy_tokens`, which lets rows leave; sampled ones, those that end with a text, and those of
+    sharded models from the model's `generate`.
 
     Args:
         model: As in `generate_answers`, which also explains the other arguments.
@@ -151,13 +154,16 @@ def generate_tokens(
     own = holder.generation_config
     # `generate` fills what a given config leaves open from the checkpoint's own.
     holder.generation_config = GenerationConfig()
+    config, together = decoding.generation_config(stop_ids, pad_id), runs_together(model)
     try:
+        if not (decoding.do_sample or together or options) and rows_can_leave(model):
+            return greedy_tokens(model, batch, config, stop_ids, cache)
         output = model.generate(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
-            generation_config=decoding.generation_config(stop_ids, pad_id),
+            generation_config=config,
             # All processes of a sharded model go on until the last one is done.
-            synced_gpus=runs_together(model),
+            synced_gpus=together,
             **({} if cache is None else {"past_key_values": cache}),
             **options,
         )

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from oneshot_lit.strategies.weights import is_sharded
 
-# A shorter beginning is not worth a forward pass of its own.
-_SHORTEST = 8
+# Fewer tokens saved are not worth a forward pass of its own.
+_LEAST_SAVED = 64
 
 
 def shared_prefix(input_ids: Tensor, attention_mask: Tensor) -> int:
@@ -52,7 +52,8 @@ def prefix_cache(model: Any, input_ids: Tensor, attention_mask: Tensor) -> Any:
         another kind or its weights in shards.
     """
     length = shared_prefix(input_ids, attention_mask)
-    if len(input_ids) < 2 or length < _SHORTEST or is_sharded(model):
+    # One of the rows pays for the beginning, and another one for the pass of its own.
+    if length * (len(input_ids) - 2) < _LEAST_SAVED or is_sharded(model):
         return None
     decoder = model.get_base_model() if hasattr(model, "get_base_model") else model
     if (cache := _empty_cache(decoder.config, length)) is None:

@@ -50,7 +50,8 @@ class FactorRecorder:
         """Return name -> (right, left), (tokens, features): the gradient is ``left^T @ right``.
 
         A left factor of token ids, (tokens,) int64, stands for its one-hot rows. Tokens without
-        gradient, such as padding, are left out. Layers with the same input share one tensor.
+        gradient, such as padding, are left out. Tokens with the same right factor, such as those
+        of prompts that begin alike, count as one. Layers with the same input share one tensor.
         """
         shared: dict[tuple[int, bytes], Tensor] = {}
         return {n: self._joined(n, parts, shared) for n, parts in self._parts.items() if parts}
@@ -110,12 +111,37 @@ def _used(
         left, right = left.reshape(-1), right.reshape(-1, right.shape[-1])
         used = right.ne(0).any(-1)
         return right[used], nn.functional.one_hot(left[used], size).to(right.dtype)
-    flat = left.reshape(-1, left.shape[-1])
+    flat = _added_up(left, right).reshape(-1, left.shape[-1])
     used = flat.ne(0).any(-1)
     key = (right.data_ptr(), used.cpu().numpy().tobytes())
     if key not in shared:
         shared[key] = right.reshape(-1, right.shape[-1])[used]
     return shared[key], flat[used]
+
+
+def _added_up(left: Tensor, right: Tensor) -> Tensor:
+    """Return the left factors, those of tokens with equal right factors added up in the first row.
+
+    Only tokens at the same place of their rows are compared. That finds what rows share: with the
+    same tokens before them they have the same input, to the last bit.
+
+    Args:
+        left: (rows, tokens, features), or any other shape, which is returned as it is.
+        right: (rows, tokens, other features).
+    """
+    if right.ndim != 3 or left.ndim != 3 or len(right) == 1:
+        return left
+    # Few features tell which row may be equal, all of them whether it is.
+    few = right[..., :8].transpose(0, 1)
+    first = (few[:, :, None] == few[:, None]).all(-1).int().argmax(-1).T
+    equal = (right == right.gather(0, first[..., None].expand_as(right))).all(-1)
+    own = torch.arange(len(right), device=right.device)[:, None].expand_as(first)
+    first = first.where(equal, own)
+    if torch.equal(first, own):
+        return left
+    wide = left.to(torch.promote_types(left.dtype, torch.float32)).flatten(0, 1)
+    places = first * left.shape[1] + torch.arange(left.shape[1], device=left.device)
+    return torch.zeros_like(wide).index_add_(0, places.flatten(), wide)
 
 
 def pairing(module: nn.Module) -> Pairing | None:
