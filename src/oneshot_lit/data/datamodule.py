@@ -119,7 +119,8 @@ class SafetyDataModule(SideStreams):
                 )
             self.use_tokenizer(tokenizer)
         self._set_lengths(module)
-        split = {"fit": "val", "validate": "val"}.get(stage, stage)
+        # The trainer's stages equal these words, but print as their names in code.
+        split = {"fit": "val", "validate": "val", "test": "test", "predict": "predict"}[stage]
         given = {"val": self.val_sets, "test": self.test_sets, "predict": self.predict_sets}
         sets = given[split] or (self.test_sets if split == "predict" else {})
         sources = {f"data.{split}_sets.{name}.source": each.source for name, each in sets.items()}
@@ -172,7 +173,7 @@ class SafetyDataModule(SideStreams):
         else:
             assert self.train is not None
             rows = self.train.load()
-        dataset = self._encoded(rows, self.train)
+        dataset = self._encoded(rows, self.train, "data.train")
         pairs = zip(dataset.conversations, dataset.encoded, strict=True)
         shortened = [row for row, encoded in pairs if encoded.cut]
         if shortened and self.instance is not None:

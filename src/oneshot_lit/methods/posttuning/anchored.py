@@ -65,6 +65,7 @@ class AnchoredModule(LanguageModelModule):
         """Let the broken model answer the anchor rows that need it, unless a checkpoint has."""
         super().on_fit_start()
         anchors = self._anchor_set
+        # Strategies that read a checkpoint only after this hook replace the answers made here.
         if anchors is None or not anchors.unanswered or anchors.answers:
             return
         rank_zero_info(f"the model answers {len(anchors.unanswered)} anchor rows itself")
