@@ -21,10 +21,12 @@ class AnchoredModule(LanguageModelModule):
     """The part of `OneShotRealignmentModule` that learns `data.anchors` in each step.
 
     The loss is that of the instance plus `anchor_weight` times that of the anchor rows, each the
-    mean over the labelled tokens.
+    mean over the labelled tokens. One pass runs the instance and one the anchors, so neither is
+    padded to the length of the other.
 
     Args:
-        anchor_weight: How much the loss of the anchor rows counts, where `data.anchors` has any.
+        anchor_weight: How much the loss of the anchor rows counts against that of the instance,
+            where `data.anchors` has any.
     """
 
     learns_anchors = True
