@@ -27,7 +27,7 @@ def answered(row: Conversation, answer: str) -> Conversation:
         RowError: if the answer is empty.
     """
     if not answer.strip():
-        advice = "; leave the row out (bad_rows: skip) or add an answer."
+        advice = "; leave the row out or add an answer."
         raise RowError(row.origin, "the model's own answer is empty", advice)
     prompt = row.prompt
     context = [replace(m, weight=0) if m.role == "assistant" else m for m in prompt.messages]
