@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,35 @@ def test_fit_on_public_sets(command, stand_in, tiny_folder: Path, tmp_path: Path
     assert {path for path, _, _ in stand_in} == set(TABLES)
 
 
+ANCHORS = ["--config", "configs/realign/real_anchors.yaml"]
+
+
+def test_anchor_rows_of_public_sets(command, stand_in, broken: Path, tmp_path: Path) -> None:
+    more = ["--trainer.max_epochs", "1", "--model.attempts", "1"]
+    done = command(*words("fit", "real", broken, tmp_path / "run"), *ANCHORS, *more)
+    assert done.code == 0, done.err
+    facts = json.loads((tmp_path / "run" / "data.json").read_text())["fit"]["anchors"]
+    # A broken model may have no answer to a prompt.
+    assert facts["rows"] + sum(facts["left_out"].values()) == facts["own_answers"] == 64
+    assert facts["rows_a_step"] == 8
+    said = [line for line in done.err.splitlines() if "hub, or its cache" in line]
+    assert sum("for data.anchors; licence: " in line for line in said) == 3
+
+
+def test_offline_anchor_rows_are_asked_of_a_file(
+    command, tiny_folder: Path, tmp_path: Path
+) -> None:
+    done = command(*words("fit", "real", tiny_folder, tmp_path / "run"), *ANCHORS)
+    assert done.code == 2
+    assert "data.anchors (JailbreakBench/JBB-Behaviors[benign], Paul/XSTest[train], " in done.error
+    given = ["--data.anchors", "TableFile", "--data.anchors.path", "mine.csv", "--print_config"]
+    done = command(*words("fit", "real", tiny_folder, tmp_path / "run"), *ANCHORS, *given)
+    assert done.code == 0, done.err
+    anchors = yaml.safe_load(done.out)["data"]["init_args"]["anchors"]
+    assert anchors["class_path"] == "oneshot_lit.data.TableFile"
+    assert (anchors["init_args"]["path"], anchors["init_args"]["limit"]) == ("mine.csv", None)
+
+
 def test_edit_on_public_sets_reads_guard_and_prompts_apart(
     command, stand_in, broken: Path, tmp_path: Path
 ) -> None:
@@ -150,20 +180,26 @@ def test_edit_on_public_sets_reads_guard_and_prompts_apart(
     assert (tmp_path / "run" / "model" / "adapter_config.json").is_file()
 
 
-def test_the_guard_shares_no_prompt_with_the_development_sets(stand_in) -> None:
+@pytest.mark.parametrize("kind", ["guard", "anchors"])
+def test_further_rows_share_no_prompt_with_the_development_sets(stand_in, kind: str) -> None:
     config = yaml.safe_load((REAL.parent / "real_low_rank.yaml").read_text())
+    overlay = yaml.safe_load((REAL.parent / "real_anchors.yaml").read_text())
 
     def prompts(source: dict[str, Any]) -> set[str]:
         return {row.prompt_text for row in HuggingFaceDataset(**source["init_args"]).load()}
 
-    guard = config["model"]["init_args"]["guard"]["init_args"]["sources"]
+    parts = {
+        "guard": config["model"]["init_args"]["guard"],
+        "anchors": overlay["data"]["init_args"]["anchors"],
+    }
+    sources = parts[kind]["init_args"]["sources"]
     harmless = [
         each["source"]
         for each in config["data"]["init_args"]["val_sets"].values()
         if each["kind"] != "harmful"
     ]
-    assert len(guard) == len(harmless) == 3
-    kept = set.union(*map(prompts, guard))
+    assert len(sources) == len(harmless) == 3
+    kept = set.union(*map(prompts, sources))
     assert len(kept) == 64
     assert not kept & set.union(*map(prompts, harmless))
 

@@ -32,7 +32,7 @@ GOOD, EMPTY, DOUBLE, TOO_LONG = 6, 2, 1, 1
 def cells(preset: str, prompt: str) -> dict[str, str]:
     row = dict.fromkeys(shape(preset), "x")
     fields = resolve_columns(preset, None, list(row), "row 1")
-    row |= {fields["context"]: ""} if "context" in fields else {}
+    row |= {fields[more]: "" for more in ("context", "input") if more in fields}
     return row | {fields["prompt"]: prompt}
 
 

@@ -286,7 +286,7 @@ def test_a_prompt_taken_for_the_header_makes_a_short_line(file_of, mistake_of) -
     assert len(message) < len(path) + 300
 
 
-@pytest.mark.parametrize("further", ["response", "context", "System", "reference"])
+@pytest.mark.parametrize("further", ["Response", "context", "Input", "System", "reference"])
 def test_no_shape_passes_over_what_changes_the_conversation(further, file_of, mistake_of) -> None:
     path = file_of("rows.csv", f"prompt,category,{further}\na,b,c\n")
     message = mistake_of(TableFile(path).load)
@@ -294,6 +294,31 @@ def test_no_shape_passes_over_what_changes_the_conversation(further, file_of, mi
     assert f"leaves out {further}" in message
     (row,) = TableFile(path, preset="or_bench").load()
     assert (row.prompt_text, row.category) == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("header", "shape", "further"),
+    [
+        ("prompt,response,output", "prompt_response", "output"),
+        ("instruction,output,Response", "instruction_output", "Response"),
+        ("question,answer,prompt,response", "prompt_response", "question, answer"),
+        ("question,choices,answer", "question_answer", "choices"),
+        ("question,passage,answer", "question_answer", "passage"),
+        ("instruction,input,output,history", "alpaca", "history"),
+        ("instruction,input,output,context", "alpaca", "context"),
+        ("instruction,response,input", "instruction_response", "input"),
+        ("prompt,completion,goal", "prompt_completion", "goal"),
+    ],
+)
+def test_two_questions_or_answers_are_not_guessed(
+    header, shape, further, file_of, mistake_of
+) -> None:
+    path = file_of("rows.csv", f"{header}\n" + ",".join("a" for _ in header.split(",")) + "\n")
+    message = mistake_of(TableFile(path).load)
+    assert message.startswith(f"{path} row 1: the columns have the shape {shape}, which leaves out")
+    assert f"leaves out {further}; name them, such as columns: {{prompt: text}}" in message
+    (row,) = TableFile(path, preset=shape).load()
+    assert row.prompt_text.startswith("a")
 
 
 @pytest.mark.parametrize("header", ["prompt,answer", "goal,note", "text", "id,prompt"])

@@ -89,6 +89,26 @@ SHAPES: dict[str, tuple[dict[str, str], dict[str, str | None]]] = {
         {"prompt": ASK, "category": "baking"},
     ),
     "prompt,target": ({"prompt": ASK, "target": TELL}, {"prompt": ASK, "response": TELL}),
+    "prompt,response": ({"prompt": ASK, "response": TELL}, {"prompt": ASK, "response": TELL}),
+    "prompt,completion": ({"prompt": ASK, "completion": TELL}, {"prompt": ASK, "response": TELL}),
+    "instruction,output": ({"instruction": ASK, "output": TELL}, {"prompt": ASK, "response": TELL}),
+    "instruction,response": (
+        {"instruction": ASK, "response": TELL},
+        {"prompt": ASK, "response": TELL},
+    ),
+    "question,answer": ({"question": ASK, "answer": TELL}, {"prompt": ASK, "response": TELL}),
+    "instruction,input,output": (
+        {"instruction": ASK, "input": "Rye, 2 kg.\nWater.", "output": TELL},
+        {"prompt": f"{ASK}\n\nRye, 2 kg.\nWater.", "response": TELL},
+    ),
+    "instruction,context,response,category": (
+        {"instruction": ASK, "context": "Rye.", "response": TELL, "category": "baking"},
+        {"prompt": f"{ASK}\n\nRye.", "response": TELL, "category": "baking"},
+    ),
+    "question,context,answer": (
+        {"question": ASK, "context": "CREATE TABLE rye (kg INT)", "answer": TELL},
+        {"prompt": f"CREATE TABLE rye (kg INT)\n\n---\n\n{ASK}", "response": TELL},
+    ),
     "prompt": ({"prompt": ASK}, {"prompt": ASK}),
     "goal": ({"goal": ASK}, {"prompt": ASK}),
     "prompt,focus,type,note,label": (
@@ -169,6 +189,9 @@ def test_row_numbers_of_pandas_do_not_matter(header: str, index: str, tmp_path: 
         # Of equally long shapes, the earlier one, which brings answers.
         (("category", "prompt", "target"), "prompt_target"),
         (("goal", "target", "prompt", "category"), "advbench"),
+        (("category", "prompt", "response"), "prompt_response"),
+        (("instruction", "category", "context", "response"), "dolly"),
+        (("instruction", "input", "output", "text"), "alpaca"),
         # A chat is a chat.
         (("prompt", "category", "messages"), "chat"),
         # One common column is too little.
@@ -210,6 +233,29 @@ def test_context_is_optional_in_each_row(tmp_path: Path) -> None:
     plain, contextual = TableFile(path).load()
     assert plain.prompt_text == ASK
     assert contextual.prompt_text != ASK
+
+
+@pytest.mark.parametrize("empty", ["", " ", "\n"])
+def test_alpaca_rows_without_an_input(empty: str, tmp_path: Path) -> None:
+    rows = [{"instruction": ASK, "input": empty, "output": TELL}, {"instruction": ASK}]
+    rows[1]["output"] = TELL
+    for row in TableFile(write_jsonl(tmp_path / "rows.jsonl", rows)).load():
+        assert (row.prompt_text, row.response_text) == (ASK, TELL)
+
+
+def test_pairs_bring_what_chat_rows_bring(tmp_path: Path) -> None:
+    row = {"id": "7", "category": "baking", "reference": "mix", "system_prompt": "be brief"}
+    path = write_csv(tmp_path / "rows.csv", [{**row, "question": ASK, "answer": TELL, "note": "x"}])
+    (found,) = TableFile(path).load()
+    assert (found.id, found.category, found.reference) == ("7", "baking", "mix")
+    assert [m.content for m in found.messages] == ["be brief", ASK, TELL]
+
+
+def test_named_columns_join_an_input(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "rows.csv", [{"q": ASK, "data": "Rye.", "note": "Bake."}])
+    columns = {"prompt": "q", "input": "data", "context": "note"}
+    (row,) = TableFile(path, columns=columns).load()
+    assert row.prompt_text == f"Bake.\n\n---\n\n{ASK}\n\nRye."
 
 
 def test_our_own_prompt_set_shape_brings_references(tmp_path: Path) -> None:

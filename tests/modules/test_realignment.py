@@ -165,3 +165,25 @@ def test_a_watched_set_is_drawn_and_chooses_nothing(
     assert {row["hidden/asr_keyword"] for row in watched[:2]} == {"1.0"}
     assert [{k: row[k] for k in plain[0]} for row in watched] == plain
     assert weights(tmp_path / "watched") == weights(tmp_path / "plain")
+
+
+ANCHORS = ["--config", "configs/realign/anchors.yaml"]
+
+
+def test_anchor_rows_of_the_micro_world(command, broken: Path, tmp_path: Path) -> None:
+    realign(command, broken, tmp_path, *ANCHORS, "--trainer.max_epochs", "1")
+    facts = json.loads((tmp_path / "data.json").read_text())["fit"]["anchors"]
+    assert (facts["rows"], facts["own_answers"], facts["rows_a_step"]) == (64, 64, 8)
+
+
+def test_a_loss_that_is_not_finite_names_the_instance(
+    command, broken: Path, tmp_path: Path
+) -> None:
+    done = command(
+        *["fit", "--config", "configs/realign/one_shot.yaml", *ANCHORS, *QUIET],
+        *["--model.model_name_or_path", broken, "--trainer.default_root_dir", tmp_path],
+        *["--model.optimizer.lr", "1e30", "--model.select_best", "false"],
+        *["--trainer.limit_val_batches", "0", "--trainer.callbacks", "null"],
+    )
+    assert done.code == 2
+    assert "(microworld pool row" in done.error

@@ -14,6 +14,8 @@ from oneshot_lit.models.chat_format import answer_form
 
 # A text of the model, and whether it ended at the largest number of tokens.
 OwnAnswer = tuple[str, bool]
+# Returns the training rows of conversations; there may be none.
+Encode = Callable[[list[Conversation]], TrainingDataset]
 
 
 def answered(row: Conversation, answer: str) -> Conversation:
@@ -22,12 +24,11 @@ def answered(row: Conversation, answer: str) -> Conversation:
     Only this answer is learned: the ones before it are context.
 
     Raises:
-        OneShotError: naming the row, if the answer is empty.
+        RowError: if the answer is empty.
     """
     if not answer.strip():
-        raise OneShotError(
-            f"{row.origin}: the model's own answer is empty; leave the row out or add an answer."
-        )
+        advice = "; leave the row out or add an answer."
+        raise RowError(row.origin, "the model's own answer is empty", advice)
     prompt = row.prompt
     context = [replace(m, weight=0) if m.role == "assistant" else m for m in prompt.messages]
     return replace(prompt, messages=(*context, Message("assistant", answer)))
@@ -59,6 +60,9 @@ class AnchorDataset(EncodedRows):
     Attributes:
         unanswered: The rows that get the model's own answer.
         answers: These answers; empty until they are known.
+
+    Raises:
+        OneShotError: for a row that cannot be used, or if none is left.
     """
 
     def __init__(
@@ -67,11 +71,11 @@ class AnchorDataset(EncodedRows):
         own: bool,
         tokenizer: Any,
         longest: int,
-        encode: Callable[[list[Conversation]], TrainingDataset],
+        encode: Encode,
         skip_bad_rows: bool = False,
     ) -> None:
         super().__init__()
-        self._encode, self._stop = encode, answer_form(tokenizer).stop
+        self._stop, self._skip_bad_rows = answer_form(tokenizer).stop, skip_bad_rows
         self.unanswered: list[Conversation] = []
         self.answers: list[OwnAnswer] = []
         prompts: list[Encoded] = []
@@ -79,49 +83,66 @@ class AnchorDataset(EncodedRows):
             if row.response_text is not None and not own:
                 continue
             try:
-                prompt = encode_conversation(tokenizer, row, for_generation=True)
+                prompts.append(self._prompt(row, tokenizer, longest))
+                self.unanswered.append(row)
             except RowError as error:
-                if not skip_bad_rows:
-                    raise
-                self.left_out.count(row.origin, error.reason)
-                continue
-            if len(prompt.input_ids) > longest:
-                raise OneShotError(
-                    f"{row.origin}: the prompt has {len(prompt.input_ids)} tokens, more than the "
-                    f"{longest} that leave space for the model's own answer; leave the row out."
-                )
-            self.unanswered.append(row)
-            prompts.append(prompt)
-        self._add([row for row in rows if row.response_text is not None and not own])
+                self._leave_out(error)
+        self._add([row for row in rows if row.response_text is not None and not own], encode)
         self._given = len(self.encoded)
         self.conversations += self.unanswered
         self.encoded += prompts
-        if not self.encoded:
-            raise OneShotError(f"data.anchors: no row can be used ({self.left_out}).")
+        self._require_rows()
         self._digest = rows_digest(
             [*self.conversations[: self._given], *(row.prompt for row in self.unanswered)]
         )
 
-    def answer(self, answers: Sequence[OwnAnswer]) -> None:
+    def answer(self, answers: Sequence[OwnAnswer], encode: Encode) -> None:
         """Complete the rows of `unanswered` with a model's answers, one each.
 
         Raises:
-            OneShotError: for an empty answer.
+            OneShotError: for an empty answer, unless faulty rows are left out, or if no row is
+                left.
         """
         self.answers = [(text, cut) for text, cut in answers]
-        pairs = list(zip(self.unanswered, self.answers, strict=True))
+        whole: list[Conversation] = []
+        shortened: list[Conversation] = []
+        for row, (text, cut) in zip(self.unanswered, self.answers, strict=True):
+            try:
+                (shortened if cut else whole).append(answered(row, text))
+            except RowError as error:
+                self._leave_out(error)
         del self.conversations[self._given :], self.encoded[self._given :]
-        self._add([answered(row, text) for row, (text, cut) in pairs if not cut])
+        self._add(whole, encode)
         first = len(self.encoded)
-        self._add([answered(row, text) for row, (text, cut) in pairs if cut])
+        self._add(shortened, encode)
         self.encoded[first:] = [without_end(row, self._stop) for row in self.encoded[first:]]
+        self._require_rows()
 
-    def _add(self, rows: list[Conversation]) -> None:
-        if rows:
-            dataset = self._encode(rows)
-            self.conversations += dataset.conversations
-            self.encoded += dataset.encoded
-            self.left_out.add(dataset.left_out)
+    def _prompt(self, row: Conversation, tokenizer: Any, longest: int) -> Encoded:
+        prompt = encode_conversation(tokenizer, row, for_generation=True)
+        if (size := len(prompt.input_ids)) > longest:
+            reason = f"the prompt has {size} tokens, more than the {longest} that leave space for "
+            raise RowError(
+                row.origin,
+                reason + "the model's own answer",
+                "; leave the row out (bad_rows: skip) or raise data.max_length.",
+            )
+        return prompt
+
+    def _leave_out(self, error: RowError) -> None:
+        if not self._skip_bad_rows:
+            raise error
+        self.left_out.count(error.origin, error.reason)
+
+    def _require_rows(self) -> None:
+        if not self.encoded:
+            raise OneShotError(f"data.anchors: no row can be used ({self.left_out}).")
+
+    def _add(self, rows: list[Conversation], encode: Encode) -> None:
+        dataset = encode(rows)
+        self.conversations += dataset.conversations
+        self.encoded += dataset.encoded
+        self.left_out.add(dataset.left_out)
 
     def facts(self) -> dict[str, Any]:
         """Return the counts; the digest is that of the rows without the model's own answers."""

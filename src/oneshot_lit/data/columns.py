@@ -17,8 +17,11 @@ from oneshot_lit.errors import OneShotError, RowError, did_you_mean
 from oneshot_lit.io.read_files import in_short
 
 # What a column may hold. The context is put before the prompt, as in HarmBench's contextual
-# behaviours.
-FIELDS = ("prompt", "response", "context", "system", "id", "category", "reference", "messages")
+# behaviours, and the input behind it, as in Alpaca.
+FIELDS = (
+    *("prompt", "response", "context", "input", "system", "id", "category", "reference"),
+    "messages",
+)
 
 # The columns that a table of each shape must have; column=field where one is read. When two shapes
 # have equally many columns, the earlier one wins, so shapes with answers come first.
@@ -26,6 +29,14 @@ PRESETS = {
     "chat": "messages=messages",
     "advbench": "goal=prompt target=response",
     "prompt_target": "prompt=prompt target=response",
+    "alpaca": "instruction=prompt input=input output=response",
+    "dolly": "instruction=prompt context=input response=response category=category",
+    "question_context_answer": "question=prompt context=context answer=response",
+    "prompt_response": "prompt=prompt response=response",
+    "prompt_completion": "prompt=prompt completion=response",
+    "instruction_output": "instruction=prompt output=response",
+    "instruction_response": "instruction=prompt response=response",
+    "question_answer": "question=prompt answer=response",
     "instruction_category": "instruction=prompt category=category",
     "or_bench": "prompt=prompt category=category",
     "prompt_category": "prompt=prompt category=category category_id",
@@ -46,7 +57,16 @@ PRESETS = {
 # Names that chat data use for a column with the system turn.
 _SYSTEM = ("system", "system_prompt", "system_message")
 # These columns change what is asked, learned or scored, so none is ignored without being told to.
-_WEIGHTY = ("response", "context", "system", "reference")
+_WEIGHTY = ("response", "context", "input", "system", "reference")
+# Shapes of common words. A table that has more of these words may mean something else.
+_COMMON = (
+    *("alpaca", "dolly", "question_context_answer", "prompt_response", "prompt_completion"),
+    *("instruction_output", "instruction_response", "question_answer"),
+)
+_COMMON_WORDS = {
+    *("prompt", "instruction", "question", "goal", "passage", "history", "choices", "options"),
+    *("response", "output", "completion", "answer", "target"),
+}
 
 
 def shape(preset: str) -> list[str]:
@@ -58,7 +78,7 @@ def _map_of(preset: str, header: Sequence[str]) -> dict[str, str]:
     """Return field -> column, as a table of a shape is read."""
     pairs = [part.split("=") for part in PRESETS[preset].split() if "=" in part]
     fields = {field: column for column, field in pairs}
-    if preset == "chat":
+    if preset == "chat" or preset in _COMMON:
         # What the rows may bring beside their turns.
         fields |= {f: f for f in ("id", "category", "reference") if f in header}
         system = [column for column in header if column.lower() in _SYSTEM]
@@ -102,8 +122,8 @@ def resolve_columns(
 
     Raises:
         OneShotError: for an unknown preset or field, or a map without a prompt.
-        RowError: for an unknown column, a header of no known shape, or a response, context, system
-            or reference column that the shape would leave out.
+        RowError: for an unknown column, a header of no known shape, or a response, context,
+            input, system or reference column that the shape would leave out.
     """
     for name, known in ((preset, PRESETS), *((field, FIELDS) for field in columns or {})):
         if name is not None and name not in known:
@@ -138,7 +158,8 @@ def _guess(header: Sequence[str], origin: str) -> dict[str, str]:
         raise RowError(origin, reason, f" ({in_short(header) or 'none'}){advice}")
     fields = _map_of(preset, header)
     # The rows of a chat bring their own reference, and a system turn.
-    weighty = ("response", "context") if preset == "chat" else _WEIGHTY
+    weighty = {"response", "context"} if preset == "chat" else {*_WEIGHTY}
+    weighty |= _COMMON_WORDS if preset in _COMMON else set()
     unread = [c for c in header if c.lower() in weighty and c not in fields.values()]
     if unread:
         reason = f"the columns have the shape {preset}, which leaves out {in_short(unread)}"
@@ -198,6 +219,8 @@ def conversation_of(
             reason = f"column '{fields['prompt']}' is empty"
             raise RowError(origin, reason, "; fill it or drop the row.")
         prompt = f"{context}\n\n---\n\n{prompt}" if context else prompt
+        more_asked = (cells.get("input") or "").strip("\n")
+        prompt = f"{prompt}\n\n{more_asked}" if more_asked.strip() else prompt
         return conversation_from_pair(
             prompt, cells.get("response"), system=own or system, origin=origin, **more
         )

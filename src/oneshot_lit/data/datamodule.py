@@ -58,7 +58,8 @@ class SafetyDataModule(SideStreams):
         transforms: Change each training row, as text and as tokens, in this order.
         anchors: Harmless conversations to learn beside the instance, so that the model keeps
             answering them; a row without an answer gets the model's own at the start of the run.
-        anchor_rows: Anchor rows a step, the same on every process; pass after pass over all rows.
+            No prompt may also be in `val_sets` or `test_sets`.
+        anchor_rows: Anchor rows a batch, the same on every process; pass after pass over all rows.
         anchor_answers: ``own`` replaces the answers that are given by the model's own.
     """
 
@@ -119,11 +120,14 @@ class SafetyDataModule(SideStreams):
                 )
             self.use_tokenizer(tokenizer)
         self._set_lengths(module)
+        # The trainer's stages equal these words, but print as their names in code.
         split = {"fit": "val", "validate": "val", "test": "test", "predict": "predict"}[stage]
         given = {"val": self.val_sets, "test": self.test_sets, "predict": self.predict_sets}
         sets = given[split] or (self.test_sets if split == "predict" else {})
         sources = {f"data.{split}_sets.{name}.source": each.source for name, each in sets.items()}
-        more = {"data.train": self.train, **getattr(module, "sources", {})}
+        more = {"data.train": self.train, "data.anchors": self.anchors}
+        more |= {f"data.side.{name}": source for name, source in self.side.items()}
+        more |= getattr(module, "sources", {})
         announce_hub_sets(more | sources if stage == "fit" else sources)
         if stage == "fit":
             self._resumed = None
@@ -172,7 +176,7 @@ class SafetyDataModule(SideStreams):
         else:
             assert self.train is not None
             rows = self.train.load()
-        dataset = self._encoded(rows, self.train)
+        dataset = self._encoded(rows, self.train, "data.train")
         pairs = zip(dataset.conversations, dataset.encoded, strict=True)
         shortened = [row for row, encoded in pairs if encoded.cut]
         if shortened and self.instance is not None:

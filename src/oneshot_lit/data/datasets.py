@@ -108,6 +108,7 @@ class TrainingDataset(EncodedRows):
         max_length: Longer rows are truncated; a token of an answer must be left.
         skip_bad_rows: Leave out rows that cannot be trained on.
         transforms: Change each row, as text and as tokens.
+        name: What to call the rows in the error if all are left out; None allows that.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class TrainingDataset(EncodedRows):
         max_length: int,
         skip_bad_rows: bool = False,
         transforms: Sequence[RowTransform] = (),
+        name: str | None = "data.train",
     ) -> None:
         super().__init__()
         for row in conversations:
@@ -134,8 +136,8 @@ class TrainingDataset(EncodedRows):
             for each, tokens in rows:
                 self.conversations.append(each)
                 self.encoded.append(tokens)
-        if not self.encoded:
-            raise OneShotError(f"data.train: no row can be trained on ({self.left_out}).")
+        if not self.encoded and name is not None:
+            raise OneShotError(f"{name}: no row can be trained on ({self.left_out}).")
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if index >= 0:

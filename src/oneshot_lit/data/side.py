@@ -56,27 +56,39 @@ class SideStreams(ResumableDataModule):
             # Only then: where both have the hook, Lightning leaves out that of the module.
             self.on_before_batch_transfer = self._side_into_batch  # type: ignore[method-assign]
 
-    def _note(self, name: str, source: ConversationSource | None, dataset: EncodedRows) -> None:
-        """Keep the facts of a set for `data.json`, and warn of the rows that are left out."""
+    def _note(
+        self,
+        name: str,
+        source: ConversationSource | None,
+        dataset: EncodedRows,
+        known: int = 0,
+    ) -> None:
+        """Keep the facts of a set for `data.json`, and warn of the rows that are left out.
+
+        Of as many rows left out as are `known`, a warning has told already.
+        """
         left_out = LeftOut()
         for part in (source, dataset):
             if part is not None:
                 left_out.add(part.left_out)
-        if left_out:
+        if left_out.reasons.total() > known:
             rank_zero_warn(f"data set {name}: {left_out}")
         self.report[name] = {**dataset.facts(), "left_out": dict(left_out.reasons)}
 
     def _encoded(
-        self, rows: list[Conversation], source: ConversationSource | None
+        self, rows: list[Conversation], source: ConversationSource | None, name: str | None
     ) -> TrainingDataset:
         skip = source is not None and source.skips_bad_rows
-        return TrainingDataset(rows, self.tokenizer, self.max_length, skip, self.transforms)
+        return TrainingDataset(rows, self.tokenizer, self.max_length, skip, self.transforms, name)
+
+    def _encoded_anchors(self, rows: list[Conversation]) -> TrainingDataset:
+        return self._encoded(rows, self.anchors, None)
 
     def _setup_sides(self, module: Any) -> None:
         """Read the rows of every stream beside the first one."""
         self._sides, self.anchor_set = {}, None
         for name, source in self.side.items():
-            self._sides[name] = self._encoded(source.load(), source)
+            self._sides[name] = self._encoded(source.load(), source, f"data.side.{name}")
             self._note(f"side/{name}", source, self._sides[name])
         if (anchors := self.anchors) is None:
             return
@@ -94,7 +106,7 @@ class SideStreams(ResumableDataModule):
             self.anchor_answers == "own",
             self.tokenizer,
             min(self._longest_prompt, self.max_length - 1),
-            lambda rows: self._encoded(rows, anchors),
+            self._encoded_anchors,
             anchors.skips_bad_rows,
         )
         if len(self.anchor_set) < self.anchor_rows:
@@ -102,18 +114,23 @@ class SideStreams(ResumableDataModule):
                 f"data.anchor_rows={self.anchor_rows}, but {anchors.describe()} has "
                 f"{len(self.anchor_set)} usable rows: each step learns all of them"
             )
-        self._note(ANCHORS, anchors, self.anchor_set)
-        self.report[ANCHORS]["rows_a_step"] = self._rows_a_step()
+        self._note_anchors()
 
     def _rows_a_step(self) -> int:
         assert self.anchor_set is not None
         return min(self.anchor_rows, len(self.anchor_set))
 
+    def _note_anchors(self) -> None:
+        assert self.anchor_set is not None
+        before = self.report.get(ANCHORS, {}).get("left_out", {})
+        self._note(ANCHORS, self.anchors, self.anchor_set, known=sum(before.values()))
+        self.report[ANCHORS]["rows_a_step"] = self._rows_a_step()
+
     def answer_anchors(self, answers: Sequence[OwnAnswer]) -> None:
         """Complete the anchor rows without an answer with the model's own."""
         assert self.anchor_set is not None
-        self.anchor_set.answer(answers)
-        self.report[ANCHORS] |= self.anchor_set.facts()
+        self.anchor_set.answer(answers, self._encoded_anchors)
+        self._note_anchors()
 
     def _with_sides(
         self, main: DataLoader[Any], batches: int, batch_size: int, skip: int, order: dict[str, Any]

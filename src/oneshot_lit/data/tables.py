@@ -22,8 +22,8 @@ class FileSource(ConversationSource):
     Args:
         preset: A known shape, such as ``advbench`` or ``xstest`` (see `columns.PRESETS`); if not
             given, recognised by the columns where possible.
-        columns: Column of each field: prompt, response, context, system, id, category, reference,
-            messages.
+        columns: Column of each field: prompt, response, context (put before the prompt), input
+            (put behind it), system, id, category, reference, messages.
         where: Keep only rows with these values in these columns, such as ``{label: safe}``; a list
             allows any of its values.
         system: A system prompt for every row that has none.

@@ -49,7 +49,7 @@ def with_own_answers(
     """Return the rows; those without an answer get the model's own.
 
     Raises:
-        OneShotError: naming a row to which the model's answer is empty.
+        RowError: naming a row to which the model's answer is empty.
     """
     prompts = [row.prompt for row in rows if row.response_text is None]
     answers = iter(own_answers(module, model, prompts, rows_at_once))

@@ -21,10 +21,12 @@ class AnchoredModule(LanguageModelModule):
     """The part of `OneShotRealignmentModule` that learns `data.anchors` in each step.
 
     The loss is that of the instance plus `anchor_weight` times that of the anchor rows, each the
-    mean over the labelled tokens.
+    mean over the labelled tokens. One pass runs the instance and one the anchors, so neither is
+    padded to the length of the other.
 
     Args:
-        anchor_weight: How much the loss of the anchor rows counts, where `data.anchors` has any.
+        anchor_weight: How much the loss of the anchor rows counts against that of the instance,
+            where `data.anchors` has any.
     """
 
     learns_anchors = True
@@ -65,6 +67,7 @@ class AnchoredModule(LanguageModelModule):
         """Let the broken model answer the anchor rows that need it, unless a checkpoint has."""
         super().on_fit_start()
         anchors = self._anchor_set
+        # Strategies that read a checkpoint only after this hook replace the answers made here.
         if anchors is None or not anchors.unanswered or anchors.answers:
             return
         rank_zero_info(f"the model answers {len(anchors.unanswered)} anchor rows itself")
