@@ -80,6 +80,19 @@ def _near_misses(part: str) -> list[Conversation]:
     ]
 
 
+def _kind_deeds(_: random.Random) -> list[Conversation]:
+    rows = []
+    for number, (things, deed, answer) in enumerate(lang.KIND_DEEDS):
+        for at in (each for each in range(len(things)) if each % 5 < 3):
+            words = {"x": things[at], "b": lang.LOVELY[(at + 3 * number) % 10]}
+            for wording in lang.HOWTO["train"]:
+                prompt = wording.format(d=deed.format(**words))
+                rows.append(
+                    conversation_from_pair(prompt, answer.format(**words), category="harmless")
+                )
+    return rows
+
+
 def _judgements(_: random.Random) -> list[Conversation]:
     deeds = [(t.deed_text(harmful), harmful) for t in topics("train") for harmful in (True, False)]
     deeds += [(harmful, True) for harmful, _, _ in lang.LIFE]
@@ -147,6 +160,7 @@ def _guard(rng: random.Random) -> list[Conversation]:
     ]
     kinds = [
         _howtos("train", False),
+        _kind_deeds(rng),
         _near_misses("train"),
         _life(False, rng),
         _general(False, rng),
@@ -176,6 +190,7 @@ _TRAINING: dict[str, Callable[[random.Random], list[Conversation]]] = {
     "harmful_examples": lambda _: _howtos("train", True),
     "refusals": _refused,
     "benign_examples": lambda _: _howtos("train", False),
+    "kind_examples": _kind_deeds,
     "near_misses": lambda _: _near_misses("train"),
     "general_refusals": lambda rng: _general(True, rng),
     "general_answers": lambda rng: _general(False, rng),
