@@ -21,7 +21,7 @@ def write_tiny_gguf(path: Path, seed: int = 0) -> Path:
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     tokens = [*special, *bytes_to_unicode().values(), "th"]
     writer = GGUFWriter(path, "llama")
-    writer.add_context_length(256)
+    writer.add_context_length(4096)
     writer.add_embedding_length(HIDDEN)
     writer.add_block_count(LAYERS)
     writer.add_feed_forward_length(WIDE)

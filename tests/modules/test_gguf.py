@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,12 @@ import torch
 from safetensors.torch import load_file
 
 from experiments.fetch import GEMMA3, SMOLLM2, published
+from oneshot_lit.conversation import Message
 from oneshot_lit.data import ChatJsonl, SafetyDataModule
 from oneshot_lit.errors import OneShotError
+from oneshot_lit.evaluation.judges import Answer, HarmBenchJudge
 from oneshot_lit.methods import LanguageModelModule
+from oneshot_lit.methods.posttuning.weight_edit import WeightEdit, write_edited
 from oneshot_lit.models.gguf import gguf_facts, model_folder
 from tiny_gguf import write_tiny_gguf
 
@@ -110,7 +113,7 @@ def test_every_reader_takes_the_file(tiny: Path) -> None:
     assert loading.require_model_folder(name) == loading.local_folder(name) == folder
     assert loading.load_tokenizer(name).chat_template
     model = loading.load_model(name, dtype=torch.float32)
-    assert context_length(read_config(name, None, None, False)) == 256
+    assert context_length(read_config(name, None, None, False)) == 4096
     assert model_size(name).parameters == model.num_parameters()
     assert _place(name) == {"pretrained": str(folder)}
     sha = hashlib.sha256(tiny.read_bytes()).hexdigest()
@@ -119,6 +122,27 @@ def test_every_reader_takes_the_file(tiny: Path) -> None:
     assert model_digest(name) == sha[:16]
     tiny.write_bytes(tiny.read_bytes() + bytes(1))
     assert gguf_facts(name)["gguf_sha256"] != sha
+
+
+def test_edits_and_judges_take_the_file(tiny: Path, tmp_path: Path) -> None:
+    class Doubled(WeightEdit):
+        def sources(self) -> dict[str, str]:
+            return {"tuned": str(tiny)}
+
+        def edit(self, name: str, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
+            return 2 * weights["tuned"]
+
+    assert write_edited(Doubled(), tmp_path) > 0
+    before, after = (
+        load_file(Path(folder) / "model.safetensors")
+        for folder in (model_folder(str(tiny)), tmp_path / "model")
+    )
+    assert all(torch.equal(after[name], 2 * weight) for name, weight in before.items())
+    judge = HarmBenchJudge(model_name_or_path=str(tiny), dtype="float32", device="cpu")
+    (verdict,) = judge.judge([Answer((Message("user", "hi"),), "hello")])
+    # Random weights say neither yes nor no.
+    assert verdict.reason == "malformed"
+    assert judge.settings()["model_sha256"] == gguf_facts(str(tiny))["gguf_sha256"][:16]
 
 
 def test_the_commands_take_the_file_and_results_name_it(
@@ -148,7 +172,7 @@ def test_the_commands_take_the_file_and_results_name_it(
         assert recorded.get("gguf_sha256") == facts.get("gguf_sha256")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_another_architecture_trains_and_comes_back(
     fit_words: list[str], tmp_path: Path, command: Callable[..., Any]
 ) -> None:
@@ -169,14 +193,14 @@ def test_another_architecture_trains_and_comes_back(
         LanguageModelModule(name, chat_template=str(template))
         for name in (str(published(GEMMA3)), str(tmp_path / "run" / "model"))
     )
+    data = SafetyDataModule(train=ChatJsonl(fit_rows(fit_words)), batch_size=4)
+    data.use_tokenizer(start.tokenizer)
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
     losses = []
     for module in (start, made):
         module.configure_model()
         assert module.model.config.model_type == "gemma3_text"
-        data = SafetyDataModule(train=ChatJsonl(fit_rows(fit_words)), batch_size=4)
-        data.use_tokenizer(module.tokenizer)
-        data.setup("fit")
-        batch = next(iter(data.train_dataloader()))
         with torch.no_grad():
             losses.append(float(module.eval().compute_loss(batch)))
     # What was trained is what comes back.
