@@ -30,6 +30,7 @@ from oneshot_lit.io.files import read_text
 from oneshot_lit.io.read_files import require_file
 from oneshot_lit.io.shipped import or_shipped
 from oneshot_lit.methods.original_answers import PARTS, original_answers
+from oneshot_lit.models.gguf import gguf_facts
 from oneshot_lit.models.loss import IGNORE_INDEX, token_losses
 from oneshot_lit.models.weight_files import is_local
 
@@ -122,6 +123,7 @@ class GeneralAbility(Callback):
         facts = {
             "version": VERSION,
             "model_name_or_path": self.reference,
+            **gguf_facts(self.reference),
             "settings": {**self._settings, "window": window, "stride": min(STRIDE, window // 2)},
             "tokens": {"perplexity": tokens, "bits_per_byte": tokens, "kl_to_original": answered},
         }

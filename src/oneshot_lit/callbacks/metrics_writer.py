@@ -20,6 +20,7 @@ from oneshot_lit.io.files import write_json_atomically, write_text_atomically
 from oneshot_lit.io.locking import results_locked
 from oneshot_lit.io.metrics_file import is_tested, later_evaluations
 from oneshot_lit.io.runs import PRODUCTS, record_run, recorded_runs
+from oneshot_lit.models.gguf import gguf_facts
 from oneshot_lit.strategies.exchange import everyones
 
 OUTCOMES_FILE = "outcomes.jsonl"
@@ -140,7 +141,8 @@ class MetricsWriter(Callback):
             "metrics": module.scores,
             **module.counts,
             "unscored": {key: n for key, n in module.counts["unscored"].items() if n},
-            "model_name_or_path": module.model_name_or_path,
+            "model_name_or_path": module.given_model,
+            **gguf_facts(module.given_model),
             "ckpt_path": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
             "dtype": module.dtype_name,
             "precision": str(trainer.precision),

@@ -13,6 +13,7 @@ from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.lm_eval import evaluate, task_facts, task_scores
 from oneshot_lit.io.files import write_json_atomically
 from oneshot_lit.io.metrics_file import merge_scores, read_metrics
+from oneshot_lit.models.gguf import gguf_facts
 
 RESULTS_FILE = "lm_eval.json"
 
@@ -85,7 +86,8 @@ def run_lm_eval_command(arguments: Sequence[str]) -> int:
         return 0
     names, results = measured
     recorded = {k: v for k, v in (of_model | settings).items() if k not in _UNRECORDED}
-    _merge(run, {"model_name_or_path": model, "settings": recorded}, names, results)
+    of_run = {"model_name_or_path": model, **gguf_facts(model), "settings": recorded}
+    _merge(run, of_run, names, results)
     file = run / RESULTS_FILE
     earlier = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     everything = earlier | {",".join(names): results}

@@ -34,6 +34,7 @@ from oneshot_lit.models.generation import Decoding
 from oneshot_lit.models.gguf import model_folder
 from oneshot_lit.models.labelled_head import head_on_labelled
 from oneshot_lit.models.loss import IGNORE_INDEX, next_token_loss, of_labelled
+from oneshot_lit.models.quantised import require_trainable
 from oneshot_lit.models.weight_files import is_local
 from oneshot_lit.strategies.step_window import StepWindow
 
@@ -47,8 +48,8 @@ class LanguageModelModule(PromptScoring, ModelBuilding, RunState):
     `trainer.precision=bf16-mixed`. Buffers, such as the frequencies of RoPE, keep float32.
 
     Args:
-        model_name_or_path: Folder or hub name of the model to start from; a PEFT adapter folder is
-            merged into its base. Not needed with `model_config`.
+        model_name_or_path: Folder, ``.gguf`` file or hub name of the model to start from; a PEFT
+            adapter folder is merged into its base. Not needed with `model_config`.
         model_config: Build a new, randomly initialised model instead: ``model_type`` and the
             arguments of its Hugging Face config.
         tokenizer_name_or_path: Where the tokenizer comes from, if not from the model;
@@ -103,9 +104,10 @@ class LanguageModelModule(PromptScoring, ModelBuilding, RunState):
             )
         if model_config is not None and peft is not None:
             raise OneShotError("model: an adapter (peft) needs a trained base, not model_config.")
+        # What the user gave, for results; a ``.gguf`` file is used as the folder it converts to.
+        self.given_model = model_name_or_path
         self.model_name_or_path = model_name_or_path and model_folder(model_name_or_path)
-        own = tokenizer_name_or_path
-        self.tokenizer_name_or_path = own and model_folder(own)
+        self.tokenizer_name_or_path = tokenizer_name_or_path
         self.model_config = model_config
         self.chat_template = chat_template
         self.chat_options = ChatOptions(
@@ -165,6 +167,10 @@ class LanguageModelModule(PromptScoring, ModelBuilding, RunState):
         """Load or build the model once, in the context that the strategy has opened."""
         if self.model is not None:
             return
+        trains = self._trainer is not None and self.trainer.state.fn == "fit"
+        if trains and self.model_name_or_path is not None:
+            adapter, code = self.peft is not None, self.trust_remote_code
+            require_trainable(self.model_name_or_path, adapter, code)
         if self.decoding.backend == "vllm":
             self._know_ends(self._configure_vllm())
             return

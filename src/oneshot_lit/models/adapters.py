@@ -33,7 +33,7 @@ def is_adapter(path: str | Path) -> bool:
 
 
 def base_of(folder: Path) -> str:
-    """Return the base model of an adapter: a hub name, or a folder.
+    """Return the base model of an adapter: a hub name, a folder or a ``.gguf`` file.
 
     A relative path is looked up in the working folder, then within and beside the adapter.
 
@@ -51,7 +51,7 @@ def base_of(folder: Path) -> str:
         raise OneShotError(f"{folder}: {ADAPTER_CONFIG} names no base model.")
     path = Path(base).expanduser()
     for start in (Path(), folder, folder.resolve().parent):
-        if (start / path).is_dir():
+        if (start / path).is_dir() or (path.suffix == ".gguf" and (start / path).is_file()):
             return str(start / path)
     if is_local(base):
         raise OneShotError(

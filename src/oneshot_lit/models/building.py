@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.models import adapters, loading
 from oneshot_lit.models.chat_format import chat_options
+from oneshot_lit.models.quantised import require_trainable_layers
 from oneshot_lit.strategies.fsdp2 import shard
 
 
@@ -73,6 +74,7 @@ class ModelBuilding:
                 "they do not belong together."
             )
         if self.peft is not None:
+            require_trainable_layers(str(self.model_name_or_path), model)
             model = adapters.add_adapter(model, self.peft)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -8,6 +8,7 @@ from typing import Any
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.models import loading
 from oneshot_lit.models.adapters import base_of, is_adapter
+from oneshot_lit.models.gguf import model_folder
 from oneshot_lit.models.weight_files import is_local
 
 
@@ -26,6 +27,7 @@ def read_config(
         assert name is not None
         while is_adapter(name):
             name = base_of(Path(name).expanduser())
+        name = model_folder(name)
         path = str(Path(name).expanduser()) if is_local(name) else name
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OneShotError):

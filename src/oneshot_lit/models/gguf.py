@@ -11,6 +11,7 @@ import os
 import shutil
 import struct
 import tempfile
+from functools import cache
 from pathlib import Path
 
 from filelock import FileLock
@@ -45,7 +46,7 @@ def model_folder(name: str) -> str:
     path = Path(name).expanduser()
     if not path.is_file():
         raise OneShotError(f"{name}: GGUF file not found; check model.model_name_or_path.")
-    folder = gguf_cache() / f"{path.stem}-{_digest(path)}-{_VERSION}"
+    folder = gguf_cache() / f"{path.stem}-{gguf_digest(name)[:16]}-{_VERSION}"
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         # One process of a run converts, and the others wait for it.
@@ -56,12 +57,25 @@ def model_folder(name: str) -> str:
     return str(folder)
 
 
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
+def gguf_digest(name: str) -> str:
+    """Return the SHA-256 of a ``.gguf`` file."""
+    path = Path(name).expanduser().resolve()
+    stat = path.stat()
+    return _digest(path, stat.st_size, stat.st_mtime_ns)
+
+
+def gguf_facts(name: str | None) -> dict[str, str]:
+    """Return what results say of a model besides its name: the hash of a ``.gguf`` file."""
+    if name is None or not name.endswith(_SUFFIX):
+        return {}
+    return {"gguf_sha256": gguf_digest(name)}
+
+
+@cache
+def _digest(path: Path, size: int, time: int) -> str:
+    """Return the hash of a file that has not changed since the last call."""
     with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()[:16]
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _convert(path: Path, folder: Path) -> None:

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from oneshot_lit.errors import OneShotError, did_you_mean
 from oneshot_lit.models.adapters import base_of, is_adapter, load_adapter, note_untied
+from oneshot_lit.models.gguf import model_folder
 from oneshot_lit.models.weight_files import is_local, tensors_of, weight_files
 from oneshot_lit.strategies.deepspeed import whole_models
 
@@ -19,15 +20,17 @@ MICROWORLD_TOKENIZER = "microworld"
 def require_model_folder(path: str) -> Path:
     """Return a folder that holds a config and safetensors weights (or a PEFT adapter).
 
+    A ``.gguf`` file is converted to one.
+
     Raises:
         OneShotError: if the folder, its config or its weights are missing, or the weights are
             damaged or pickles only.
     """
-    folder = Path(path).expanduser()
+    folder = Path(model_folder(path)).expanduser()
     if not folder.exists():
         raise OneShotError(f"{path}: model folder not found; check model.model_name_or_path.")
     if not folder.is_dir():
-        raise OneShotError(f"{path}: is a file; give the model's folder.")
+        raise OneShotError(f"{path}: is a file; give the model's folder, or a .gguf file.")
     if not (folder / "config.json").is_file() and not is_adapter(folder):
         raise OneShotError(f"{path}: no config.json; give a Hugging Face model folder.")
     weight_files(folder)
@@ -37,7 +40,7 @@ def require_model_folder(path: str) -> Path:
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
     """Load a tokenizer from a folder or the hub; ``microworld`` builds the embedded one.
 
-    An adapter without a tokenizer has that of its base.
+    An adapter without a tokenizer has that of its base, and a ``.gguf`` file its own.
     """
     if name == MICROWORLD_TOKENIZER and not Path(name).exists():
         from oneshot_lit.microworld.tokenizer import build_tokenizer
@@ -45,6 +48,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
         return build_tokenizer()
     from transformers import AutoTokenizer
 
+    name = model_folder(name)
     if is_local(name) and not Path(name).expanduser().is_dir():
         raise OneShotError(f"{name}: tokenizer folder not found; check the path.")
     if is_adapter(name) and not any(Path(name).expanduser().glob("tokenizer*")):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.io.shipped import or_shipped
+from oneshot_lit.models.gguf import model_folder
 
 # From the simplest to the one that needs the least memory on the GPU.
 STRATEGIES = (
@@ -48,7 +48,8 @@ def model_size(name: str, lora: int = 0) -> ModelSize:
     """Build a model on the meta device, which takes no memory, and count.
 
     Args:
-        name: A model's folder, its config.json or its name on the hub; only the config is read.
+        name: A model's folder, its config.json, a ``.gguf`` file or its name on the hub; only the
+            config is read.
         lora: Train LoRA of this rank on all linear layers; 0 trains all weights.
 
     Raises:
@@ -61,7 +62,7 @@ def model_size(name: str, lora: int = 0) -> ModelSize:
 
     try:
         with torch.device("meta"):
-            config = AutoConfig.from_pretrained(or_shipped(name))
+            config = AutoConfig.from_pretrained(model_folder(name))
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     # A config of another library's making can fail anywhere in the model's code.
     except Exception as error:

@@ -17,7 +17,8 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 def is_local(path: str) -> bool:
     """Whether a name means a folder on disk rather than a hub repository."""
     place = Path(path).expanduser()
-    if place.exists() or path.startswith((".", "/", "~")) or path.count("/") > 1:
+    marks = path.startswith((".", "/", "~")) or path.endswith(".gguf")
+    if place.exists() or marks or path.count("/") > 1:
         return True
     # "runs/model" with a folder runs is a mistyped path, not a repository of the user "runs".
     return "/" in path and place.parent.is_dir()

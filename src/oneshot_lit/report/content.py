@@ -26,7 +26,7 @@ from oneshot_lit.report.scores import (
 from oneshot_lit.report.text import visible, without_machine_paths
 
 _PROVENANCE = (
-    *("model_name_or_path", "ckpt_path", "seed", "dtype", "precision", "decoding"),
+    *("model_name_or_path", "gguf_sha256", "ckpt_path", "seed", "dtype", "precision", "decoding"),
     *("phrase_list", "versions", "evaluations"),
 )
 # With more runs than these, each run is a row of the scores, and the longer tables are left out.

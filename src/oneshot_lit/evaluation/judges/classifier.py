@@ -24,7 +24,7 @@ class ClassifierJudge(Judge):
     Subclasses set the attributes and implement `read` or, with a head, `read_head`.
 
     Args:
-        model_name_or_path: Folder or hub name of the classifier.
+        model_name_or_path: Folder, ``.gguf`` file or hub name of the classifier.
         template: A text file with `{behavior}` and `{generation}`, in place of the usual prompt.
         max_new_tokens: Longest reply in tokens; the classifier's own if not given.
         batch_size: Answers judged at once; a model with a head gets one after the other.
@@ -229,10 +229,13 @@ class ClassifierJudge(Judge):
 def model_digest(name: str) -> str | None:
     """Return a hash of the names, sizes and times of a folder's files; None for a hub name.
 
-    The files of an adapter's base belong to it.
+    The files of an adapter's base belong to it. Of a ``.gguf`` file it is that of the content.
     """
     from oneshot_lit.models.adapters import base_of, is_adapter
+    from oneshot_lit.models.gguf import gguf_facts
 
+    for digest in gguf_facts(name).values():
+        return digest[:16]
     folder = Path(name).expanduser()
     if not folder.is_dir():
         return None

@@ -17,6 +17,7 @@ from oneshot_lit.methods.job import Job
 from oneshot_lit.models.adapters import is_adapter
 from oneshot_lit.models.edit_files import TUNED, Progress, edit_folder
 from oneshot_lit.models.loading import local_folder
+from oneshot_lit.models.quantised import require_trainable
 
 OUTPUT = "model"
 
@@ -62,7 +63,7 @@ class WeightEdit(Repair):
         """Return the folder of each model; one of the hub is downloaded.
 
         Raises:
-            OneShotError: for an adapter, which is not a whole model.
+            OneShotError: for an adapter, which is not a whole model, and for quantised weights.
         """
         folders = {name: local_folder(source) for name, source in self.sources().items()}
         for name, folder in folders.items():
@@ -71,6 +72,7 @@ class WeightEdit(Repair):
                     f"{folder} ({name}): is an adapter; give the merged model ("
                     "--export.merge_adapter true writes it)."
                 )
+            require_trainable(str(folder), adapter=False)
         return folders
 
 

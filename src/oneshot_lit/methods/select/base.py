@@ -17,6 +17,7 @@ from oneshot_lit.evaluation.metrics.refusal import is_refusal
 from oneshot_lit.io.files import write_rows_atomically
 from oneshot_lit.methods.job import Job
 from oneshot_lit.methods.select.reference import Batch, batches_of
+from oneshot_lit.models.gguf import gguf_facts
 
 
 class SelectionModule(Job):
@@ -144,7 +145,8 @@ class SelectionModule(Job):
             return
         facts = {
             "selector": f"{type(self).__module__}.{type(self).__qualname__}",
-            "model": self.model_name_or_path,
+            "model": self.given_model,
+            **gguf_facts(self.given_model),
             "seconds": round(self.seconds, 3),
             **self.selection_facts(),
         }

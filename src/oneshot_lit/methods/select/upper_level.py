@@ -9,7 +9,6 @@ from oneshot_lit.conversation import Conversation
 from oneshot_lit.data.leakage import refuse_shared
 from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.io.shipped import or_shipped
 from oneshot_lit.methods.own_answers import with_own_answers
 from oneshot_lit.methods.select.base import SelectionModule
 from oneshot_lit.methods.select.reference import ReferenceRows, answer_logits
@@ -44,7 +43,7 @@ class UpperLevel(SelectionModule):
         super().__init__(*args, **kwargs)
         if not task_weight > 0:
             raise OneShotError(f"model.task_weight must be above 0, not {task_weight}.")
-        self.aligned = aligned and or_shipped(aligned)
+        self.aligned = aligned
         self.harmful, self.task = harmful, task
         self.task_weight = task_weight
         # The cost of the references: rows of forward passes, and prompts answered.
@@ -92,8 +91,8 @@ class UpperLevel(SelectionModule):
         sizes = [len(each.get_output_embeddings().weight) for each in (model, self.model)]
         if tokenizer.get_vocab() != self.tokenizer.get_vocab() or sizes[0] != sizes[1]:
             raise OneShotError(
-                f"model.aligned: the vocabularies of {self.aligned} and {self.model_name_or_path} "
-                f"differ; give the model that {self.model_name_or_path} was made of."
+                f"model.aligned: the vocabularies of {self.aligned} and {self.given_model} "
+                f"differ; give the model that {self.given_model} was made of."
             )
         return model.to(self.device)
 
