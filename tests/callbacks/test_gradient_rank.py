@@ -96,6 +96,23 @@ def test_padded_batch(tiny_folder: Path, ragged_rows: Path, tmp_path: Path, opti
         assert_equal(found[0, name], gradient)
 
 
+def test_each_thread_decomposes_matrices_of_its_own(
+    tiny_folder: Path, ragged_rows: Path, tmp_path: Path
+) -> None:
+    before = torch.get_num_threads()
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        try:
+            run(tiny_folder, ragged_rows, tmp_path / str(threads), GradientRank())
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(before)
+    one, three = (read(tmp_path / each) for each in ("1", "3"))
+    assert list(one) == list(three)
+    for key, values in one.items():
+        assert three[key] == pytest.approx(values, rel=1e-4, abs=1e-6 * max(values)), key
+
+
 def test_accumulated_batches(tiny_folder: Path, rows_file: Path, tmp_path: Path) -> None:
     # All rows have equally many assistant tokens, so the mean of two batches is the mean of all.
     run(tiny_folder, rows_file, tmp_path, GradientRank(), batch_size=6, accumulate=2)

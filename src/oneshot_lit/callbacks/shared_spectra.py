@@ -63,11 +63,13 @@ def shared_spectra(
 
     def of_factors() -> Iterator[Task]:
         scale = gradients.loss_scale(trainer)
+        # Of several processes each gets factors of its own, which live for one decomposition.
+        triangles: dict[int, Tensor] | None = {} if trainer.world_size == 1 else None
         for name, pair in exchange.full_factors(trainer, factors, list(parameters), scale):
 
             def task(name: str = name, pair: exchange.Pair = pair) -> Measured:
                 near = None if compare is None else compare(name, pair)
-                return Measured(gradient_singular_values(*pair).cpu(), near)
+                return Measured(gradient_singular_values(*pair, triangles).cpu(), near)
 
             yield name, task
 

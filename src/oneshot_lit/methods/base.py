@@ -18,7 +18,7 @@ from oneshot_lit.evaluation.metrics.base import TextScore
 from oneshot_lit.io.files import read_text
 from oneshot_lit.io.read_files import require_file
 from oneshot_lit.methods.checkpoints import RunState
-from oneshot_lit.methods.optimizers import built, check_rounding, schedule
+from oneshot_lit.methods.optimizers import built, check_rounding, schedule, slow_bfloat16
 from oneshot_lit.methods.scoring import PromptScoring
 from oneshot_lit.models import loading
 from oneshot_lit.models.building import ModelBuilding
@@ -174,6 +174,8 @@ class LanguageModelModule(PromptScoring, ModelBuilding, RunState):
         if self.decoding.backend == "vllm":
             self._know_ends(self._configure_vllm())
             return
+        if self._trainer is not None and (warning := slow_bfloat16(self.trainer, self.model_dtype)):
+            rank_zero_warn(warning)
         model = self.build(self.device_mesh)
         # Hugging Face models arrive in eval mode, which Lightning keeps; dropout must be on in fit.
         self.model = model.train()

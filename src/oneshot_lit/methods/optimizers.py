@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch.optim import Optimizer
@@ -54,6 +55,28 @@ def schedule(scheduler: Any) -> dict[str, Any]:
             "such as val/benign/exact_match (and mode: max) or train/loss."
         )
     return {"scheduler": scheduler, "interval": "epoch", "monitor": monitor}
+
+
+def slow_bfloat16(trainer: Any, dtype: torch.dtype) -> str | None:
+    """Return a warning if bfloat16 is computed on a CPU that has no instructions for it.
+
+    Args:
+        trainer: A trainer of Lightning or of a job.
+        dtype: Dtype of the model.
+    """
+    # Older versions of torch do not say.
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    wanted = dtype == torch.bfloat16 or "bf16" in str(trainer.precision)
+    if not wanted or trainer.strategy.root_device.type != "cpu":
+        return None
+    has = [name for name, there in capabilities.items() if "bf16" in name and there]
+    if has or not any("bf16" in name for name in capabilities):
+        return None
+    return (
+        "this CPU has no bfloat16 instructions (such as avx512_bf16 or amx_bf16), so bfloat16 is "
+        "several times slower than float32 here; set trainer.precision 32-true and model.dtype "
+        "float32."
+    )
 
 
 def check_rounding(trainer: Trainer, optimizer: Optimizer, insist: bool) -> None:

@@ -53,14 +53,14 @@ class FactorRecorder:
         gradient, such as padding, are left out. Tokens with the same right factor, such as those
         of prompts that begin alike, count as one. Layers with the same input share one tensor.
         """
-        shared: dict[tuple[int, bytes], Tensor] = {}
+        shared: dict[Any, Tensor] = {}
         return {n: self._joined(n, parts, shared) for n, parts in self._parts.items() if parts}
 
     def _joined(
         self,
         name: str,
         parts: list[tuple[Tensor, Tensor]],
-        shared: dict[tuple[int, bytes], Tensor],
+        shared: dict[Any, Tensor],
     ) -> tuple[Tensor, Tensor]:
         if all(left.dtype == torch.long for left, _ in parts):
             rows = torch.cat([right.reshape(-1, right.shape[-1]) for _, right in parts])
@@ -104,44 +104,57 @@ def base_of(module: nn.Module) -> nn.Module | None:
 
 
 def _used(
-    left: Tensor, right: Tensor, size: int, shared: dict[tuple[int, bytes], Tensor]
+    left: Tensor, right: Tensor, size: int, shared: dict[Any, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Return right and left factor, (tokens, features), of the tokens with a gradient."""
     if left.dtype == torch.long:
         left, right = left.reshape(-1), right.reshape(-1, right.shape[-1])
         used = right.ne(0).any(-1)
         return right[used], nn.functional.one_hot(left[used], size).to(right.dtype)
-    flat = _added_up(left, right).reshape(-1, left.shape[-1])
+    # Layers with the same input share it, and what is known of its tokens.
+    place = (right.data_ptr(), right.shape)
+    if (place, "groups") not in shared:
+        shared[place, "rows"], shared[place, "groups"] = _grouped(right)
+    rows, groups = shared[place, "rows"], shared[place, "groups"]
+    flat = left.reshape(-1, left.shape[-1])
+    if len(rows) < len(flat):
+        wide = flat.to(torch.promote_types(flat.dtype, torch.float32))
+        flat = wide.new_zeros(len(rows), wide.shape[-1]).index_add_(0, groups, wide)
     used = flat.ne(0).any(-1)
-    key = (right.data_ptr(), used.cpu().numpy().tobytes())
+    if used.all():
+        return rows, flat
+    key = (place, used.cpu().numpy().tobytes())
     if key not in shared:
-        shared[key] = right.reshape(-1, right.shape[-1])[used]
+        shared[key] = rows[used]
     return shared[key], flat[used]
 
 
-def _added_up(left: Tensor, right: Tensor) -> Tensor:
-    """Return the left factors, those of tokens with equal right factors added up in the first row.
+def _grouped(right: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the different right factors, (groups, features), and the group of each token.
 
     Only tokens at the same place of their rows are compared. That finds what rows share: with the
     same tokens before them they have the same input, to the last bit.
 
     Args:
-        left: (rows, tokens, features), or any other shape, which is returned as it is.
-        right: (rows, tokens, other features).
+        right: (rows, tokens, features); of any other shape, each token is a group.
     """
-    if right.ndim != 3 or left.ndim != 3 or len(right) == 1:
-        return left
+    flat = right.reshape(-1, right.shape[-1])
+    own = torch.arange(len(flat), device=right.device)
+    if right.ndim != 3 or len(right) == 1:
+        return flat, own
     # Few features tell which row may be equal, all of them whether it is.
     few = right[..., :8].transpose(0, 1)
-    first = (few[:, :, None] == few[:, None]).all(-1).int().argmax(-1).T
-    equal = (right == right.gather(0, first[..., None].expand_as(right))).all(-1)
-    own = torch.arange(len(right), device=right.device)[:, None].expand_as(first)
-    first = first.where(equal, own)
-    if torch.equal(first, own):
-        return left
-    wide = left.to(torch.promote_types(left.dtype, torch.float32)).flatten(0, 1)
-    places = first * left.shape[1] + torch.arange(left.shape[1], device=left.device)
-    return torch.zeros_like(wide).index_add_(0, places.flatten(), wide)
+    first = (few[:, :, None] == few[:, None]).all(-1).int().argmax(-1).T.flatten()
+    first = first * right.shape[1] + own % right.shape[1]
+    maybe = (first != own).nonzero().flatten()
+    equal = maybe[(flat[maybe] == flat[first[maybe]]).all(-1)]
+    if not len(equal):
+        return flat, own
+    alone = torch.ones_like(own, dtype=torch.bool)
+    alone[equal] = False
+    groups = alone.cumsum(0) - 1
+    groups[equal] = groups[first[equal]]
+    return flat[alone], groups
 
 
 def pairing(module: nn.Module) -> Pairing | None:
