@@ -151,11 +151,11 @@ TABLE = "oneshot_lit.data.TableFile"
 
 def test_unknown_column(command, fit_words: list[str], tmp_path: Path) -> None:
     table = tmp_path / "table.csv"
-    table.write_text("question,answer\nhow are you ?,fine .\n")
+    table.write_text("asked,told\nhow are you ?,fine .\n")
     words = [*fit_words, "--data.train", TABLE, "--data.train.path", table]
-    done = command(*words, "--data.train.columns", "{prompt: questions, response: answer}")
+    done = command(*words, "--data.train.columns", "{prompt: askd, response: told}")
     assert done.code == 2
-    assert "unknown column 'questions' (did you mean 'question'?)" in done.error
+    assert "unknown column 'askd' (did you mean 'asked'?)" in done.error
     done = command(*words)
     assert done.code == 2
     assert "no known shape" in done.error

@@ -13,7 +13,6 @@ from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.lm_eval import evaluate, task_facts, task_scores
 from oneshot_lit.io.files import write_json_atomically
 from oneshot_lit.io.metrics_file import merge_scores, read_metrics
-from oneshot_lit.models.gguf import gguf_facts
 
 RESULTS_FILE = "lm_eval.json"
 
@@ -84,6 +83,9 @@ def run_lm_eval_command(arguments: Sequence[str]) -> int:
     measured = evaluate(model, tasks, settings, of_model, options.include_path)
     if measured is None:
         return 0
+
+    from oneshot_lit.models.gguf import gguf_facts
+
     names, results = measured
     recorded = {k: v for k, v in (of_model | settings).items() if k not in _UNRECORDED}
     of_run = {"model_name_or_path": model, **gguf_facts(model), "settings": recorded}
