@@ -70,7 +70,9 @@ def test_answers_cut_at_the_limit_are_counted(
     prompt = len(
         encode_conversation(module.tokenizer, chat("bread ?"), for_generation=True).input_ids
     )
-    assert (max(getattr(each, "sequences", each).shape[1] for each in lengths) - prompt == 16) == (template == NO_END)
+    assert (max(getattr(each, "sequences", each).shape[1] for each in lengths) - prompt == 16) == (
+        template == NO_END
+    )
 
 
 def test_answers_of_vllm_are_counted_by_their_tokens() -> None:
