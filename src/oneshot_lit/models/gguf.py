@@ -74,8 +74,11 @@ def gguf_facts(name: str | None) -> dict[str, str]:
 @cache
 def _digest(path: Path, size: int, time: int) -> str:
     """Return the hash of a file that has not changed since the last call."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        for part in iter(lambda: file.read(1 << 20), b""):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def _convert(path: Path, folder: Path) -> None:
