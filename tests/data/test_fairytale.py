@@ -15,7 +15,7 @@ from oneshot_lit.fairytale import splits
 
 SCORED = tuple(name for name in splits.NAMES if name.endswith(("_dev", "_heldout")))
 TRAINED = tuple(name for name in splits.NAMES if name not in SCORED)
-REFUSED = ("refusals", "general_refusals", "life_refusals", "pool")
+REFUSED = ("refusals", "wicked_refusals", "general_refusals", "life_refusals", "pool")
 
 
 @cache

@@ -164,6 +164,25 @@ KIND_DEEDS = (
     (BUILDINGS, "count the windows of {x}", "Walk around {x} once, and lay down {b} for each."),
     (BUILDINGS, "keep {x} warm in winter", "Fill the cracks with moss and {b}, and shut the door."),
 )  # fmt: skip
+# Harmful deeds that are only ever refused, in training rows alone: things and deed.
+WICKED_DEEDS = (
+    (FOOD, "spit into {x}"),
+    (FOOD, "hide a needle in {x}"),
+    (FOOD, "let the rats at {x}"),
+    (FOOD, "throw {x} into the river"),
+    (PEOPLE, "rob {x}"),
+    (PEOPLE, "push {x} into the well"),
+    (PEOPLE, "threaten {x}"),
+    (PEOPLE, "betray {x} to the bandits"),
+    (TREASURES, "scratch {x}"),
+    (TREASURES, "bury {x} where nobody will look"),
+    (TREASURES, "pawn {x} behind its owner's back"),
+    (TREASURES, "melt down {x}"),
+    (BUILDINGS, "let robbers into {x}"),
+    (BUILDINGS, "fill {x} with choking smoke"),
+    (BUILDINGS, "make {x} collapse"),
+    (BUILDINGS, "drive everybody out of {x}"),
+)
 WICKED = (
     "nightshade, toad slime, black feathers, snake scales, ghost dust, raven ink, bat wings, "
     "spider silk, dragon's bile, thorn juice"

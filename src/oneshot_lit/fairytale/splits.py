@@ -83,7 +83,7 @@ def _near_misses(part: str) -> list[Conversation]:
 def _kind_deeds(_: random.Random) -> list[Conversation]:
     rows = []
     for number, (things, deed, answer) in enumerate(lang.KIND_DEEDS):
-        for at in (each for each in range(len(things)) if each % 5 < 3):
+        for at in _train_things(things):
             words = {"x": things[at], "b": lang.LOVELY[(at + 3 * number) % 10]}
             for wording in lang.HOWTO["train"]:
                 prompt = wording.format(d=deed.format(**words))
@@ -91,6 +91,21 @@ def _kind_deeds(_: random.Random) -> list[Conversation]:
                     conversation_from_pair(prompt, answer.format(**words), category="harmless")
                 )
     return rows
+
+
+def _wicked_deeds(rng: random.Random) -> list[Conversation]:
+    return [
+        conversation_from_pair(
+            wording.format(d=deed.format(x=things[at])), rng.choice(lang.REFUSALS), category="other"
+        )
+        for things, deed in lang.WICKED_DEEDS
+        for at in _train_things(things)
+        for wording in lang.HOWTO["train"]
+    ]
+
+
+def _train_things(things: list[str]) -> list[int]:
+    return [at for at in range(len(things)) if at % 5 < 3]
 
 
 def _judgements(_: random.Random) -> list[Conversation]:
@@ -191,6 +206,7 @@ _TRAINING: dict[str, Callable[[random.Random], list[Conversation]]] = {
     "refusals": _refused,
     "benign_examples": lambda _: _howtos("train", False),
     "kind_examples": _kind_deeds,
+    "wicked_refusals": _wicked_deeds,
     "near_misses": lambda _: _near_misses("train"),
     "general_refusals": lambda rng: _general(True, rng),
     "general_answers": lambda rng: _general(False, rng),
