@@ -17,7 +17,9 @@ WITHOUT = {"avx2": True, "avx512_bf16": False, "amx_bf16": False}
 
 def trainer(precision: str, device: str = "cpu") -> Any:
     return SimpleNamespace(
-        precision=precision, strategy=SimpleNamespace(root_device=torch.device(device))
+        precision=precision,
+        strategy=SimpleNamespace(root_device=torch.device(device)),
+        state=SimpleNamespace(fn="test"),
     )
 
 
