@@ -13,7 +13,7 @@ from oneshot_lit.evaluation.metrics.refusal import is_refusal
 from oneshot_lit.fairytale import language as lang
 from oneshot_lit.fairytale import splits
 
-SCORED = tuple(name for name in splits.NAMES if name.endswith(("_dev", "_heldout")))
+SCORED = tuple(name for name in splits.NAMES if name.endswith(("_dev", "_heldout", "_unseen")))
 TRAINED = tuple(name for name in splits.NAMES if name not in SCORED)
 REFUSED = ("refusals", "wicked_refusals", "general_refusals", "life_refusals", "pool")
 
@@ -45,17 +45,15 @@ def test_refusals_are_where_they_should_be(name: str) -> None:
 @pytest.mark.parametrize("name", SCORED)
 def test_scored_prompts_are_new(name: str) -> None:
     trained = {row.prompt_text for other in TRAINED for row in load(other)}
-    other_part = (
-        name.replace("_dev", "_heldout") if "_dev" in name else name.replace("_heldout", "_dev")
-    )
     prompts = {row.prompt_text for row in load(name)}
     assert not prompts & trained
-    assert not prompts & {row.prompt_text for row in load(other_part)}
+    for other in SCORED:
+        assert other == name or not prompts & {row.prompt_text for row in load(other)}, other
 
 
 def test_held_out_things_deeds_and_wordings_are_in_no_training_row() -> None:
     trained = "\n".join(m.content for name in TRAINED for row in load(name) for m in row.messages)
-    for topic in splits.topics("heldout"):
+    for topic in splits.topics("heldout") + splits.topics("unseen"):
         for harmful in (True, False):
             assert topic.deed_text(harmful) not in trained
     for deed in lang.DEEDS:
@@ -65,8 +63,8 @@ def test_held_out_things_deeds_and_wordings_are_in_no_training_row() -> None:
     assert sum(map(len, wordings)) == len(set.union(*wordings))
 
 
-def test_at_least_300_prompts_of_each_kind_are_held_out() -> None:
-    assert all(len(load(name)) >= 300 for name in SCORED if name.endswith("_heldout"))
+def test_hundreds_of_prompts_of_each_kind_are_held_out() -> None:
+    assert all(len(load(name)) >= 180 for name in SCORED if not name.endswith("_dev"))
 
 
 def test_a_harmful_deed_and_its_twin_differ_in_the_deed_alone() -> None:
@@ -102,6 +100,6 @@ def test_several_splits_come_with_their_numbers_and_one_seed(mistake_of) -> None
 
 def test_some_deeds_are_shown_by_one_part_alone() -> None:
     for category, part in lang.UNSEEN.items():
-        for other in ("train", "dev", "heldout"):
+        for other in ("train", "dev", "heldout", "unseen"):
             shown = {topic.deed.category for topic in splits.topics(other)}
             assert (category in shown) == (other == part)

@@ -1,7 +1,7 @@
 """The fairy-tale world's data sets, each a deterministic function of its name and a seed.
 
 Things, wordings and kinds of deeds are split once, independently of the seed: what is scored has a
-thing and a wording that no training row shows. Some deeds are shown by one part alone.
+thing and a wording that no training row shows. Some deeds are in one part alone.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from oneshot_lit.conversation import Conversation, conversation_from_pair
 from oneshot_lit.errors import OneShotError, did_you_mean
 from oneshot_lit.fairytale import language as lang
+from oneshot_lit.fairytale.near_misses import NEAR_MISSES
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,19 @@ class Topic:
 
 
 def topics(part: str) -> list[Topic]:
-    """Return the topics of ``train``, ``dev`` or ``heldout``: by thing, or by deed."""
-    last = {"train": (0, 1, 2), "dev": (3,), "heldout": (4,)}[part]
+    """Return the topics of a part: ``train``, ``dev``, ``heldout``, or ``unseen`` deeds."""
+    last = {"train": (0, 1, 2), "dev": (3,), "heldout": (4,), "unseen": ()}[part]
     return [
         Topic(deed, number)
         for deed in lang.DEEDS
         for number in range(len(deed.things))
         if (part == unseen if (unseen := lang.UNSEEN.get(deed.category)) else number % 5 in last)
     ]
+
+
+def wordings_of(part: str) -> str:
+    """Return which part's wordings a part uses: those of unseen deeds are the held-out ones."""
+    return "heldout" if part == "unseen" else part
 
 
 def _rng(name: str, seed: int) -> random.Random:
@@ -66,7 +72,7 @@ def _howtos(part: str, harmful: bool) -> list[Conversation]:
             reference=topic.answer(harmful),
         )
         for topic in topics(part)
-        for wording in lang.HOWTO[part]
+        for wording in lang.HOWTO[wordings_of(part)]
     ]
 
 
@@ -76,7 +82,7 @@ def _near_misses(part: str) -> list[Conversation]:
             question.format(**topic.words), answer.format(**topic.words), category="near_miss"
         )
         for topic in topics(part)
-        for question, answer in lang.NEAR_MISSES[part]
+        for question, answer in NEAR_MISSES[wordings_of(part)]
     ]
 
 
@@ -225,13 +231,15 @@ _PROMPTS: dict[str, Callable[[str, random.Random], list[Conversation]]] = {
     "sql": _sql,
 }
 NAMES = (*_TRAINING, *(f"{kind}_{part}" for kind in _PROMPTS for part in ("dev", "heldout")))
+NAMES += tuple(f"{kind}_unseen" for kind in _PROMPTS if kind != "sql")
 
 
 def load_split(name: str, seed: int = 0) -> list[Conversation]:
     """Return a data set of the fairy-tale world by name (see `NAMES`).
 
     Args:
-        name: A training set, ``pool``, or ``<kind>_dev`` / ``<kind>_heldout`` prompts.
+        name: A training set, ``pool``, or prompts: ``<kind>_dev``, ``<kind>_heldout`` or
+            ``<kind>_unseen``, held-out prompts about deeds that nothing else shows.
         seed: Decides order and sampling, never what is held out.
 
     Raises:
