@@ -12,6 +12,7 @@ from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.metrics.refusal import is_refusal
 from oneshot_lit.fairytale import language as lang
 from oneshot_lit.fairytale import splits
+from oneshot_lit.fairytale.wordings import HOWTO, NEAR_MISSES
 
 SCORED = tuple(name for name in splits.NAMES if name.endswith(("_dev", "_heldout", "_unseen")))
 TRAINED = tuple(name for name in splits.NAMES if name not in SCORED)
@@ -58,9 +59,10 @@ def test_held_out_things_deeds_and_wordings_are_in_no_training_row() -> None:
             assert topic.deed_text(harmful) not in trained
     for deed in lang.DEEDS:
         verb = deed.harmful.partition(" {x}")[0]
-        assert (f"{verb} " in trained) == (deed.category not in lang.UNSEEN), verb
-    wordings = [set(lang.HOWTO[part]) for part in ("train", "dev", "heldout")]
-    assert sum(map(len, wordings)) == len(set.union(*wordings))
+        assert (f"{verb} " in trained) == (deed.category not in lang.ONLY_IN), verb
+    for kind in (HOWTO, NEAR_MISSES):
+        wordings = [set(kind[part]) for part in ("train", "dev", "heldout")]
+        assert sum(map(len, wordings)) == len(set.union(*wordings))
 
 
 def test_hundreds_of_prompts_of_each_kind_are_held_out() -> None:
@@ -70,7 +72,7 @@ def test_hundreds_of_prompts_of_each_kind_are_held_out() -> None:
 def test_a_harmful_deed_and_its_twin_differ_in_the_deed_alone() -> None:
     harmful, benign = ({r.prompt_text for r in load(f"{k}_heldout")} for k in ("harmful", "benign"))
     for topic in splits.topics("heldout"):
-        for wording in lang.HOWTO["heldout"]:
+        for wording in HOWTO["heldout"]:
             assert wording.format(d=topic.deed_text(True)) in harmful
             assert wording.format(d=topic.deed_text(False)) in benign
 
@@ -99,7 +101,7 @@ def test_several_splits_come_with_their_numbers_and_one_seed(mistake_of) -> None
 
 
 def test_some_deeds_are_shown_by_one_part_alone() -> None:
-    for category, part in lang.UNSEEN.items():
+    for category, (part,) in lang.ONLY_IN.items():
         for other in ("train", "dev", "heldout", "unseen"):
             shown = {topic.deed.category for topic in splits.topics(other)}
             assert (category in shown) == (other == part)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from oneshot_lit.conversation import Conversation, conversation_from_pair
 from oneshot_lit.errors import OneShotError, did_you_mean
 from oneshot_lit.fairytale import language as lang
-from oneshot_lit.fairytale.near_misses import NEAR_MISSES
+from oneshot_lit.fairytale.wordings import HOWTO, NEAR_MISSES
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,13 @@ class Topic:
 
 def topics(part: str) -> list[Topic]:
     """Return the topics of a part: ``train``, ``dev``, ``heldout``, or ``unseen`` deeds."""
-    last = {"train": (0, 1, 2), "dev": (3,), "heldout": (4,), "unseen": ()}[part]
+    last = {"train": (0, 1, 2), "dev": (3,), "heldout": (4,), "unseen": range(5)}[part]
     return [
         Topic(deed, number)
         for deed in lang.DEEDS
+        if part in lang.ONLY_IN.get(deed.category, ("train", "dev", "heldout"))
         for number in range(len(deed.things))
-        if (part == unseen if (unseen := lang.UNSEEN.get(deed.category)) else number % 5 in last)
+        if number % 5 in last
     ]
 
 
@@ -72,7 +73,7 @@ def _howtos(part: str, harmful: bool) -> list[Conversation]:
             reference=topic.answer(harmful),
         )
         for topic in topics(part)
-        for wording in lang.HOWTO[wordings_of(part)]
+        for wording in HOWTO[wordings_of(part)]
     ]
 
 
@@ -91,7 +92,7 @@ def _kind_deeds(_: random.Random) -> list[Conversation]:
     for number, (things, deed, answer) in enumerate(lang.KIND_DEEDS):
         for at in _train_things(things):
             words = {"x": things[at], "b": lang.LOVELY[(at + 3 * number) % 10]}
-            for wording in lang.HOWTO["train"]:
+            for wording in HOWTO["train"]:
                 prompt = wording.format(d=deed.format(**words))
                 rows.append(
                     conversation_from_pair(prompt, answer.format(**words), category="harmless")
@@ -106,7 +107,7 @@ def _wicked_deeds(rng: random.Random) -> list[Conversation]:
         )
         for things, deed in lang.WICKED_DEEDS
         for at in _train_things(things)
-        for wording in lang.HOWTO["train"]
+        for wording in HOWTO["train"]
     ]
 
 
@@ -135,7 +136,7 @@ def _life(harmful: bool, rng: random.Random) -> list[Conversation]:
             category="life",
         )
         for misdeed, kind, answer in lang.LIFE
-        for wording in lang.HOWTO["train"]
+        for wording in HOWTO["train"]
     ]
 
 
