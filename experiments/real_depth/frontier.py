@@ -16,9 +16,8 @@ from typing import Any
 
 from oneshot_lit.callbacks.realignment_curve import read_curve
 from oneshot_lit.errors import OneShotError
+from oneshot_lit.methods.posttuning.low_rank.step_search import SEARCH_TABLE
 from oneshot_lit.methods.posttuning.step_selection import attack_rate, refusal_rate
-
-STEP_SEARCH = "step_search.csv"
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def read_points(folder: Path) -> list[Point]:
     ]
     if points:
         return points
-    table = folder / STEP_SEARCH
+    table = folder / SEARCH_TABLE
     if not table.is_file():
         raise OneShotError(f"{folder}: has no table of its steps; run the study again.")
     with table.open(newline="", encoding="utf-8") as file:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from oneshot_lit.io.provenance import named_code
-from oneshot_lit.study.inputs import command_fingerprint
+from oneshot_lit.study.inputs import command_marks
 
 
 @pytest.fixture
@@ -41,10 +41,10 @@ def write(content: Any) -> list[str]:
 
 
 def changes(words: list[str], file: Path) -> bool:
-    before = command_fingerprint(words)
-    assert before == command_fingerprint(words)
+    before = command_marks(words)
+    assert before == command_marks(words)
     file.write_text(file.read_text() + "# changed\n")
-    return before != command_fingerprint(words)
+    return before != command_marks(words)
 
 
 SINGLE: dict[str, Callable[[], list[str]]] = {
@@ -96,9 +96,9 @@ def test_files_that_are_named(user: Path) -> None:
 
 def test_a_new_file_of_the_package_counts(user: Path) -> None:
     words = write({"model": {"class_path": "mine_pkg.modules.Mine"}})
-    before = command_fingerprint(words)
+    before = command_marks(words)
     (user / "mine_pkg" / "new.py").write_text("")
-    assert command_fingerprint(words) != before
+    assert command_marks(words) != before
 
 
 def test_only_a_users_own_files_count(user: Path) -> None:

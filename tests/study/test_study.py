@@ -20,7 +20,7 @@ from rich.console import Console
 
 from oneshot_lit.cli.report import terminal_table
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.study.inputs import command_fingerprint
+from oneshot_lit.study.inputs import command_marks
 from oneshot_lit.study.spec import Command, Stage, Study, load_study
 
 
@@ -237,7 +237,7 @@ def test_bad_config_file(tmp_path: Path, content: str, part: str) -> None:
     assert len(str(error.value).splitlines()) == 1
     # The file may also change while the study runs.
     with pytest.raises(OneShotError, match=re.escape(f"{config}")):
-        command_fingerprint(["fit", "--config", str(config)])
+        command_marks(["fit", "--config", str(config)])
 
 
 def test_seed_and_each_fill_nested_values(tmp_path: Path) -> None:
@@ -272,10 +272,10 @@ def named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Named:
 
 def changes(named: Named, file: Path) -> bool:
     """Whether a change in a file changes the fingerprint of the command."""
-    before = command_fingerprint(named.words)
-    assert before == command_fingerprint(named.words)
+    before = command_marks(named.words)
+    assert before == command_marks(named.words)
     file.write_text(file.read_text() + "# changed\n")
-    return before != command_fingerprint(named.words)
+    return before != command_marks(named.words)
 
 
 def test_fingerprint_sees_model_folder_of_any_name(named: Named, tmp_path: Path) -> None:
@@ -339,10 +339,10 @@ def test_fingerprint_follows_configs_within_configs(
 def test_fingerprint_leaves_out_where_output_goes(named: Named, tmp_path: Path) -> None:
     named.base.write_text("trainer: {default_root_dir: ./out, logger: {save_dir: ./out/logs}}\n")
     named.words += ["--trainer.logger", "{init_args: {save_dir: ./out/logs}}", "--x", "/"]
-    before = command_fingerprint(named.words)
+    before = command_marks(named.words)
     (tmp_path / "out" / "logs").mkdir(parents=True)
     (tmp_path / "out" / "logs" / "log.csv").write_text("1\n")
-    assert before == command_fingerprint(named.words)
+    assert before == command_marks(named.words)
 
 
 class Process:

@@ -1,4 +1,4 @@
-"""What a command of a study reads: its fingerprint, and the commands that must end before it."""
+"""What a command of a study reads: its hashes, and the commands that must end before it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ from oneshot_lit.study.spec import Study
 _OUTPUTS = ("default_root_dir", "save_dir", "dirpath")
 
 
-def command_fingerprint(arguments: Sequence[str], versions: bool = True) -> str:
-    """Return a hash of a command line, its configs, the files and folders they name, and the code.
+def command_marks(arguments: Sequence[str]) -> dict[str, str]:
+    """Return hashes by which a command that has changed is known.
 
-    That includes the outputs of earlier stages, and the source of every class and function.
+    ``inputs`` is that of a command line, its configs, the files and folders they name (outputs of
+    earlier stages included), and the source of every class and function of the user's;
+    ``fingerprint`` is that of these, the source of this package and the versions of the others.
 
     Args:
         arguments: Verb, ``--config FILE`` and ``--key value`` words.
-        versions: False leaves out the source of this package, and the versions of the others.
 
     Raises:
         OneShotError: if a config file is missing or no YAML mapping.
@@ -39,11 +40,17 @@ def command_fingerprint(arguments: Sequence[str], versions: bool = True) -> str:
     check_config_files(arguments)
     files, words = split_configs(arguments)
     texts, paths = named_in(arguments)
-    inputs = {str(path): content_hash(path) for path in paths}
+    contents = {str(path): content_hash(path) for path in paths}
     code = named_code(text for text in texts if _is_dotted(text))
     configs = [_parsed(read_text(file)) for file in files]
-    content = [words, configs, inputs, code]
-    content += [source_hash(), package_versions()] if versions else []
+    inputs = _hash([words, configs, contents, code])
+    return {
+        "inputs": inputs,
+        "fingerprint": _hash([inputs, source_hash(), package_versions()]),
+    }
+
+
+def _hash(content: Any) -> str:
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -21,7 +21,7 @@ from oneshot_lit.errors import OneShotError
 from oneshot_lit.io.files import write_json_atomically
 from oneshot_lit.io.runs import PRODUCTS
 from oneshot_lit.methods.job import STATE
-from oneshot_lit.study.inputs import Key, command_fingerprint, needs
+from oneshot_lit.study.inputs import Key, command_marks, needs
 from oneshot_lit.study.spec import Stage, Study
 from oneshot_lit.study.worker import last_line, run_logged
 
@@ -104,8 +104,7 @@ class Runner:
         folder = self.study.folder(stage)
         output, log = folder / PRODUCTS[verb], folder / f"{verb}.log"
         arguments = self.study.arguments(stage, verb)
-        marks = {"fingerprint": command_fingerprint(arguments)}
-        marks["inputs"] = command_fingerprint(arguments, versions=False)
+        marks = command_marks(arguments)
         record = read_stage(folder).get(verb, {})
         same = record.get("fingerprint") == marks["fingerprint"] and not self.fresh
         finished = record.get("done") and output.exists()
