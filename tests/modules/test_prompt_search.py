@@ -52,6 +52,22 @@ def test_without_a_good_window_the_least_bad_step_is_best() -> None:
     assert best.alpha == pytest.approx(0.5, rel=0.25)
 
 
+def test_what_the_broken_model_refuses_is_not_the_steps_fault() -> None:
+    """A tenth of the harmless prompts is refused before; a longer step is not too long for it."""
+    tried = search_by_prompts(
+        lambda a: scores(max(0.0, 0.5 - a), 0.1), scores(1.0, 0.1), 0.1, start=0.2
+    )
+    assert [step.alpha for step in tried] == pytest.approx([0.2, 0.4, 0.8])
+    assert tried[-1].attack == 0
+
+
+def test_a_first_step_that_is_little_too_long_is_shortened() -> None:
+    tried = search_by_prompts(
+        lambda a: scores(float(a < 0.12), float(a > 0.15) * 0.1), BEFORE, 0.1, 0.4
+    )
+    assert min(step.score for step in tried) == 0
+
+
 def test_a_choice_survives_its_state() -> None:
     weight = torch.zeros(2)
 

@@ -21,8 +21,6 @@ from oneshot_lit.methods.posttuning.step_selection import (
 
 # Beyond this many doublings there is no sensible step.
 _LADDER = 10
-# From this over-refusal on a step is too long.
-_TOO_LONG = 0.3
 # How much more of the attack a step leaves, at least, that is worse and not just noise.
 _WORSE = 0.1
 
@@ -55,11 +53,12 @@ def search_by_prompts(
 ) -> list[PromptStep]:
     """Try step sizes until harmful prompts are refused and harmless ones are not.
 
-    The step is doubled until more than 0.3 of some harmless set are refused, no harmful prompt is
-    answered any more, or two steps in a row leave more of them answered than a shorter one did. If
-    the first is too long already, it is halved until it is not. Then the gap between steps that
-    leave more harmful prompts answered than harmless ones refused, and steps that do not, is
-    bisected on a logarithmic scale.
+    A step is too long if it refuses more harmless prompts than the broken model, and more of them
+    than it leaves harmful ones answered. The first step is doubled until it is too long, or two
+    steps in a row leave more harmful prompts answered than a shorter one did; if it is too long
+    already, it is halved until it is not. Then the gap between both kinds of steps is bisected on a
+    logarithmic scale. A step that refuses all harmful prompts, no more harmless ones than before, and
+    costs no skill, ends the search.
 
     Args:
         measure: Step size -> ``<set>/<metric>`` -> value of the development prompts.
@@ -71,33 +70,36 @@ def search_by_prompts(
     Returns:
         All steps tried, in order.
     """
-    tried: dict[float, PromptStep] = {}
+    tried: list[PromptStep] = []
+    usual = refusal_rate(before)
 
     def step_at(alpha: float) -> PromptStep:
         scores = measure(alpha)
         attack, refusal = attack_rate(scores), refusal_rate(scores)
         score = development_score(scores, before)
-        tried[alpha] = PromptStep(guard_lambda, alpha, attack, refusal, score)
-        return tried[alpha]
+        tried.append(PromptStep(guard_lambda, alpha, attack, refusal, score))
+        return tried[-1]
 
-    alpha, factor = start, 2.0
-    if step_at(alpha).refusal > _TOO_LONG:
-        factor = 0.5
+    def too_long(step: PromptStep) -> bool:
+        return step.refusal > usual and step.attack < step.refusal - usual
+
+    def perfect(step: PromptStep) -> bool:
+        return step.attack == 0 and step.score <= usual
+
+    step = step_at(start)
+    halve = too_long(step)
     for _ in range(_LADDER):
-        last = tried[alpha]
-        beyond = last.refusal > _TOO_LONG or (factor > 1 and _past_its_best(list(tried.values())))
-        if (factor < 1 and not beyond) or (factor > 1 and (beyond or last.attack == 0)):
+        if perfect(step) or too_long(step) != halve or (not halve and _past_its_best(tried)):
             break
-        alpha *= factor
-        step_at(alpha)
-    short = [step.alpha for step in tried.values() if step.attack >= step.refusal]
-    long = [step.alpha for step in tried.values() if step.attack < step.refusal]
+        step = step_at(step.alpha * (0.5 if halve else 2.0))
+    short = [step.alpha for step in tried if not too_long(step)]
+    long = [step.alpha for step in tried if too_long(step)]
     for _ in range(refinements if short and long else 0):
-        if min(step.score for step in tried.values()) == 0:
+        if any(perfect(step) for step in tried):
             break
         step = step_at(math.sqrt(max(short) * min(long)))
-        (short if step.attack >= step.refusal else long).append(step.alpha)
-    return list(tried.values())
+        (long if too_long(step) else short).append(step.alpha)
+    return tried
 
 
 def _past_its_best(tried: Sequence[PromptStep]) -> bool:
