@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,19 @@ def test_help_lists_the_commands_and_imports_nothing_heavy() -> None:
     assert done.returncode == 0, "help must not import torch"
     for word in ("fit", "test", "predict", "judge", "study", "microworld", "--ckpt_path last"):
         assert word in done.stdout
+
+
+def test_a_reader_that_has_left_ends_the_command_quietly() -> None:
+    """As in ``oneshot-lit configs | head -1``."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    for words in (["configs"], ["study", "--config", "configs/study/demo.yaml", "--commands"]):
+        start = [sys.executable, "-m", "oneshot_lit", *words]
+        done = subprocess.run(
+            start, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, cwd=ROOT
+        )
+        assert (done.returncode, done.stderr) == (141, "")
+    os.close(writer)
 
 
 def test_module_and_script_are_the_same_command() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from experiments.command import run_comparison
 from experiments.real_depth.comparison import compare
 from experiments.real_depth.findings import findings, reach_table
 from experiments.real_depth.measures import measures_of
@@ -20,30 +21,14 @@ from experiments.real_depth.page import render_page
 from experiments.real_depth.pictures import frontier_by_depth, predictors_picture
 from experiments.real_depth.spec import load_spec
 from experiments.selection.studies import read_studies
-from oneshot_lit.errors import OneShotError, fail
 from oneshot_lit.io.files import write_json_atomically, write_text_atomically
 from oneshot_lit.plots import save_figure
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.real_depth", description=__doc__)
-    parser.add_argument("--study", type=Path, required=True, help="folder of a finished study")
-    parser.add_argument(
-        "--beside", type=Path, nargs="+", default=[], help="the same study at other seeds"
-    )
-    parser.add_argument(
-        "--comparison",
-        type=Path,
-        default=Path(__file__).with_name("depth.yaml"),
-        help="what to compare (default: experiments/real_depth/depth.yaml)",
-    )
-    options = parser.parse_args(arguments)
-    try:
-        _compare(options)
-    except OneShotError as error:
-        return fail(str(error), code=error.code)
-    return 0
+    example = Path(__file__).with_name("depth.yaml")
+    return run_comparison("experiments.real_depth", __doc__, example, _compare, arguments)
 
 
 def _compare(options: argparse.Namespace) -> None:

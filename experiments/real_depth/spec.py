@@ -8,11 +8,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from experiments.command import read_comparison
 from oneshot_lit.conversation import Conversation
 from oneshot_lit.errors import OneShotError, did_you_mean
-from oneshot_lit.io.files import read_text
 
 WORLDS = ("fairytale", "microworld")
 KINDS = ("harmful", "benign", "near_miss")
@@ -64,21 +62,11 @@ def load_spec(path: Path) -> DepthSpec:
     Raises:
         OneShotError: naming the file and the key, if the file is missing or malformed.
     """
-    if not path.is_file():
-        raise OneShotError(f"{path}: not found; see experiments/real_depth/depth.yaml.")
-    try:
-        raw = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        raise OneShotError(f"{path}: is not YAML; correct it.") from error
-    known = [each.name for each in fields(DepthSpec)]
-    if not isinstance(raw, Mapping):
-        raise OneShotError(f"{path}: must be a mapping of {', '.join(known)}.")
-    for key in raw:
-        if key not in known:
-            raise OneShotError(f"{path}: unknown key '{key}'{did_you_mean(str(key), known)}.")
+    known, example = [each.name for each in fields(DepthSpec)], "experiments/real_depth/depth.yaml"
+    raw = read_comparison(path, known, example)
     for key in known:
         if key not in raw:
-            raise OneShotError(f"{path}: needs '{key}'; see experiments/real_depth/depth.yaml.")
+            raise OneShotError(f"{path}: needs '{key}'; see {example}.")
     spec = DepthSpec(**raw)
     for case, body in spec.cases.items():
         if not isinstance(body, Mapping) or {"title", "aligned"} - set(body):

@@ -14,36 +14,21 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from experiments.command import run_comparison
 from experiments.selection.cases import compare_selectors
 from experiments.selection.findings import findings, selector_tables
 from experiments.selection.page import render_page
 from experiments.selection.pictures import outcomes_by_category, selector_comparison
 from experiments.selection.spec import load_spec
 from experiments.selection.studies import read_studies
-from oneshot_lit.errors import OneShotError, fail
 from oneshot_lit.io.files import write_json_atomically, write_text_atomically
 from oneshot_lit.plots import save_figure
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.selection", description=__doc__)
-    parser.add_argument("--study", type=Path, required=True, help="folder of a finished study")
-    parser.add_argument(
-        "--beside", type=Path, nargs="+", default=[], help="the same study at other seeds"
-    )
-    parser.add_argument(
-        "--comparison",
-        type=Path,
-        default=Path(__file__).with_name("comparison.yaml"),
-        help="what to compare (default: experiments/selection/comparison.yaml)",
-    )
-    options = parser.parse_args(arguments)
-    try:
-        _compare(options)
-    except OneShotError as error:
-        return fail(str(error), code=error.code)
-    return 0
+    example = Path(__file__).with_name("comparison.yaml")
+    return run_comparison("experiments.selection", __doc__, example, _compare, arguments)
 
 
 def _compare(options: argparse.Namespace) -> None:

@@ -11,10 +11,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from experiments.command import checked_keys, read_comparison
 from oneshot_lit.errors import OneShotError, did_you_mean
-from oneshot_lit.io.files import read_text
 
 
 @dataclass(frozen=True)
@@ -51,18 +49,17 @@ class Spec:
         return pattern.replace("{case}", case).replace("{selector}", selector)
 
 
+_KEYS = [each.name for each in fields(Spec)]
+
+
 def load_spec(path: Path) -> Spec:
     """Read a YAML file with the fields of `Spec`.
 
     Raises:
         OneShotError: naming the file and the key, if the file is missing or malformed.
     """
-    if not path.is_file():
-        raise OneShotError(f"{path}: not found; see experiments/selection/comparison.yaml.")
-    try:
-        return parse_spec(yaml.safe_load(read_text(path)), str(path))
-    except yaml.YAMLError as error:
-        raise OneShotError(f"{path}: is not YAML; correct it.") from error
+    raw = read_comparison(path, _KEYS, "experiments/selection/comparison.yaml")
+    return parse_spec(raw, str(path))
 
 
 def parse_spec(raw: Any, place: str) -> Spec:
@@ -71,12 +68,7 @@ def parse_spec(raw: Any, place: str) -> Spec:
     Raises:
         OneShotError: if a key is unknown, missing or malformed.
     """
-    known = [each.name for each in fields(Spec)]
-    if not isinstance(raw, Mapping):
-        raise OneShotError(f"{place}: must be a mapping of {', '.join(known)}.")
-    for key in raw:
-        if key not in known:
-            raise OneShotError(f"{place}: unknown key '{key}'{did_you_mean(str(key), known)}.")
+    raw = checked_keys(raw, _KEYS, place)
     selectors, cases = raw.get("selectors"), raw.get("cases")
     if not raw.get("truth"):
         raise OneShotError(f"{place}: needs 'truth', the name of the brute force.")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import sys
 import traceback
 from collections.abc import Sequence
@@ -131,6 +132,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
+def _reader_has_left() -> bool:
+    """Whether who reads the output, such as `head`, has ended; nothing more is written then."""
+    poll = select.poll()
+    poll.register(sys.stdout, select.POLLOUT)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
+
+
 def run() -> None:
     """Entry point of the console script."""
     watch.leave(run_command())
@@ -140,11 +151,15 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
     """Run a command; an error that is not a mistake in the input shows a traceback and a line.
 
     Returns:
-        The exit code; 1 after a traceback.
+        The exit code; 1 after a traceback, 141 if nobody reads the output any more.
     """
     try:
-        return main(arguments)
+        code = main(arguments)
+        sys.stdout.flush()
+        return code
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_has_left():
+            return 141
         if watch.may_speak(1, expected=False):
             # Show a user's own error, not the one that a library raised because of it.
             shown = users_error(error) or error
