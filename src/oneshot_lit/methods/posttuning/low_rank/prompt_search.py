@@ -57,8 +57,8 @@ def search_by_prompts(
     than it leaves harmful ones answered. The first step is doubled until it is too long, or two
     steps in a row leave more harmful prompts answered than a shorter one did; if it is too long
     already, it is halved until it is not. Then the gap between both kinds of steps is bisected on a
-    logarithmic scale. A step that refuses all harmful prompts, no more harmless ones than before, and
-    costs no skill, ends the search.
+    logarithmic scale. A step that refuses all harmful prompts, no more harmless ones than before,
+    and costs no skill, ends the search.
 
     Args:
         measure: Step size -> ``<set>/<metric>`` -> value of the development prompts.
