@@ -23,106 +23,38 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import rivals
 from experiments.fetch import SMOLLM2, published
 from oneshot_lit.conversation import Conversation, conversation_from_pair
 from oneshot_lit.data.chat import Encoded, encode_conversation
-from oneshot_lit.data.padding import pad_training
 from oneshot_lit.fairytale.ordinary import ALICE
 from oneshot_lit.fairytale.splits import load_split
 from oneshot_lit.models.gguf import model_folder
 from oneshot_lit.models.loading import load_tokenizer
 
 RATE, WARM_UP = 1e-5, 2
-# The durations of the steps, and their losses.
-Trained = tuple[list[float], list[float]]
 MODEL = model_folder(str(published(SMOLLM2)))
 
 
-def bare(rows: list[Encoded], pad: int, size: int, _: Path) -> Trained:
+def bare(rows: list[Encoded], pad: int, size: int, _: Path) -> rivals.Trained:
     """A plain loop, which computes the logits of all positions."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0, fused=True)
-    ends, losses = [], []
-    for start in range(0, len(rows), size):
-        batch = pad_training(rows[start : start + size], pad)
-        labels = batch.pop("labels")
-        logits = model(**batch, use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(
-            logits[:, :-1].reshape(-1, logits.shape[-1]), labels[:, 1:].reshape(-1)
-        )
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-        ends.append(time.perf_counter())
-    return ends, losses
+    return rivals.bare(MODEL, rows, pad, size, RATE)
 
 
-def _arguments(folder: str, size: int) -> dict[str, Any]:
-    return {
-        "output_dir": folder,
-        "per_device_train_batch_size": size,
-        "num_train_epochs": 1,
-        "learning_rate": RATE,
-        "lr_scheduler_type": "constant",
-        "optim": "adamw_torch_fused",
-        "weight_decay": 0.0,
-        "max_grad_norm": 0.0,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": [],
-        "use_cpu": True,
-        "bf16": False,
-        "train_sampling_strategy": "sequential",
-        "remove_unused_columns": False,
-        "gradient_checkpointing": False,
-        "disable_tqdm": True,
-    }
-
-
-def _train(trainer: Any) -> Trained:
-    from transformers import TrainerCallback
-
-    ends: list[float] = []
-
-    class Ends(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
-            ends.append(time.perf_counter())
-
-    trainer.add_callback(Ends())
-    trainer.train()
-    return ends, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-
-
-def hugging_face(rows: list[Encoded], pad: int, size: int, _: Path) -> Trained:
+def hugging_face(rows: list[Encoded], pad: int, size: int, _: Path) -> rivals.Trained:
     """`transformers.Trainer`."""
-    from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
-
-    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
-    with tempfile.TemporaryDirectory() as folder:
-        return _train(
-            Trainer(
-                model,
-                TrainingArguments(**_arguments(folder, size)),
-                train_dataset=rows,
-                data_collator=lambda b: pad_training(b, pad),
-            )
-        )
+    return rivals.hugging_face(MODEL, rows, pad, size, RATE)
 
 
-def sft(rows: list[Encoded], pad: int, size: int, _: Path) -> Trained:
+def sft(rows: list[Encoded], pad: int, size: int, _: Path) -> rivals.Trained:
     """TRL's `SFTTrainer`, with rows that are tokenised already."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -131,8 +63,10 @@ def sft(rows: list[Encoded], pad: int, size: int, _: Path) -> Trained:
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
     table = [{"input_ids": r.input_ids, "completion_mask": [*map(int, r.loss_mask)]} for r in rows]
     with tempfile.TemporaryDirectory() as folder:
-        config = SFTConfig(**_arguments(folder, size), completion_only_loss=True, max_length=None)
-        return _train(
+        config = SFTConfig(
+            **rivals.arguments(folder, size, RATE, 1), completion_only_loss=True, max_length=None
+        )
+        return rivals.train(
             SFTTrainer(
                 model,
                 config,
@@ -142,7 +76,7 @@ def sft(rows: list[Encoded], pad: int, size: int, _: Path) -> Trained:
         )
 
 
-def ours(rows: list[Encoded], pad: int, size: int, file: Path) -> Trained:
+def ours(rows: list[Encoded], pad: int, size: int, file: Path) -> rivals.Trained:
     """`oneshot-lit fit` as a user would run it, with its logger, checkpoint and output."""
     import step_clock
     from oneshot_lit.cli.fit import run_lightning_command
@@ -160,10 +94,10 @@ def ours(rows: list[Encoded], pad: int, size: int, file: Path) -> Trained:
         import pandas as pd
 
         losses = pd.read_csv(Path(folder, "metrics.csv"))["train/loss"].dropna()
-    return list(step_clock.ENDS), losses.tolist()
+    return rivals.Trained(list(step_clock.ENDS), losses.tolist(), {})
 
 
-ARMS: dict[str, Callable[..., Trained]] = {
+ARMS: dict[str, Callable[..., rivals.Trained]] = {
     "bare": bare,
     "Trainer": hugging_face,
     "SFTTrainer": sft,
@@ -171,7 +105,7 @@ ARMS: dict[str, Callable[..., Trained]] = {
 }
 
 
-def quiet(arm: str, rows: list[Encoded], pad: int, size: int, file: Path) -> Trained:
+def quiet(arm: str, rows: list[Encoded], pad: int, size: int, file: Path) -> rivals.Trained:
     """Run an arm without its output."""
     text = io.StringIO()
     try:
@@ -210,8 +144,9 @@ def time_steps(rounds: int, steps: int, size: int) -> None:
         for turn in range(rounds):
             losses = {}
             for arm in [*ARMS][turn % 4 :] + [*ARMS][: turn % 4]:
-                ends, losses[arm] = quiet(arm, rows, pad, size, file)
-                times[arm].append([b - a for a, b in itertools.pairwise(ends[WARM_UP:])])
+                done = quiet(arm, rows, pad, size, file)
+                losses[arm] = done.losses
+                times[arm].append([b - a for a, b in itertools.pairwise(done.ends[WARM_UP:])])
             for arm, values in losses.items():
                 pairs = zip(values, losses["bare"], strict=True)
                 gap = max(abs(a - b) for a, b in pairs)

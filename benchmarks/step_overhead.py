@@ -25,27 +25,19 @@ import warnings
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader
-from transformers import (
-    AutoModelForCausalLM,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parent))
+import rivals
 import step_clock
 from oneshot_lit.cli.fit import run_lightning_command
 from oneshot_lit.data.chat import encode_conversation
-from oneshot_lit.data.padding import pad_training
 from oneshot_lit.microworld.splits import load_split
 from oneshot_lit.models.loading import load_tokenizer
 
 MODEL = "checkpoints/medium"
 LEARNING_RATE = 5e-5
 WARM_UP = 5
-# Step durations, and the trained weights for the proof that all three do the same.
-Trained = tuple[list[float], dict[str, torch.Tensor]]
 
 
 def durations(ends: list[float]) -> list[float]:
@@ -53,71 +45,7 @@ def durations(ends: list[float]) -> list[float]:
     return [b - a for a, b in zip(ends[WARM_UP:], ends[WARM_UP + 1 :], strict=False)]
 
 
-def bare(rows: list, pad_id: int, batch_size: int) -> Trained:
-    """Train with a plain PyTorch loop."""
-    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).train()
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True
-    )
-    loader = DataLoader(rows, batch_size=batch_size, collate_fn=lambda b: pad_training(b, pad_id))
-    ends = []
-    for batch in loader:
-        labels = batch.pop("labels")
-        logits = model(**batch, use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(
-            logits[:, :-1].reshape(-1, logits.shape[-1]), labels[:, 1:].reshape(-1)
-        )
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        ends.append(time.perf_counter())
-    return durations(ends), model.state_dict()
-
-
-class Ends(TrainerCallback):
-    """Note when each step of the Hugging Face Trainer has ended."""
-
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-
-    def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
-        """Note the time."""
-        self.ends.append(time.perf_counter())
-
-
-def hugging_face(rows: list, pad_id: int, batch_size: int) -> Trained:
-    """Train with `transformers.Trainer`, logging as often as ours."""
-    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
-    clock = Ends()
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            folder,
-            per_device_train_batch_size=batch_size,
-            num_train_epochs=1,
-            learning_rate=LEARNING_RATE,
-            lr_scheduler_type="constant",
-            optim="adamw_torch_fused",
-            weight_decay=0.0,
-            max_grad_norm=0.0,
-            logging_steps=10,
-            save_strategy="no",
-            report_to=[],
-            use_cpu=True,
-            train_sampling_strategy="sequential",
-            remove_unused_columns=False,
-        )
-        trainer = Trainer(
-            model,
-            arguments,
-            train_dataset=rows,
-            data_collator=lambda b: pad_training(b, pad_id),
-            callbacks=[clock],
-        )
-        trainer.train()
-    return durations(clock.ends), model.state_dict()
-
-
-def ours(file: Path, batch_size: int) -> Trained:
+def ours(file: Path, batch_size: int) -> rivals.Trained:
     """Train with `oneshot-lit fit` as a user would: its logger, checkpoints and product."""
     step_clock.ENDS.clear()
     with tempfile.TemporaryDirectory() as folder:
@@ -132,7 +60,7 @@ def ours(file: Path, batch_size: int) -> Trained:
         if code:
             raise SystemExit(code)
         model = AutoModelForCausalLM.from_pretrained(f"{folder}/model", dtype=torch.float32)
-    return durations(list(step_clock.ENDS)), model.state_dict()
+    return rivals.Trained(list(step_clock.ENDS), [], model.state_dict())
 
 
 def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
@@ -152,19 +80,21 @@ def time_steps(rounds: int, steps: int, batch_size: int) -> None:
         file = Path(folder) / "rows.jsonl"
         text = "".join(json.dumps(c.as_dict()) + "\n" for c in conversations)
         file.write_text(text, encoding="utf-8")
+        given = (rows, tokenizer.pad_token_id, batch_size, LEARNING_RATE)
+        runs = {
+            "bare": lambda: rivals.bare(MODEL, *given),
+            "hugging_face": lambda: rivals.hugging_face(MODEL, *given, logging_steps=10),
+            "ours": lambda: ours(file, batch_size),
+        }
         for turn in range(rounds):
             weights = {}
-            runs = {
-                "bare": lambda: bare(rows, tokenizer.pad_token_id, batch_size),
-                "hugging_face": lambda: hugging_face(rows, tokenizer.pad_token_id, batch_size),
-                "ours": lambda: ours(file, batch_size),
-            }
             # The order turns, so that no one is always first on a warm or a tired machine.
             for name in [*runs][turn % 3 :] + [*runs][: turn % 3]:
                 quiet = io.StringIO()
                 with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
-                    taken, weights[name] = runs[name]()
-                times[name].append(taken)
+                    done = runs[name]()
+                weights[name] = done.weights
+                times[name].append(durations(done.ends))
             for name in ("hugging_face", "ours"):
                 gap = largest_difference(weights["bare"], weights[name])
                 if gap > 1e-5:
