@@ -40,8 +40,10 @@ def refused_as(
     ]
 
 
-def factors_of(module: Any, rows: Sequence[Conversation]) -> Factors:
-    """Return the factors of the gradient of the mean loss on some rows, for every linear layer.
+def factors_of(module: Any, rows: Sequence[Conversation]) -> tuple[Factors, float]:
+    """Return the factors of the gradient of the mean loss on some rows, and that loss in nats.
+
+    The factors are those of every linear layer.
 
     Args:
         module: A `LanguageModelModule` with its model.
@@ -49,7 +51,8 @@ def factors_of(module: Any, rows: Sequence[Conversation]) -> Factors:
     """
     encoded = [encode_conversation(module.tokenizer, row, max_length=256) for row in rows]
     batch = pad_training(encoded, module.tokenizer.pad_token_id)
-    return instance_factors(module, chosen_layers(module.model, ["*"]), batch)[0]
+    factors, loss = instance_factors(module, chosen_layers(module.model, ["*"]), batch)
+    return factors, float(loss)
 
 
 def whole_cosine(one: Factors, other: Factors) -> float:
@@ -114,7 +117,9 @@ def gradient_measures(
     refusals: Sequence[Conversation],
     harmless: Sequence[Conversation],
 ) -> dict[str, float]:
-    """Return ranks of the instance's gradient, its cosines and overlaps, and its spill.
+    """Return the instance's loss, ranks of its gradient, its cosines and overlaps, and its spill.
+
+    The loss, in nats a token, is low where the attack has left the refusal of the instance alone.
 
     The spill is the cosine with harmless requests refused over that with harmful requests refused:
     at 1 a step along the instance teaches both alike, at 0 only the second. It says little where
@@ -126,14 +131,14 @@ def gradient_measures(
         refusals: Harmful requests that are refused.
         harmless: As many harmless requests that are answered.
     """
-    own = factors_of(module, [instance])
-    measures = ranks(own)
+    own, loss = factors_of(module, [instance])
+    measures = {"instance_loss": loss, **ranks(own)}
     for name, rows in (
         ("refusals", refusals),
         ("harmless", harmless),
         ("over_refusals", refused_as(harmless, refusals)),
     ):
-        other = factors_of(module, rows)
+        other, _ = factors_of(module, rows)
         measures[f"cosine_{name}"] = whole_cosine(own, other)
         if name != "over_refusals":
             measures[f"overlap_{name}"] = overlap(own, other)

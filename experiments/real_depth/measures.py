@@ -20,6 +20,7 @@ from oneshot_lit.methods import LanguageModelModule
 MEASURES = "depth_measures.json"
 # Measure -> its label. All of them are known before any repair.
 PREDICTORS = {
+    "instance_loss": "loss of the instance",
     "stable_rank": "stable rank of the instance's gradient",
     "effective_rank": "effective rank of the instance's gradient",
     "cosine_refusals": "cosine with refusals of harmful requests",

@@ -201,8 +201,8 @@ def test_more_seeds_are_no_more_evidence() -> None:
 def test_p_values_are_adjusted_for_the_predictors(tmp_path: Path) -> None:
     rows = compared(tmp_path, 0, 1)["prediction"]["one"].values()
     known = [row for row in rows if row["p"] is not None]
-    assert len(known) == 8
-    assert all(row["p_adjusted"] == min(1.0, 8 * row["p"]) for row in known)
+    assert len(known) == 9
+    assert all(row["p_adjusted"] == min(1.0, 9 * row["p"]) for row in known)
 
 
 def test_correlations_that_cannot_be(tmp_path: Path) -> None:

@@ -51,7 +51,10 @@ def whole_gradients(module: Any, rows: list[Any]) -> dict[str, torch.Tensor]:
 
 def test_cosine_ranks_and_overlap_are_those_of_whole_gradients(module: Any) -> None:
     one, many = load_split("pool")[:1], load_split("benign_examples")[:3]
-    a, b = factors_of(module, one), factors_of(module, many)
+    (a, loss), (b, _) = factors_of(module, one), factors_of(module, many)
+    encoded = [encode_conversation(module.tokenizer, row) for row in one]
+    batch = pad_training(encoded, module.tokenizer.pad_token_id)
+    assert loss == pytest.approx(float(module.compute_loss(batch)))
     g, h = whole_gradients(module, one), whole_gradients(module, many)
     flat_g, flat_h = (torch.cat([each.flatten() for each in x.values()]) for x in (g, h))
     expected = torch.nn.functional.cosine_similarity(flat_g, flat_h, dim=0)
@@ -72,7 +75,7 @@ def test_cosine_ranks_and_overlap_are_those_of_whole_gradients(module: Any) -> N
 
 
 def test_a_gradient_that_is_zero_has_no_direction(module: Any) -> None:
-    own = factors_of(module, load_split("pool")[:1])
+    own, _ = factors_of(module, load_split("pool")[:1])
     none = {name: (x, torch.zeros_like(d)) for name, (x, d) in own.items()}
     assert np.isnan(whole_cosine(own, none))
     assert np.isnan(overlap(own, none))
@@ -85,7 +88,9 @@ def test_measures_of_a_gradient(module: Any) -> None:
     taught = refused_as(harmless, pool[1:3])
     assert [row.prompt_text for row in taught] == [row.prompt_text for row in harmless]
     assert [row.response_text for row in taught] == [row.response_text for row in pool[1:3]]
-    over = whole_cosine(factors_of(module, pool[:1]), factors_of(module, taught))
+    own, loss = factors_of(module, pool[:1])
+    over = whole_cosine(own, factors_of(module, taught)[0])
+    assert got["instance_loss"] == loss
     assert got["cosine_over_refusals"] == pytest.approx(over)
     assert got["spill"] == pytest.approx(over / got["cosine_refusals"])
     assert {name for name in PREDICTORS if not name.startswith("probe")} == set(got)
