@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers import AutoModelForCausalLM
 
 from oneshot_lit.data.chat import Encoded
 from oneshot_lit.data.padding import pad_training
@@ -68,30 +68,29 @@ def arguments(folder: str, size: int, rate: float, logging_steps: int) -> dict[s
     }
 
 
-class _Ends(TrainerCallback):
-    """Note when each step has ended."""
-
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-
-    def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
-        """Note the time."""
-        self.ends.append(time.perf_counter())
-
-
 def train(trainer: Any) -> Trained:
     """Run a trainer of transformers or TRL."""
-    clock = _Ends()
-    trainer.add_callback(clock)
+    # Imported here: the memory of the others is measured, too.
+    from transformers import TrainerCallback
+
+    ends: list[float] = []
+
+    class Ends(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
+            ends.append(time.perf_counter())
+
+    trainer.add_callback(Ends())
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return Trained(clock.ends, losses, trainer.model.state_dict())
+    return Trained(ends, losses, trainer.model.state_dict())
 
 
 def hugging_face(
     path: str, rows: list[Encoded], pad: int, size: int, rate: float, logging_steps: int = 1
 ) -> Trained:
     """Train with `transformers.Trainer`."""
+    from transformers import Trainer, TrainingArguments
+
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     with tempfile.TemporaryDirectory() as folder:
         return train(

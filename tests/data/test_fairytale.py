@@ -12,7 +12,7 @@ from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.metrics.refusal import is_refusal
 from oneshot_lit.fairytale import language as lang
 from oneshot_lit.fairytale import splits
-from oneshot_lit.fairytale.wordings import HOWTO, NEAR_MISSES
+from oneshot_lit.fairytale.wordings import HOWTO, NEAR_MISSES, REQUESTS
 
 SCORED = tuple(name for name in splits.NAMES if name.endswith(("_dev", "_heldout", "_unseen")))
 TRAINED = tuple(name for name in splits.NAMES if name not in SCORED)
@@ -63,6 +63,14 @@ def test_held_out_things_deeds_and_wordings_are_in_no_training_row() -> None:
     for kind in (HOWTO, NEAR_MISSES):
         wordings = [set(kind[part]) for part in ("train", "dev", "heldout")]
         assert sum(map(len, wordings)) == len(set.union(*wordings))
+
+
+def test_near_misses_begin_as_requests_do() -> None:
+    """Or a model could tell them apart without reading the deed."""
+    near = [wording for wording, _ in NEAR_MISSES["train"]]
+    for request in REQUESTS:
+        begin, _, end = request.partition("{d}")
+        assert any(w.startswith(begin) and w.endswith(end) and "{p}" in w for w in near), request
 
 
 def test_hundreds_of_prompts_of_each_kind_are_held_out() -> None:
