@@ -188,9 +188,15 @@ def test_a_model_is_measured_once(
     assert len(calls) == 3
     # A file that was cut short is no result.
     (stage / MEASURES).write_text('{"key": {')
-    measures_of(stage, fewer, 1, said.append)
+    last = measures_of(stage, fewer, 1, said.append)
     assert len(calls) == 4
     assert json.loads((stage / MEASURES).read_text())["key"]["seed"] == 1
+    # What was measured outlives the model, for the same seed and settings.
+    shutil.rmtree(stage / "model")
+    assert measures_of(stage, fewer, 1, said.append) == last
+    for other, seed in ((fewer, 0), (own, 1)):
+        with pytest.raises(OneShotError, match="the attacked model is missing"):
+            measures_of(stage, other, seed)
 
 
 def test_what_cannot_be_measured(tiny_folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Defences that act while a model is fine-tuned."""

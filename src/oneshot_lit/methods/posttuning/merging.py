@@ -1,0 +1,151 @@
+"""Merging a fine-tuned model with the aligned one, tensor by tensor, as mergekit does.
+
+Source: Djuhera et al. for pre- and post-merging (arXiv 2412.19512), with the arithmetic of
+mergekit; DARE (arXiv 2311.03099), TIES (2306.01708), Model Stock (2403.19522). All functions
+compute in float32, or in float64 if a tensor has it, and return that; mergekit computes in the
+dtype of the files, which in bfloat16 is off by up to 1e-3.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from oneshot_lit.methods.posttuning.alignment_matrix import wide
+
+Rescale = Literal["l1", "density", "none"]
+# Above this cosine the arc is a line, and mergekit takes the straight one.
+PARALLEL = 0.9995
+_TINY = 1e-8
+# Below it, a sum of absolute differences counts as zero.
+_NOTHING = 1e-7
+
+
+def linear(aligned: Tensor, tuned: Tensor, weight: float) -> Tensor:
+    """Return ``(1 - weight) aligned + weight tuned``; the same as task arithmetic."""
+    return (1 - weight) * wide(aligned) + weight * wide(tuned)
+
+
+def slerp(aligned: Tensor, tuned: Tensor, t: float) -> tuple[Tensor, bool]:
+    """Interpolate along the arc between two tensors, taken as flat vectors.
+
+    Args:
+        aligned: The tensor at t = 0.
+        tuned: The tensor at t = 1, of the same shape.
+        t: From 0 to 1.
+
+    Returns:
+        The tensor, and whether the two were so nearly parallel that the line was taken. That is so
+        for most weights of a fine-tuned model, so the share is worth reporting.
+    """
+    a, b = wide(aligned), wide(tuned)
+    norms = [float(each.norm()) for each in (a, b)]
+    units = [
+        each / norm if norm > _TINY else each for each, norm in zip((a, b), norms, strict=True)
+    ]
+    cosine = float((units[0] * units[1]).sum())
+    if abs(cosine) > PARALLEL:
+        return linear(a, b, t), True
+    angle = math.acos(cosine)
+    return (math.sin((1 - t) * angle) * a + math.sin(t * angle) * b) / math.sin(angle), False
+
+
+def drop_and_rescale(delta: Tensor, keep: Tensor, density: float, rescale: Rescale) -> Tensor:
+    """Return a difference of which only the entries in `keep` are left (DARE).
+
+    Args:
+        delta: The difference, any shape.
+        keep: Which entries stay: True or 1, same shape.
+        density: The share of entries that was meant to stay.
+        rescale: ``l1`` keeps the sum of absolute values, as mergekit does since April 2024;
+            ``density`` divides by the density, as in the paper; ``none`` leaves the entries.
+    """
+    kept = delta * keep
+    if rescale == "density":
+        return kept / density
+    before, after = float(delta.abs().sum()), float(kept.abs().sum())
+    if rescale == "none" or before < _NOTHING or after < _NOTHING:
+        return kept
+    return kept * (before / after)
+
+
+def trim(delta: Tensor, density: float) -> Tensor:
+    """Keep the ``int(density * n)`` entries of a difference that are largest in size (TIES)."""
+    k = int(density * delta.numel())
+    if k >= delta.numel():
+        return delta
+    flat = torch.zeros_like(delta).flatten()
+    largest = delta.abs().flatten().topk(k).indices
+    flat[largest] = delta.flatten()[largest]
+    return flat.view_as(delta)
+
+
+def ties(
+    aligned: Tensor,
+    tuned: Sequence[Tensor],
+    weights: Sequence[float],
+    density: float,
+    normalize: bool = False,
+) -> Tensor:
+    """Trim each difference, elect a sign for each entry, and add up what agrees with it.
+
+    Args:
+        aligned: The tensor that the differences are taken from.
+        tuned: One or more fine-tuned tensors.
+        weights: One for each.
+        density: The share of entries of each difference that is kept.
+        normalize: Divide each entry by the sum of the weights that agree on it. With one model the
+            weight then cancels.
+    """
+    start = wide(aligned)
+    parts = [w * trim(wide(t) - start, density) for t, w in zip(tuned, weights, strict=True)]
+    positive = sum(parts) >= 0  # type: ignore[operator]
+    total, agreeing = torch.zeros_like(start), torch.zeros_like(start)
+    for part, weight in zip(parts, weights, strict=True):
+        # An entry that is zero agrees with no sign.
+        agrees = (part != 0) & ((part > 0) == positive)
+        total += part * agrees
+        agreeing += weight * agrees
+    if normalize:
+        total /= torch.where(agreeing == 0, torch.ones_like(agreeing), agreeing)
+    return start + total
+
+
+def model_stock(
+    aligned: Tensor, tuned: Sequence[Tensor], filter_wise: bool = False
+) -> tuple[Tensor, float]:
+    """Move from the mean of several fine-tuned tensors towards the aligned one (Model Stock).
+
+    With c, the mean cosine between the differences of N models, the share of the mean is
+    ``N c / (1 + (N - 1) c)``.
+
+    Args:
+        aligned: The tensor that the differences are taken from.
+        tuned: Two or more.
+        filter_wise: Take the cosine of each row by itself.
+
+    Returns:
+        The tensor, and the share of the mean; the mean share over the rows if they have their own.
+
+    Raises:
+        ValueError: for fewer than two models.
+    """
+    if len(tuned) < 2:
+        raise ValueError("Model Stock needs at least two fine-tuned models.")
+    start, own = wide(aligned), [wide(each) for each in tuned]
+    shape = (start.shape[0], -1) if filter_wise and start.dim() > 1 else (1, -1)
+    deltas = [(each - start).reshape(shape) for each in own]
+    cosines = [
+        ((a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1)).clamp(min=1e-6)).clamp(-1, 1)
+        for a, b in itertools.combinations(deltas, 2)
+    ]
+    cosine = torch.stack(cosines).mean(0)
+    share = (len(own) * cosine / (1 + (len(own) - 1) * cosine)).unsqueeze(-1)
+    mean = torch.stack(own).mean(0).reshape(shape)
+    merged = share * mean + (1 - share) * start.reshape(shape)
+    return merged.view_as(start), float(share.mean())
