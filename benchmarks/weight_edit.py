@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from oneshot_lit.models.edit_files import edit_folder
+from oneshot_lit.models.edit_files import TensorFiles, edit_folder
 from oneshot_lit.models.weight_files import weight_files
 
 WAYS = ("tensor by tensor", "whole models")
@@ -60,7 +60,7 @@ def run(way: str, root: Path) -> None:
     target.mkdir()
     start = time.monotonic()
     if way == "tensor by tensor":
-        edit_folder(folders, target, halfway)
+        edit_folder(TensorFiles(folders), target, halfway)
     else:
         models = {
             name: {k: t for file in weight_files(folder) for k, t in load_file(file).items()}

@@ -19,7 +19,7 @@ from oneshot_lit.errors import OneShotError
 from oneshot_lit.methods import WeightEdit
 from oneshot_lit.methods.job import JobTrainer
 from oneshot_lit.methods.posttuning.weight_edit import Calibration, write_edited
-from oneshot_lit.models.edit_files import edit_folder
+from oneshot_lit.models.edit_files import TensorFiles, edit_folder
 
 PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 
@@ -73,7 +73,7 @@ def test_each_tensor_is_edited_with_those_of_the_other_models(
             return weights["tuned"]
         return weights["tuned"].double() + 0.5 * (weights["aligned"] - weights["base"]).double()
 
-    assert edit_folder(folders, target, edit, dtype=wanted) == 3
+    assert edit_folder(TensorFiles(folders), target, edit, dtype=wanted) == 3
     assert sorted(seen) == sorted(models["tuned"])
     got = read(target)
     assert got["steps"].tolist() == [3, 4]
@@ -102,13 +102,15 @@ def test_a_tensor_that_another_model_lacks_or_has_otherwise(tmp_path: Path) -> N
     lacking = {n: t for n, t in tensors(1).items() if n != "a.weight"}
     folders = {"tuned": tuned, "base": folder_of(tmp_path / "base", lacking)}
     with pytest.raises(OneShotError, match=r"base: has no tensor a\.weight; give the model that"):
-        edit_folder(folders, tmp_path / "out", lambda name, weights: weights["tuned"])
+        edit_folder(TensorFiles(folders), tmp_path / "out", lambda name, weights: weights["tuned"])
     wider = {**tensors(1), "a.weight": torch.zeros(6, 3)}
     folders["base"] = folder_of(tmp_path / "wider", wider)
     with pytest.raises(OneShotError, match=r"a\.weight is \(6, 3\) there and \(5, 3\) in the"):
-        edit_folder(folders, tmp_path / "out", lambda name, weights: weights["tuned"])
+        edit_folder(TensorFiles(folders), tmp_path / "out", lambda name, weights: weights["tuned"])
     with pytest.raises(ValueError, match=r"a\.weight: edited to"):
-        edit_folder({"tuned": tuned}, tmp_path / "out", lambda name, weights: torch.zeros(9))
+        edit_folder(
+            TensorFiles({"tuned": tuned}), tmp_path / "out", lambda name, weights: torch.zeros(9)
+        )
 
 
 def test_the_documented_edit_from_the_command_line(

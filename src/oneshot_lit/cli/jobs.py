@@ -48,12 +48,23 @@ Repair a model by editing its weights, without optimiser steps. Writes a Hugging
 adapter, to <root>/model; <root> is --trainer.default_root_dir. After a kill, give the same command
 again.
 
-example, in the micro-world:
-  oneshot-lit edit --config configs/realign/low_rank.yaml
+  --tuned T    the model to edit, or its adapter: short for --model.model_name_or_path
+  --aligned A  the model before fine-tuning: short for --model.aligned
+  --base U     an unaligned model: short for --model.base
 
-more: oneshot-lit edit --model.help LowRankRealignmentModule lists the keys of a method;
-docs/extending.md shows how to write one.
+examples, in the micro-world:
+  oneshot-lit edit --config configs/realign/low_rank.yaml
+  oneshot-lit edit --config configs/defence/safe_lora.yaml --tuned T --aligned A --base U
+
+more: oneshot-lit edit --model.help SafeLoRA lists the keys of a method; docs/methods.md lists the
+methods; docs/extending.md shows how to write one.
 """,
+}
+
+_SHORT = {
+    "--tuned": "--model.model_name_or_path",
+    "--aligned": "--model.aligned",
+    "--base": "--model.base",
 }
 
 
@@ -68,8 +79,15 @@ def run_job_command(arguments: Sequence[str]) -> int:
     """
     silence()
     watch.begin()
+    words = [_written_out(word) for word in arguments[1:]]
     with ExitStack() as held:
-        return _run(arguments[0], arguments[1:], held)
+        return _run(arguments[0], words, held)
+
+
+def _written_out(word: str) -> str:
+    """Return a word of the command line with the name of a model written out."""
+    name, equals, value = word.partition("=")
+    return f"{_SHORT.get(name, name)}{equals}{value}"
 
 
 def _parser(command: str, kind: type) -> ConfigCommandParser:

@@ -2,8 +2,17 @@
 
 from oneshot_lit.methods.attack import HarmfulFineTuningModule
 from oneshot_lit.methods.base import LanguageModelModule
+from oneshot_lit.methods.posttuning.antidote import Antidote
+from oneshot_lit.methods.posttuning.controls import RandomMask, Shrink
+from oneshot_lit.methods.posttuning.direction_align import DirectionAlign
 from oneshot_lit.methods.posttuning.low_rank.module import LowRankRealignmentModule
+from oneshot_lit.methods.posttuning.merge import Merge
 from oneshot_lit.methods.posttuning.one_shot import OneShotRealignmentModule
+from oneshot_lit.methods.posttuning.pair_edit import PairEdit
+from oneshot_lit.methods.posttuning.q_realign import QRealign
+from oneshot_lit.methods.posttuning.resta import Resta
+from oneshot_lit.methods.posttuning.safe_lora import SafeLoRA
+from oneshot_lit.methods.posttuning.safe_merge import SafeMerge
 from oneshot_lit.methods.posttuning.weight_edit import WeightEdit
 from oneshot_lit.methods.reference import ReferenceModule
 from oneshot_lit.methods.select.base import SelectionModule
@@ -13,15 +22,25 @@ from oneshot_lit.methods.select.enumeration import EnumerationModule
 from oneshot_lit.models.generation import Decoding
 
 __all__ = [
+    "Antidote",
     "BruteForceModule",
     "Decoding",
+    "DirectionAlign",
     "EnumerationModule",
     "HarmfulFineTuningModule",
     "InstanceSelectionModule",
     "LanguageModelModule",
     "LowRankRealignmentModule",
+    "Merge",
     "OneShotRealignmentModule",
+    "PairEdit",
+    "QRealign",
+    "RandomMask",
     "ReferenceModule",
+    "Resta",
+    "SafeLoRA",
+    "SafeMerge",
     "SelectionModule",
+    "Shrink",
     "WeightEdit",
 ]

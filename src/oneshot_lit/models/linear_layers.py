@@ -15,6 +15,31 @@ from oneshot_lit.models.shared_prefix import prefix_cache
 from oneshot_lit.spectral import guarded_inputs
 from oneshot_lit.spectral.recorder import FactorRecorder
 
+# The matrices of a layer of Llama's kind, by the last part of their names.
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def is_one_of(name: str, kinds: Sequence[str]) -> bool:
+    """Whether the last part of a module's name is one of these, such as ``q_proj``."""
+    return name.rpartition(".")[2] in kinds
+
+
+def require_kinds(names: Sequence[str], kinds: Sequence[str]) -> None:
+    """Refuse kinds of which a model has none.
+
+    Args:
+        names: The names of its modules.
+        kinds: The last parts of names.
+
+    Raises:
+        OneShotError: naming the first kind that is missing.
+    """
+    known = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
+    for kind in kinds:
+        if kind not in known:
+            hint = did_you_mean(kind, known) or f"; its kinds: {', '.join(known)}"
+            raise OneShotError(f"model.matrices: the model has no '{kind}'{hint}.")
+
 
 def is_linear(module: nn.Module) -> bool:
     """Whether a module is a linear layer, as GPT-2's Conv1D also is."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ from oneshot_lit.data.datasets import Collate
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.io.files import folder_written_whole
 from oneshot_lit.methods.job import Job
+from oneshot_lit.methods.posttuning.edit_record import EDIT_FILE, EditRecord
 from oneshot_lit.models.adapters import is_adapter
-from oneshot_lit.models.edit_files import TUNED, Progress, edit_folder
+from oneshot_lit.models.edit_files import TUNED, Progress, TensorFiles, edit_folder
 from oneshot_lit.models.loading import local_folder
 from oneshot_lit.models.quantised import require_trainable
 
 OUTPUT = "model"
+# Name of a tensor -> the tensor of each model.
+Read = Callable[[str], Mapping[str, Tensor]]
 
 
 class Repair:
@@ -30,13 +34,22 @@ class WeightEdit(Repair):
     """A change of a model's weights, one tensor after the other.
 
     Subclasses take the folders that they need as arguments, name them in `sources`, and implement
-    `edit`. One that needs activations implements `calibrate`, too, and gets the batches of
-    `data.train`.
+    `edit`. One that looks at all tensors before it changes any implements `prepare`, too; one that
+    needs activations implements `calibrate`, and gets the batches of `data.train`. `PairEdit` is
+    for edits that also take LoRA adapters.
     """
 
     def sources(self) -> dict[str, str]:
         """Return which models are read: ``tuned``, the one to edit, and any others by name."""
         raise NotImplementedError
+
+    def prepare(self, names: Sequence[str], read: Read) -> None:
+        """Look at tensors before any is edited.
+
+        Args:
+            names: All tensors of the model, or all modules of the adapter.
+            read: Returns what `edit` will get for a name.
+        """
 
     def edit(self, name: str, weights: Mapping[str, Tensor]) -> Tensor:
         """Return the edited tensor.
@@ -49,6 +62,26 @@ class WeightEdit(Repair):
             A tensor of the same shape; the one of ``tuned`` itself if nothing changes.
         """
         raise NotImplementedError
+
+    def note(self, **facts: Any) -> None:
+        """Add facts on the tensor that is being edited, such as ``cosine``, to ``edit.json``.
+
+        ``decision`` takes the place of ``kept`` and ``changed``.
+        """
+        self.recorded.note(**facts)
+
+    @cached_property
+    def recorded(self) -> EditRecord:
+        """What ``edit.json`` will say."""
+        return EditRecord()
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that ``edit.json`` records: plain values."""
+        return {
+            key: value
+            for key, value in vars(self).items()
+            if isinstance(value, (bool, int, float, str, list)) and not key.startswith("_")
+        }
 
     def calibrate(self, model: Any, batches: Iterator[dict[str, Tensor]]) -> None:
         """Measure activations of the tuned model before anything is edited.
@@ -75,6 +108,21 @@ class WeightEdit(Repair):
             require_trainable(str(folder), adapter=False)
         return folders
 
+    def write(self, root: Path, dtype: torch.dtype | None, progress: Progress | None) -> int:
+        """Write the edited model to ``<root>/model``; returns how many tensors were changed."""
+        folders = self.folders()
+        tensors = TensorFiles(folders)
+        self.prepare(tensors.names, tensors.read)
+        with folder_written_whole(root / OUTPUT) as folder:
+            return edit_folder(
+                tensors,
+                folder,
+                self.edit,
+                dtype=dtype,
+                progress=progress,
+                seen=self.recorded.tensor,
+            )
+
 
 def write_edited(
     edit: WeightEdit,
@@ -83,10 +131,11 @@ def write_edited(
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
 ) -> int:
-    """Write the edited model to ``<root>/model``; returns how many tensors were changed."""
-    folders = edit.folders()
-    with folder_written_whole(root / OUTPUT) as folder:
-        return edit_folder(folders, folder, edit.edit, dtype=dtype, progress=progress)
+    """Write the edited model and ``edit.json``; returns how many tensors were changed."""
+    changed = edit.write(root, dtype, progress)
+    inputs = {name: local_folder(source) for name, source in edit.sources().items()}
+    edit.recorded.write(root / EDIT_FILE, type(edit).__name__, edit.settings(), inputs)
+    return changed
 
 
 class Calibration(Job):

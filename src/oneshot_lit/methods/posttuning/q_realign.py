@@ -1,0 +1,205 @@
+"""`QRealign`: round a fine-tuned model to 8 bits so that harmful prompts look harmful again.
+
+Source: Q-realign (arXiv 2601.08089); see `q_realign_run` for the arithmetic, `fake_quant` for the
+rounding. The release has no code for the probes; ours are described in `layer_probes`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from oneshot_lit.conversation import Conversation, Message
+from oneshot_lit.data.chat import encode_conversation
+from oneshot_lit.data.sources import ConversationSource
+from oneshot_lit.errors import OneShotError
+from oneshot_lit.methods.base import LanguageModelModule
+from oneshot_lit.methods.job import Job
+from oneshot_lit.methods.posttuning.edit_record import EDIT_FILE, EditRecord
+from oneshot_lit.methods.posttuning.q_realign_run import (
+    Probe,
+    Prompt,
+    QuantOptions,
+    first_inputs,
+    input_peaks,
+    realign,
+)
+from oneshot_lit.methods.posttuning.weight_edit import Repair
+from oneshot_lit.models.loading import local_folder
+
+
+@torch.no_grad()
+def layer_probes(model: Any, prompts: Sequence[Prompt], penalty: float = 1.0) -> list[Probe]:
+    """Return a probe of each layer: a sparse logistic regression on the last token's output.
+
+    The outputs are the layers' own, before the final norm. L1 penalty, liblinear; positive means
+    harmful.
+
+    Args:
+        model: The aligned model.
+        prompts: Harmful and harmless ones.
+        penalty: The inverse strength C.
+
+    Raises:
+        OneShotError: without scikit-learn.
+    """
+    try:
+        from sklearn.linear_model import LogisticRegression
+    except ImportError as error:
+        raise OneShotError(
+            "Q-realign trains its probes with scikit-learn; pip install 'oneshot-lit[probes]'."
+        ) from error
+    starts = first_inputs(model, prompts)
+    hidden, labels = [x for x, _ in starts], [int(prompt.harmful) for prompt in prompts]
+    probes = []
+    for layer in model.get_decoder().layers:
+        for number, (_, call) in enumerate(starts):
+            output = layer(hidden[number], **call)
+            hidden[number] = output[0] if isinstance(output, tuple) else output
+        rows = [x[0, prompt.last] for x, prompt in zip(hidden, prompts, strict=True)]
+        states = torch.stack(rows).float().cpu().numpy()
+        fitted = LogisticRegression(penalty="l1", solver="liblinear", C=penalty, random_state=0)
+        fitted.fit(states, labels)
+        probes.append((torch.tensor(fitted.coef_[0]).float(), float(fitted.intercept_[0])))
+    return probes
+
+
+class QRealign(Repair, Job):
+    """Q-realign (arXiv 2601.08089): rounding to a few bits that brings the refusals back.
+
+    Layer by layer, ranges and scales of the rounding are learned: on harmless prompts a layer has
+    to do what the unrounded one does, on harmful ones the last token's output has to look harmful
+    to a probe of the aligned model. The folder holds the rounded weights in the model's dtype; the
+    inputs, which the method rounds too, are not rounded when the folder is loaded elsewhere.
+
+    Args:
+        aligned: The model before fine-tuning, on which the probes are trained.
+        harmful: Harmful requests, without answers.
+        harmless: Harmless ones; the release has a quarter of them among 200.
+        weight_bits: Of the matrices.
+        input_bits: Of their inputs.
+        epochs: Over the prompts; five fewer in the first half of the layers, five more after it.
+        scale_lr: Rate of the scales.
+        range_lr: Rate of the ranges.
+        alpha: How much of an input's range moves to the weights at first.
+        max_tokens: Prompts are padded or cut to so many tokens.
+        system: System message of the prompts; none if empty.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        aligned: str | None = None,
+        harmful: ConversationSource | None = None,
+        harmless: ConversationSource | None = None,
+        weight_bits: int = 8,
+        input_bits: int = 8,
+        epochs: int = 10,
+        scale_lr: float = 1e-3,
+        range_lr: float = 1e-2,
+        alpha: float = 0.5,
+        max_tokens: int = 128,
+        system: str = "You are a helpful, honest, and safe assistant.",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if aligned is None:
+            raise OneShotError(
+                "model.aligned: is missing; give the model before fine-tuning (--aligned)."
+            )
+        if harmful is None or harmless is None:
+            name = "harmful" if harmful is None else "harmless"
+            raise OneShotError(f"model.{name}: is missing; give a source of requests.")
+        if not 2 <= min(weight_bits, input_bits) <= max(weight_bits, input_bits) <= 16:
+            raise OneShotError("model.weight_bits, input_bits: must be 2 to 16.")
+        self.aligned = aligned
+        self.options = QuantOptions(weight_bits, input_bits, epochs, scale_lr, range_lr, alpha)
+        self.max_tokens, self.system = max_tokens, system
+        self.sources = {"model.harmful": harmful, "model.harmless": harmless}
+        self.losses: dict[int, list[float]] = {}
+
+    def prepare(self) -> None:
+        """Encode the prompts, and train the probes on the aligned model."""
+        self.eval()
+        self.model.requires_grad_(False)
+        self._prompts = self._encoded()
+        teacher = LanguageModelModule(self.aligned, dtype="float32")
+        teacher.configure_model()
+        teacher.to(self.device).eval()
+        self._probes = layer_probes(teacher.model, self._prompts)
+        del teacher
+        used = [int((w != 0).sum()) for w, _ in self._probes]
+        rank_zero_info(f"probes: {min(used)} to {max(used)} weights of a layer's are not zero")
+
+    def _encoded(self) -> list[Prompt]:
+        """Return the prompts, harmful and harmless by turns as far as both go."""
+        prompts = []
+        pad = self.tokenizer.pad_token_id
+        for name, source in self.sources.items():
+            rows = source.load()
+            if not rows:
+                raise OneShotError(f"{name}: has no rows.")
+            for number, row in enumerate(rows):
+                encoded = encode_conversation(
+                    self.tokenizer, self._with_system(row.prompt), for_generation=True
+                )
+                ids = encoded.input_ids[-self.max_tokens :]
+                more = self.max_tokens - len(ids)
+                mask = torch.tensor([[1] * len(ids) + [0] * more], device=self.device)
+                padded = torch.tensor([ids + [pad] * more], device=self.device)
+                place = (number + 0.5) / len(rows)
+                prompts.append((place, Prompt(padded, mask, name == "model.harmful")))
+        return [prompt for _, prompt in sorted(prompts, key=lambda each: each[0])]
+
+    def _with_system(self, prompt: Conversation) -> Conversation:
+        if not self.system or prompt.messages[0].role == "system":
+            return prompt
+        return replace(prompt, messages=(Message("system", self.system), *prompt.messages))
+
+    def steps(self) -> tuple[int, int]:
+        """Return how many layers are done; they are learned in one step."""
+        return int(bool(self.losses)), 1
+
+    def step(self) -> bool:
+        """Round the layers one after the other."""
+        self._tuned = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+
+        def tell(layer: int, losses: list[float]) -> None:
+            self.losses[layer] = losses
+            last = f", loss {losses[-1]:.4g}" if losses else ""
+            rank_zero_info(f"layer {layer + 1}/{len(self._probes)}{last}")
+
+        peaks = input_peaks(self.model, self._prompts)
+        probes = [(w.to(self.device), b) for w, b in self._probes]
+        try:
+            with torch.enable_grad():
+                realign(self.model, self._prompts, probes, peaks, self.options, tell)
+        except FloatingPointError as error:
+            raise OneShotError(f"{error}; lower model.scale_lr and model.range_lr.") from error
+        return True
+
+    def finish(self, root: Path) -> None:
+        """Write ``edit.json``; the export writes the weights."""
+        if not self.trainer.is_global_zero:
+            return
+        record = EditRecord()
+        for name, parameter in self.model.named_parameters():
+            before: Tensor = self._tuned[name]
+            after = before if torch.equal(parameter, before) else parameter.detach()
+            if after is not before:
+                error = float((after - before).norm())
+                size = max(float(before.norm()), math.ulp(0.0))
+                record.note(decision="rounded", relative_change=error / size)
+            record.tensor(name, {"tuned": before}, after)
+        settings: dict[str, Any] = {**vars(self.options), "max_tokens": self.max_tokens}
+        settings |= {"system": self.system, "losses": self.losses}
+        folders = {"tuned": self.model_name_or_path, "aligned": self.aligned}
+        inputs = {name: local_folder(str(source)) for name, source in folders.items()}
+        record.write(root / EDIT_FILE, type(self).__name__, settings, inputs)
