@@ -290,6 +290,19 @@ def test_fingerprint_sees_model_folder_of_any_name(named: Named, tmp_path: Path)
     assert changes(named, weights)
 
 
+@pytest.mark.parametrize("nested", [True, False])
+def test_fingerprint_leaves_out_what_the_command_line_replaces(named: Named, nested: bool) -> None:
+    # A test's config names the last model of a study, which exists only after the first run.
+    own = {"model_name_or_path": "./rows.jsonl"}
+    named.base.write_text(yaml.safe_dump({"model": {"init_args": own} if nested else own}))
+    assert changes(named, named.file)
+    named.words += ["--model.model_name_or_path", "elsewhere"]
+    assert not changes(named, named.file)
+    # A config after the key would win.
+    named.words += ["--config", str(named.base)]
+    assert changes(named, named.file)
+
+
 SOURCE = {"class_path": "oneshot_lit.data.ChatJsonl", "init_args": {"path": "./rows.jsonl"}}
 
 

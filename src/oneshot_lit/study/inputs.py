@@ -61,8 +61,9 @@ def named_in(arguments: Sequence[str]) -> tuple[set[str], set[Path]]:
     Text that is YAML, and YAML files that are named, are read as the parser reads them.
     """
     files, (_, *words) = split_configs(arguments)
+    given = _given_keys(arguments)
     waiting: list[tuple[Any, Path]] = [
-        (_parsed(read_text(file)), Path(file).parent) for file in files
+        (_without(_parsed(read_text(file)), given), Path(file).parent) for file in files
     ]
     # As ``--key value`` or ``--key=value``.
     parts = [part for word in words for part in word.split("=", 1 if word[:2] == "--" else 0)]
@@ -90,6 +91,29 @@ def named_in(arguments: Sequence[str]) -> tuple[set[str], set[Path]]:
                         text = path.read_text(encoding="utf-8", errors="replace")
                         waiting.append((_parsed(text), path.parent))
     return texts, paths
+
+
+def _given_keys(arguments: Sequence[str]) -> set[str]:
+    """Return the keys that words after the configs give, and that configs therefore do not."""
+    last = max((n for n, word in enumerate(arguments) if word.startswith("--config")), default=0)
+    later = arguments[last + 1 :]
+    return {word[2:].partition("=")[0] for word in later if word.startswith("--")}
+
+
+def _without(content: Any, given: set[str], above: str = "") -> Any:
+    """Return a config without the single values that the command line replaces.
+
+    A key that takes a mapping may be replaced in part, so only its inner values go.
+    """
+    if not isinstance(content, Mapping):
+        return content
+    kept = {}
+    for key, value in content.items():
+        name = above if key == "init_args" else f"{above}.{key}".lstrip(".")
+        if name in given and isinstance(value, str):
+            continue
+        kept[key] = _without(value, given, name)
+    return kept
 
 
 def _is_dotted(text: str) -> bool:
