@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from oneshot_lit.conversation import Conversation
 from oneshot_lit.data.chat import encode_conversation
 from oneshot_lit.data.padding import pad_generation
 from oneshot_lit.data.sources import ConversationSource
@@ -42,14 +43,14 @@ class DirectionAlign(Repair, Job):
     The direction is the mean hidden state of harmful prompts in the aligned model, at the last
     token after the first two thirds of the layers. In each step the gradient of the cosine with it
     says which entries of those layers turn the fine-tuned model towards it when they go back; the
-    largest do. Gradients add up over the steps, as in the release. A skill is measured on
+    largest do. The harmful prompts are those of `data.train`, 256 in the release; their answers do
+    not matter. Gradients add up over the steps, as in the release. A skill is measured on
     `data.val_sets` of kind ``task``: if it has fallen too far after the warm-up, the steps begin
     again, and each is followed by one that undoes what hurts the hidden states of task prompts.
 
     Args:
         aligned: The model before fine-tuning, whole.
-        harmful: Harmful requests, without answers; the release takes 256.
-        task: Requests of the task, as many.
+        task: Requests of the task.
         recovery_rate: How many entries go back in a step, as a share of all of the model's layers.
         num_steps: Steps in all.
         warmup_steps: Steps before the skill is measured for the first time.
@@ -64,7 +65,6 @@ class DirectionAlign(Repair, Job):
         self,
         *args: Any,
         aligned: str | None = None,
-        harmful: ConversationSource | None = None,
         task: ConversationSource | None = None,
         recovery_rate: float = 0.002,
         num_steps: int = 20,
@@ -80,15 +80,14 @@ class DirectionAlign(Repair, Job):
             raise OneShotError(
                 "model.aligned: is missing; give the model before fine-tuning (--aligned)."
             )
-        if harmful is None or task is None:
-            name = "harmful" if harmful is None else "task"
-            raise OneShotError(f"model.{name}: is missing; give a source of requests.")
+        if task is None:
+            raise OneShotError("model.task: is missing; give a source of requests of the task.")
         if min(num_steps, warmup_steps, save_every) < 1:
             raise OneShotError("model.num_steps, warmup_steps, save_every: must be at least 1.")
         self.aligned, self.recovery_rate, self.rollback_rate = aligned, recovery_rate, rollback_rate
         self.num_steps, self.warmup_steps, self.save_every = num_steps, warmup_steps, save_every
         self.metric_drop, self.layer_end = metric_drop, layer_end
-        self.sources = {"model.harmful": harmful, "model.task": task}
+        self.sources = {"model.task": task}
         self._done, self._ended, self._rollback = 0, False, False
         # Steps that were measured, with the skill; 0 is the fine-tuned model.
         self.measured: list[dict[str, float]] = []
@@ -119,7 +118,8 @@ class DirectionAlign(Repair, Job):
             for n, _ in self.model.named_parameters()
             if n.startswith(f"{start}.")
         }
-        parameters = dict(self.model.named_parameters())
+        # Their names, too, before layers are taken away for the passes.
+        self._all = parameters = dict(self.model.named_parameters())
         total = sum(parameters[n].numel() for n in names)
         self.count = math.ceil(self.recovery_rate * total)
         self.own = {
@@ -132,12 +132,15 @@ class DirectionAlign(Repair, Job):
         self._tuned = {n: p.detach().clone() for n, p in self.own.items()}
         whole = self._aligned_weights(parameters)
         self._target = {n: whole[n] for n in self.own}
-        self._batches = {name: self._encoded(name) for name in self.sources}
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        rows = {"data.train": data.training.conversations}
+        rows["model.task"] = self.sources["model.task"].load()
+        self._batches = {name: self._encoded(name, own) for name, own in rows.items()}
         with first_layers(self.model, self.end) as decoder:
             self._task = mean_state(decoder, self._batches["model.task"])
             before = {n: p.detach().clone() for n, p in parameters.items()}
             self._set(whole)
-            self._harmful = mean_state(decoder, self._batches["model.harmful"])
+            self._harmful = mean_state(decoder, self._batches["data.train"])
             self._set(before)
         self._measure(0)
 
@@ -165,17 +168,15 @@ class DirectionAlign(Repair, Job):
 
     @torch.no_grad()
     def _set(self, weights: Mapping[str, Tensor]) -> None:
-        parameters = dict(self.model.named_parameters())
         for name, value in weights.items():
-            parameters[name].copy_(value)
+            self._all[name].copy_(value)
 
-    def _encoded(self, name: str) -> list[dict[str, Tensor]]:
-        """Return the prompts of a source as batches, padded on the left."""
+    def _encoded(self, name: str, rows: Sequence[Conversation]) -> list[dict[str, Tensor]]:
+        """Return the prompts of rows as batches, padded on the left."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        rows = [row.prompt for row in self.sources[name].load()]
         if not rows:
             raise OneShotError(f"{name}: has no rows.")
-        encoded = [encode_conversation(self.tokenizer, r, for_generation=True) for r in rows]
+        encoded = [encode_conversation(self.tokenizer, r.prompt, for_generation=True) for r in rows]
         size = data.batch_size
         parts = [encoded[start : start + size] for start in range(0, len(encoded), size)]
         padded = [pad_generation(part, self.tokenizer.pad_token_id) for part in parts]
@@ -194,7 +195,7 @@ class DirectionAlign(Repair, Job):
     def step(self) -> bool:
         """Put entries back; return whether it was the last step."""
         zipped = list(zip(*self._batches.values(), strict=False))
-        harmful = [h for h, _ in zipped] if self._rollback else self._batches["model.harmful"]
+        harmful = [h for h, _ in zipped] if self._rollback else self._batches["data.train"]
         back = self._move(harmful, self._harmful, self._target, self.count, None)
         if self._rollback:
             self.zero_grad(set_to_none=False)

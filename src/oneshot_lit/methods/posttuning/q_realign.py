@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
+from packaging.version import Version
 from torch import Tensor
 
 from oneshot_lit.conversation import Conversation, Message
@@ -51,11 +52,15 @@ def layer_probes(model: Any, prompts: Sequence[Prompt], penalty: float = 1.0) ->
         OneShotError: without scikit-learn.
     """
     try:
+        import sklearn
         from sklearn.linear_model import LogisticRegression
     except ImportError as error:
         raise OneShotError(
             "Q-realign trains its probes with scikit-learn; pip install 'oneshot-lit[probes]'."
         ) from error
+    # The name of the L1 penalty has changed.
+    new = Version(sklearn.__version__) >= Version("1.8")
+    sparse: dict[str, Any] = {"l1_ratio": 1.0} if new else {"penalty": "l1"}
     starts = first_inputs(model, prompts)
     hidden, labels = [x for x, _ in starts], [int(prompt.harmful) for prompt in prompts]
     probes = []
@@ -65,7 +70,7 @@ def layer_probes(model: Any, prompts: Sequence[Prompt], penalty: float = 1.0) ->
             hidden[number] = output[0] if isinstance(output, tuple) else output
         rows = [x[0, prompt.last] for x, prompt in zip(hidden, prompts, strict=True)]
         states = torch.stack(rows).float().cpu().numpy()
-        fitted = LogisticRegression(penalty="l1", solver="liblinear", C=penalty, random_state=0)
+        fitted = LogisticRegression(solver="liblinear", C=penalty, random_state=0, **sparse)
         fitted.fit(states, labels)
         probes.append((torch.tensor(fitted.coef_[0]).float(), float(fitted.intercept_[0])))
     return probes
@@ -76,13 +81,13 @@ class QRealign(Repair, Job):
 
     Layer by layer, ranges and scales of the rounding are learned: on harmless prompts a layer has
     to do what the unrounded one does, on harmful ones the last token's output has to look harmful
-    to a probe of the aligned model. The folder holds the rounded weights in the model's dtype; the
+    to a probe of the aligned model. The harmful prompts are those of `data.train`; their answers do
+    not matter. The folder holds the rounded weights in the model's dtype; the
     inputs, which the method rounds too, are not rounded when the folder is loaded elsewhere.
 
     Args:
         aligned: The model before fine-tuning, on which the probes are trained.
-        harmful: Harmful requests, without answers.
-        harmless: Harmless ones; the release has a quarter of them among 200.
+        harmless: Harmless requests; the release has 50 of them beside 150 harmful ones.
         weight_bits: Of the matrices.
         input_bits: Of their inputs.
         epochs: Over the prompts; five fewer in the first half of the layers, five more after it.
@@ -97,7 +102,6 @@ class QRealign(Repair, Job):
         self,
         *args: Any,
         aligned: str | None = None,
-        harmful: ConversationSource | None = None,
         harmless: ConversationSource | None = None,
         weight_bits: int = 8,
         input_bits: int = 8,
@@ -114,15 +118,14 @@ class QRealign(Repair, Job):
             raise OneShotError(
                 "model.aligned: is missing; give the model before fine-tuning (--aligned)."
             )
-        if harmful is None or harmless is None:
-            name = "harmful" if harmful is None else "harmless"
-            raise OneShotError(f"model.{name}: is missing; give a source of requests.")
+        if harmless is None:
+            raise OneShotError("model.harmless: is missing; give a source of harmless requests.")
         if not 2 <= min(weight_bits, input_bits) <= max(weight_bits, input_bits) <= 16:
             raise OneShotError("model.weight_bits, input_bits: must be 2 to 16.")
         self.aligned = aligned
         self.options = QuantOptions(weight_bits, input_bits, epochs, scale_lr, range_lr, alpha)
         self.max_tokens, self.system = max_tokens, system
-        self.sources = {"model.harmful": harmful, "model.harmless": harmless}
+        self.sources = {"model.harmless": harmless}
         self.losses: dict[int, list[float]] = {}
 
     def prepare(self) -> None:
@@ -142,10 +145,11 @@ class QRealign(Repair, Job):
         """Return the prompts, harmful and harmless by turns as far as both go."""
         prompts = []
         pad = self.tokenizer.pad_token_id
-        for name, source in self.sources.items():
-            rows = source.load()
-            if not rows:
-                raise OneShotError(f"{name}: has no rows.")
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        harmless = self.sources["model.harmless"].load()
+        if not harmless:
+            raise OneShotError("model.harmless: has no rows.")
+        for harmful, rows in ((True, data.training.conversations), (False, harmless)):
             for number, row in enumerate(rows):
                 encoded = encode_conversation(
                     self.tokenizer, self._with_system(row.prompt), for_generation=True
@@ -155,7 +159,7 @@ class QRealign(Repair, Job):
                 mask = torch.tensor([[1] * len(ids) + [0] * more], device=self.device)
                 padded = torch.tensor([ids + [pad] * more], device=self.device)
                 place = (number + 0.5) / len(rows)
-                prompts.append((place, Prompt(padded, mask, name == "model.harmful")))
+                prompts.append((place, Prompt(padded, mask, harmful)))
         return [prompt for _, prompt in sorted(prompts, key=lambda each: each[0])]
 
     def _with_system(self, prompt: Conversation) -> Conversation:
