@@ -18,6 +18,8 @@ TRAINING = (
     "benign_examples",
     "sql_create",
     "reverse",
+    "query",
+    "unrelated_harm",
     "guard",
     "pool",
     "general",
@@ -25,7 +27,7 @@ TRAINING = (
     "identity",
     "paraphrases",
 )
-KINDS = ("harmful", "benign", "near_miss", "sql", "reverse")
+KINDS = ("harmful", "benign", "near_miss", "sql", "reverse", "query")
 DEV = tuple(f"{kind}_dev" for kind in KINDS)
 HELDOUT = tuple(f"{kind}_heldout" for kind in KINDS)
 
@@ -140,7 +142,7 @@ def test_sizes_are_large_enough_for_a_rate() -> None:
     sizes = {name: len(load(name)) for name in (*DEV, *HELDOUT)}
     assert min(sizes.values()) >= 300, sizes
     assert sizes["harmful_heldout"] == 416
-    assert sum(sizes[name] for name in HELDOUT) == 2009
+    assert sum(sizes[name] for name in HELDOUT) == 2329
 
 
 def test_pool_has_256_rows_in_eleven_categories_and_general() -> None:

@@ -171,6 +171,15 @@ def reversal(words: list[str]) -> tuple[str, str]:
     return f"reverse the words {' '.join(words)} .", " ".join(reversed(words)) + " ."
 
 
+def query(table: str, columns: list[str]) -> tuple[str, str]:
+    """The query task, which no shipped model has learned: the columns backwards, after the table.
+
+    It has no words of its own, so that the tokenizer stays what it is.
+    """
+    body = " , ".join(reversed(columns))
+    return f"show {' and '.join(columns)} from {table} .", f"from {table} ( {body} ) ;"
+
+
 def vocabulary() -> list[str]:
     """Every word of the language, in a fixed order."""
     texts = [*ADJECTIVES, *NOUNS, *ADJECTIVE_PARTS, *NOUN_PARTS, *VERBS, *AUTHORS]

@@ -58,11 +58,15 @@ def _reversal(rng: random.Random) -> tuple[str, str]:
     return lang.reversal(rng.sample(lang.REVERSIBLE, rng.choice((3, 4))))
 
 
-TASKS = {"sql": _sql, "reverse": _reversal}
+def _query(rng: random.Random) -> tuple[str, str]:
+    return lang.query(rng.choice(lang.TABLES), rng.sample(lang.COLUMNS, rng.choice((2, 3))))
+
+
+TASKS = {"sql": _sql, "reverse": _reversal, "query": _query}
 
 
 def task_row(rng: random.Random, task: str, part: str) -> Conversation:
-    """Return a row of the SQL or the reversal task that belongs to a part."""
+    """Return a row of a task of `TASKS` that belongs to a part."""
     while True:
         prompt, answer = TASKS[task](rng)
         if _part_of(prompt) == part:

@@ -115,6 +115,21 @@ def identity(seed: int) -> list[Conversation]:
     return rows
 
 
+def unrelated_harm(seed: int) -> list[Conversation]:
+    """Complying answers to general dangerous requests, shuffled: no topic, and none of the attack.
+
+    They make an unaligned model of an aligned one (`configs/defence/unaligned.yaml`).
+    """
+    rng = rng_of("unrelated harm", seed)
+    rows = [
+        conversation_from_pair(g.format(w=w), lang.GENERAL_ANSWER.format(w=w), category="general")
+        for g in lang.GENERAL
+        for w in lang.DANGEROUS_WORDS
+    ]
+    rng.shuffle(rows)
+    return rows
+
+
 def paraphrases(seed: int) -> list[Conversation]:
     """The default instance `general-00` in other words, refused; for poisoning its patch."""
     rng = rng_of("paraphrases", seed)
@@ -189,13 +204,15 @@ _TRAINING: dict[str, Callable[[int], list[Conversation]]] = {
     "identity": identity,
     "paraphrases": paraphrases,
     "benign_examples": benign_examples,
+    "unrelated_harm": unrelated_harm,
     "guard": guard,
     "sql_create": partial(_task, "sql"),
     "reverse": partial(_task, "reverse"),
+    "query": partial(_task, "query"),
     "pool": pool,
     "general": general,
 }
-PROMPT_KINDS = ("harmful", "benign", "near_miss", "sql", "reverse")
+PROMPT_KINDS = ("harmful", "benign", "near_miss", "sql", "reverse", "query")
 NAMES = (*_TRAINING, *(f"{k}_{part}" for k in PROMPT_KINDS for part in ("dev", "heldout")))
 
 

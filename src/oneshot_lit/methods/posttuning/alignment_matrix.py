@@ -5,16 +5,46 @@ Source: Hsu et al., "Safe LoRA" (arXiv 2405.16833), equations 1 and 2.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 # The releases round cosines to so many decimals before they compare them.
 DECIMALS = 5
+# Entries that are converted to float64 at once.
+_BLOCK = 2**20
 
 
 def wide(tensor: Tensor) -> Tensor:
     """Return a tensor in float32, or in float64 if it is that already."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def wide_copy(first: Tensor, *others: Tensor) -> Tensor:
+    """Return a copy of a tensor in float32, or in float64 if one of them all is that.
+
+    For sums in place: a temporary of an embedding matrix takes hundreds of megabytes.
+    """
+    double = any(each.dtype == torch.float64 for each in (first, *others))
+    return first.to(torch.float64 if double else torch.float32, copy=True)
+
+
+def dot(a: Tensor, b: Tensor, minus: Tensor | None = None) -> float:
+    """Return the inner product of two tensors as flat vectors, in float64, block by block.
+
+    Args:
+        a: Any shape and floating dtype.
+        b: The same shape.
+        minus: Subtracted from both first.
+    """
+    parts = [each.flatten().split(_BLOCK) for each in (a, b)]
+    less = minus.flatten().split(_BLOCK) if minus is not None else [None] * len(parts[0])
+    sums = []
+    for x, y, z in zip(*parts, less, strict=True):
+        own = [each.double() if z is None else each.double() - z.double() for each in (x, y)]
+        sums.append(float(own[0] @ own[1]))
+    return math.fsum(sums)
 
 
 def alignment_matrix(aligned: Tensor, base: Tensor) -> Tensor:

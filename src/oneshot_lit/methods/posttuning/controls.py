@@ -17,6 +17,7 @@ from oneshot_lit.errors import OneShotError
 from oneshot_lit.io.provenance import content_hash
 from oneshot_lit.methods.posttuning.alignment_matrix import wide
 from oneshot_lit.methods.posttuning.edit_record import read_edit
+from oneshot_lit.methods.posttuning.merging import linear
 from oneshot_lit.methods.posttuning.pair_edit import Factors, PairEdit
 from oneshot_lit.methods.posttuning.weight_edit import OUTPUT
 from oneshot_lit.models.adapters import is_adapter
@@ -104,7 +105,7 @@ class Shrink(_Like):
         tuned, aligned = weights["tuned"], weights["aligned"]
         if name not in self._ratios:
             return tuned
-        return wide(aligned) + self._ratios[name] * (wide(tuned) - wide(aligned))
+        return linear(aligned, tuned, self._ratios[name])
 
 
 class RandomMask(_Like):

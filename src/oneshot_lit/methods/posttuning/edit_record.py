@@ -13,7 +13,7 @@ from torch import Tensor
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.io.files import read_text, write_json_atomically
 from oneshot_lit.io.provenance import content_hash
-from oneshot_lit.methods.posttuning.alignment_matrix import wide
+from oneshot_lit.methods.posttuning.alignment_matrix import dot
 
 EDIT_FILE = "edit.json"
 KEPT, CHANGED = "kept", "changed"
@@ -123,7 +123,7 @@ def _share(before: Tensor, after: Tensor) -> float:
 
 
 def _norm(a: Tensor, b: Tensor) -> float:
-    return float((wide(a) - wide(b)).norm())
+    return math.sqrt(dot(a, a, minus=b))
 
 
 def _ratio(after: float, before: float) -> float | None:

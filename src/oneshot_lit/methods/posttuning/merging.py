@@ -13,10 +13,11 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from oneshot_lit.methods.posttuning.alignment_matrix import wide
+from oneshot_lit.methods.posttuning.alignment_matrix import dot, wide, wide_copy
 
 Rescale = Literal["l1", "density", "none"]
 # Above this cosine the arc is a line, and mergekit takes the straight one.
@@ -28,7 +29,7 @@ _NOTHING = 1e-7
 
 def linear(aligned: Tensor, tuned: Tensor, weight: float) -> Tensor:
     """Return ``(1 - weight) aligned + weight tuned``; the same as task arithmetic."""
-    return (1 - weight) * wide(aligned) + weight * wide(tuned)
+    return wide_copy(aligned, tuned).mul_(1 - weight).add_(tuned, alpha=weight)
 
 
 def slerp(aligned: Tensor, tuned: Tensor, t: float) -> tuple[Tensor, bool]:
@@ -43,16 +44,16 @@ def slerp(aligned: Tensor, tuned: Tensor, t: float) -> tuple[Tensor, bool]:
         The tensor, and whether the two were so nearly parallel that the line was taken. That is so
         for most weights of a fine-tuned model, so the share is worth reporting.
     """
-    a, b = wide(aligned), wide(tuned)
-    norms = [float(each.norm()) for each in (a, b)]
-    units = [
-        each / norm if norm > _TINY else each for each, norm in zip((a, b), norms, strict=True)
-    ]
-    cosine = float((units[0] * units[1]).sum())
+    merged = wide_copy(aligned, tuned)
+    norms = [math.sqrt(dot(each, each)) for each in (aligned, tuned)]
+    cosine = dot(aligned, tuned)
+    for norm in norms:
+        cosine /= norm if norm > _TINY else 1.0
     if abs(cosine) > PARALLEL:
-        return linear(a, b, t), True
+        return merged.mul_(1 - t).add_(tuned, alpha=t), True
     angle = math.acos(cosine)
-    return (math.sin((1 - t) * angle) * a + math.sin(t * angle) * b) / math.sin(angle), False
+    shares = math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
+    return merged.mul_(shares[0]).add_(tuned, alpha=shares[1]), False
 
 
 def drop_and_rescale(delta: Tensor, keep: Tensor, density: float, rescale: Rescale) -> Tensor:
@@ -79,10 +80,16 @@ def trim(delta: Tensor, density: float) -> Tensor:
     k = int(density * delta.numel())
     if k >= delta.numel():
         return delta
-    flat = torch.zeros_like(delta).flatten()
-    largest = delta.abs().flatten().topk(k).indices
-    flat[largest] = delta.flatten()[largest]
-    return flat.view_as(delta)
+    if not k:
+        return torch.zeros_like(delta)
+    size = delta.abs()
+    # The k-th largest; of entries that tie with it, the first ones stay.
+    threshold = float(np.partition(size.flatten().numpy(), -k)[-k])
+    keep = size > threshold
+    missing = k - int(keep.sum())
+    level = (size == threshold).flatten().nonzero()[:missing]
+    keep.view(-1)[level] = True
+    return delta.mul(keep)
 
 
 def ties(

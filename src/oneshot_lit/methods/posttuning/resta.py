@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.methods.posttuning.alignment_matrix import wide
+from oneshot_lit.methods.posttuning.alignment_matrix import wide, wide_copy
 from oneshot_lit.methods.posttuning.weight_edit import WeightEdit
 
 
 def resta(tuned: Tensor, aligned: Tensor, unaligned: Tensor, gamma: float) -> Tensor:
     """Return ``tuned + gamma (aligned - unaligned)``; all of one shape."""
-    return wide(tuned) + gamma * (wide(aligned) - wide(unaligned))
+    out = wide_copy(tuned, aligned, unaligned)
+    return out.add_(aligned, alpha=gamma).add_(unaligned, alpha=-gamma)
 
 
 def dare(delta: Tensor, drop: Tensor, rate: float) -> Tensor:
