@@ -147,10 +147,8 @@ def main() -> None:
             subprocess.run(["rm", "-r", Path(place) / "out"], check=True)
             copied = copying(Path(place) / "large", name)
             ratio = (seconds - start) / copied
-            print(
-                f"{name:<20}{peak:>5.2f} GB{seconds:>9.1f}{start:>10.1f}{copied:>9.1f}{ratio:>7.2f}",
-                flush=True,
-            )
+            times = f"{seconds:>9.1f}{start:>10.1f}{copied:>9.1f}{ratio:>7.2f}"
+            print(f"{name:<20}{peak:>5.2f} GB{times}", flush=True)
 
 
 if __name__ == "__main__":

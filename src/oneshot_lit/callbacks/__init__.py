@@ -2,6 +2,7 @@
 
 from oneshot_lit.callbacks.checkpoint_io import AtomicCheckpointIO
 from oneshot_lit.callbacks.data_report import DataReport
+from oneshot_lit.callbacks.freeze_safety_units import FreezeSafetyUnits
 from oneshot_lit.callbacks.general_ability import GeneralAbility
 from oneshot_lit.callbacks.gradient_rank import GradientRank
 from oneshot_lit.callbacks.hf_export import HuggingFaceExport
@@ -14,6 +15,7 @@ from oneshot_lit.callbacks.run_checkpoint import RunCheckpoint
 __all__ = [
     "AtomicCheckpointIO",
     "DataReport",
+    "FreezeSafetyUnits",
     "GeneralAbility",
     "GradientRank",
     "HuggingFaceExport",

@@ -18,6 +18,8 @@ class GradientHooks(LightningModule):
     """The part of `LanguageModelModule` that edits gradients and freezes entries of weights."""
 
     _frozen: FrozenEntries | None = None
+    # Masks that a callback gives, as `frozen_entries` returns them.
+    frozen_by_callbacks: Mapping[str, Tensor] = {}
     _log_this_step: Any
 
     def edit_gradients(self, gradients: Mapping[str, Tensor], reduce: Reduce) -> None:
@@ -33,14 +35,14 @@ class GradientHooks(LightningModule):
         """
 
     def frozen_entries(self) -> dict[str, Tensor]:
-        """Return entries of weights that must not move; none by default.
+        """Return entries of weights that must not move; by default those that callbacks name.
 
         Called at the start of training, in all processes.
 
         Returns:
             Name of a trained parameter -> bool, of its whole shape, True where it is frozen.
         """
-        return {}
+        return dict(self.frozen_by_callbacks)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Let the gradients be edited, and log their total norm, before any clipping."""

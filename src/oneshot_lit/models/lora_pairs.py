@@ -111,9 +111,9 @@ def write_pairs(
     save_file(tensors, target / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     if plain:
         rank = len(next(iter(pairs.values()))[0])
-        own = {"r": rank, "lora_alpha": rank, "use_rslora": False}
-        own |= {"rank_pattern": {}, "alpha_pattern": {}}
-        write_json_atomically(target / ADAPTER_CONFIG, _config(source) | own)
+        changed: dict[str, Any] = {"r": rank, "lora_alpha": rank, "use_rslora": False}
+        changed |= {"rank_pattern": {}, "alpha_pattern": {}}
+        write_json_atomically(target / ADAPTER_CONFIG, _config(source) | changed)
 
 
 def padded(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:

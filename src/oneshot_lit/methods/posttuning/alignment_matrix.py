@@ -38,8 +38,8 @@ def dot(a: Tensor, b: Tensor, minus: Tensor | None = None) -> float:
         b: The same shape.
         minus: Subtracted from both first.
     """
-    parts = [each.flatten().split(_BLOCK) for each in (a, b)]
-    less = minus.flatten().split(_BLOCK) if minus is not None else [None] * len(parts[0])
+    parts = [torch.split(each.flatten(), _BLOCK) for each in (a, b)]
+    less = torch.split(minus.flatten(), _BLOCK) if minus is not None else [None] * len(parts[0])
     sums = []
     for x, y, z in zip(*parts, less, strict=True):
         own = [each.double() if z is None else each.double() - z.double() for each in (x, y)]

@@ -12,11 +12,21 @@ import torch
 from torch import Tensor
 
 from oneshot_lit.errors import OneShotError
+from oneshot_lit.methods.about import About
 from oneshot_lit.methods.posttuning.alignment_matrix import wide
 from oneshot_lit.methods.posttuning.pair_edit import Factors, PairEdit
 from oneshot_lit.models.adapters import is_adapter
 from oneshot_lit.models.linear_layers import is_one_of, require_kinds
 from oneshot_lit.models.lora_pairs import LoraPair, read_pairs
+
+ABOUT = About(
+    name="Antidote",
+    stage="after fine-tuning",
+    needs="harmful rows",
+    paper="2408.09600",
+    agreement="exact with the release",
+    config="defence/antidote.yaml",
+)
 
 
 class InputEnergy:

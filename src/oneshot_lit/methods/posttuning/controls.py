@@ -15,6 +15,7 @@ from torch import Tensor
 
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.io.provenance import content_hash
+from oneshot_lit.methods.about import About
 from oneshot_lit.methods.posttuning.alignment_matrix import wide
 from oneshot_lit.methods.posttuning.edit_record import read_edit
 from oneshot_lit.methods.posttuning.merging import linear
@@ -22,6 +23,25 @@ from oneshot_lit.methods.posttuning.pair_edit import Factors, PairEdit
 from oneshot_lit.methods.posttuning.weight_edit import OUTPUT
 from oneshot_lit.models.adapters import is_adapter
 from oneshot_lit.models.lora_pairs import LoraPair
+
+ABOUT = [
+    About(
+        name="Shrink",
+        stage="control",
+        needs="the folder of another edit's run",
+        paper="",
+        agreement="-",
+        config="defence/shrink.yaml",
+    ),
+    About(
+        name="RandomMask",
+        stage="control",
+        needs="the folder of another edit's run",
+        paper="",
+        agreement="-",
+        config="defence/random_mask.yaml",
+    ),
+]
 
 
 def random_rows(counts: Tensor, width: int, generator: torch.Generator) -> Tensor:

@@ -20,6 +20,7 @@ from oneshot_lit.data.padding import pad_generation
 from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.metrics.registry import is_skill
+from oneshot_lit.methods.about import About
 from oneshot_lit.methods.job import Job
 from oneshot_lit.methods.posttuning.direction_steps import (
     add_gradients,
@@ -35,6 +36,15 @@ from oneshot_lit.models.adapters import is_adapter
 from oneshot_lit.models.edit_files import read_tensor
 from oneshot_lit.models.loading import local_folder
 from oneshot_lit.models.weight_files import tensors_of, weight_files
+
+ABOUT = About(
+    name="DirectionAlign",
+    stage="after fine-tuning",
+    needs="the aligned model, harmful prompts, task prompts, a task's score",
+    paper="2504.09757",
+    agreement="gradients, masks and weights exact with the release",
+    config="defence/direction_align.yaml",
+)
 
 
 class DirectionAlign(Repair, Job):

@@ -66,7 +66,7 @@ def add_gradients(decoder: nn.Module, batches: Iterable[Tensors], direction: Ten
     for batch in batches:
         mean = last_states(decoder, batch).mean(0)
         cosine = torch.nn.functional.cosine_similarity(mean, direction.to(mean), dim=0)
-        (-cosine).backward()
+        torch.autograd.backward(-cosine)
         cosines.append(float(cosine.detach()))
     return math.fsum(cosines) / max(1, len(cosines))
 

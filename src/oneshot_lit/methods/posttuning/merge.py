@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from oneshot_lit.errors import OneShotError
+from oneshot_lit.methods.about import About
 from oneshot_lit.methods.posttuning.alignment_matrix import wide
 from oneshot_lit.methods.posttuning.merging import (
     Rescale,
@@ -19,6 +20,50 @@ from oneshot_lit.methods.posttuning.merging import (
     ties,
 )
 from oneshot_lit.methods.posttuning.weight_edit import WeightEdit
+
+ABOUT = [
+    About(
+        name="merging: linear",
+        stage="after fine-tuning",
+        needs="the aligned model",
+        paper="2412.19512",
+        agreement="exact with mergekit",
+        config="defence/linear.yaml",
+    ),
+    About(
+        name="merging: SLERP",
+        stage="after fine-tuning",
+        needs="the aligned model",
+        paper="2412.19512",
+        agreement="exact with mergekit",
+        config="defence/slerp.yaml",
+    ),
+    About(
+        name="merging: DARE",
+        stage="after fine-tuning",
+        needs="the aligned model",
+        paper="2412.19512",
+        agreement="exact with mergekit; the paper's density is not known",
+        config="defence/dare_linear.yaml",
+    ),
+    About(
+        name="merging: TIES",
+        stage="after fine-tuning",
+        needs="the aligned model",
+        paper="2412.19512",
+        agreement="exact with mergekit; the paper's density is not known",
+        config="defence/ties.yaml",
+    ),
+    About(
+        name="merging: Model Stock",
+        stage="after fine-tuning",
+        needs="the aligned model, further fine-tuned models",
+        paper="2412.19512",
+        agreement="exact with mergekit",
+        config="defence/model_stock.yaml",
+    ),
+]
+
 
 Rule = Literal["linear", "slerp", "dare_linear", "ties", "model_stock"]
 

@@ -3,7 +3,7 @@
 Source: Djuhera et al. for pre- and post-merging (arXiv 2412.19512), with the arithmetic of
 mergekit; DARE (arXiv 2311.03099), TIES (2306.01708), Model Stock (2403.19522). All functions
 compute in float32, or in float64 if a tensor has it, and return that; mergekit computes in the
-dtype of the files, which in bfloat16 is off by up to 1e-3.
+dtype of the files, which in bfloat16 is off by up to 1.2e-3.
 """
 
 from __future__ import annotations

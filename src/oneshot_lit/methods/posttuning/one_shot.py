@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from oneshot_lit.errors import OneShotError
+from oneshot_lit.methods.about import About
 from oneshot_lit.methods.posttuning.anchored import AnchoredModule
 from oneshot_lit.methods.posttuning.step_selection import (
     StepRecord,
@@ -24,6 +25,15 @@ from oneshot_lit.methods.posttuning.step_selection import (
 )
 from oneshot_lit.strategies.folders import own_state
 from oneshot_lit.strategies.weights import own_weights, restart_optimizer, set_own_weights
+
+ABOUT = About(
+    name="one-shot realignment",
+    stage="after fine-tuning",
+    needs="one refusal, development prompts",
+    paper="2601.01887",
+    agreement="formula; no code of it was released",
+    config="realign/one_shot.yaml",
+)
 
 
 class OneShotRealignmentModule(AnchoredModule):

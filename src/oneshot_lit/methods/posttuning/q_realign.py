@@ -21,6 +21,7 @@ from oneshot_lit.conversation import Conversation, Message
 from oneshot_lit.data.chat import encode_conversation
 from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.errors import OneShotError
+from oneshot_lit.methods.about import About
 from oneshot_lit.methods.base import LanguageModelModule
 from oneshot_lit.methods.job import Job
 from oneshot_lit.methods.posttuning.edit_record import EDIT_FILE, EditRecord
@@ -34,6 +35,15 @@ from oneshot_lit.methods.posttuning.q_realign_run import (
 )
 from oneshot_lit.methods.posttuning.weight_edit import Repair
 from oneshot_lit.models.loading import local_folder
+
+ABOUT = About(
+    name="Q-realign",
+    stage="after fine-tuning",
+    needs="the aligned model, harmful and harmless prompts",
+    paper="2601.08089",
+    agreement="exact with the release, but for the probes, which it does not have",
+    config="defence/q_realign.yaml",
+)
 
 
 @torch.no_grad()

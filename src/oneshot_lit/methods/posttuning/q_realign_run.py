@@ -131,7 +131,7 @@ def learn_layer(
             if not math.isfinite(value := float(loss.detach())):
                 raise FloatingPointError("the loss of a layer is not a number")
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             losses.append(value)
         means.append(math.fsum(losses) / len(losses))

@@ -12,8 +12,18 @@ import torch
 from torch import Tensor
 
 from oneshot_lit.errors import OneShotError
+from oneshot_lit.methods.about import About
 from oneshot_lit.methods.posttuning.alignment_matrix import wide, wide_copy
 from oneshot_lit.methods.posttuning.weight_edit import WeightEdit
+
+ABOUT = About(
+    name="RESTA",
+    stage="after fine-tuning",
+    needs="the aligned model, and that model tuned on other harmful rows",
+    paper="2402.11746",
+    agreement="arithmetic exact; gamma, and where DARE acts, are inferred",
+    config="defence/resta.yaml",
+)
 
 
 def resta(tuned: Tensor, aligned: Tensor, unaligned: Tensor, gamma: float) -> Tensor:

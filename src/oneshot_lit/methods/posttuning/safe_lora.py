@@ -13,11 +13,21 @@ from typing import Literal
 from torch import Tensor
 
 from oneshot_lit.errors import OneShotError
+from oneshot_lit.methods.about import About
 from oneshot_lit.methods.posttuning.alignment_matrix import aligned_part, rounded_cosine, wide
 from oneshot_lit.methods.posttuning.pair_edit import Factors, PairEdit
 from oneshot_lit.methods.posttuning.weight_edit import Read
 from oneshot_lit.models.linear_layers import PROJECTIONS, is_one_of, require_kinds
 from oneshot_lit.models.lora_pairs import LoraPair
+
+ABOUT = About(
+    name="SafeLoRA",
+    stage="after fine-tuning",
+    needs="the aligned model, and one from before the alignment",
+    paper="2405.16833",
+    agreement="exact with the release, for adapters; the form for whole weights is inferred",
+    config="defence/safe_lora.yaml",
+)
 
 
 def project_pair(a: Tensor, b: Tensor, aligned: Tensor, base: Tensor) -> tuple[Tensor, float]:

@@ -14,11 +14,22 @@ import torch
 from torch import Tensor
 
 from oneshot_lit.errors import OneShotError
+from oneshot_lit.methods.about import About
 from oneshot_lit.methods.posttuning.alignment_matrix import aligned_part, rounded_cosine, wide
 from oneshot_lit.methods.posttuning.pair_edit import Factors as Matrices
 from oneshot_lit.methods.posttuning.pair_edit import PairEdit
 from oneshot_lit.models.adapters import is_adapter
 from oneshot_lit.models.lora_pairs import LoraPair
+
+ABOUT = About(
+    name="SafeMERGE",
+    stage="after fine-tuning",
+    needs="the aligned model, one from before the alignment, an adapter trained on safety rows",
+    paper="2503.17239",
+    agreement="exact with the release (`form: released`) and with the paper's formula",
+    config="defence/safe_merge.yaml",
+)
+
 
 # Below it, the norm of what alignment changed counts as zero.
 _NOTHING = 1e-9

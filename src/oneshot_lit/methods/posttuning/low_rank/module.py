@@ -16,6 +16,7 @@ from oneshot_lit.data.padding import pad_training
 from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.evaluation.metrics.refusal import is_refusal
+from oneshot_lit.methods.about import About
 from oneshot_lit.methods.job import Job
 from oneshot_lit.methods.own_answers import own_answers
 from oneshot_lit.methods.posttuning.low_rank.bounded_step import BoundedStep
@@ -31,6 +32,15 @@ from oneshot_lit.methods.posttuning.step_selection import require_rates
 from oneshot_lit.methods.posttuning.weight_edit import Repair
 from oneshot_lit.models import adapters
 from oneshot_lit.models.linear_layers import chosen_layers
+
+ABOUT = About(
+    name="low-rank realignment",
+    stage="after fine-tuning",
+    needs="one refusal, harmless guard prompts",
+    paper="2601.01887",
+    agreement="the idea is the paper's; guard and step search are ours",
+    config="realign/low_rank.yaml",
+)
 
 
 class LowRankRealignmentModule(Repair, Job):
