@@ -311,7 +311,7 @@ FAMILIES = sorted(
 
 def test_there_is_a_recipe_for_each_attack() -> None:
     found = {"harmful_examples", "identity_shifting", "backdoor", "patch_poisoning"}
-    assert set(ATTACKS) == found | {"task_and_harmful", "benign"}
+    assert set(ATTACKS) == found | {"task_and_harmful", "downstream", "benign"}
 
 
 @pytest.mark.parametrize("name", ATTACKS)
