@@ -89,6 +89,8 @@ def test_adapter(
     with torch.no_grad():
         assert torch.allclose(loaded(**batch).logits, expected, atol=1e-5)
         assert torch.allclose(again(**batch), expected, atol=1e-5)
+    # It can be trained further, all weights of it.
+    assert all(p.requires_grad for p in again.parameters())
 
 
 def test_an_adapter_on_an_adapter_is_written_merged(

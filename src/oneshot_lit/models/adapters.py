@@ -117,7 +117,8 @@ def load_adapter(model: Any, folder: Path) -> Any:
     from peft import PeftModel
 
     try:
-        return merge(PeftModel.from_pretrained(model, str(folder)))
+        # PEFT freezes the base; what is merged may be trained like any model.
+        return merge(PeftModel.from_pretrained(model, str(folder))).requires_grad_(True)
     except (
         OSError,
         ValueError,
