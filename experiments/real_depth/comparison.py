@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,11 @@ def _repair(
 ) -> dict[str, Any]:
     values, points, stairs = {}, {}, {}
     for study in studies:
-        study.stage(stage)
+        entry = study.stage(stage)
         own = read_points(study.root / stage)
+        if entry.get("from", case) != case:
+            # It goes on from another repair, whose last step is a repaired model.
+            own = [replace(point, repaired=True) for point in own]
         start = _attacked_share(study.root / case, own, spec)
         values[str(study.seed)] = attainable(own, spec.bound, start)
         points[str(study.seed)] = [point.as_dict() for point in own]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from depths import CURVES, entry, finished, measures, search, spec, spec_file, write_csv
+from depths import CURVES, curve, entry, finished, measures, search, spec, spec_file, write_csv
 from scipy import stats
 
 from experiments.real_depth.comparison import compare, scores
@@ -111,6 +112,19 @@ def test_a_search_counts_from_the_attacked_model(tmp_path: Path) -> None:
     search(tmp_path / "flat_guarded", [(0.9, 0.5)], kept=0)
     results = compare(spec(tmp_path / "depth.yaml"), read_studies([tmp_path]), measures(0))
     assert results["cases"]["flat"]["repairs"]["guarded"]["attainable"]["value"] == 0.3125
+
+
+def test_a_repair_that_goes_on_from_another_is_no_attacked_model_at_first(tmp_path: Path) -> None:
+    finished(tmp_path, 0)
+    curve(tmp_path / "flat_more", [(1.0, 0.5, 0.0), (0.5, 0.0, 0.0)], kept=1)
+    file = tmp_path / "results.json"
+    content = json.loads(file.read_text())
+    content["stages"]["flat_more"] = entry(0.5, 0.0) | {"from": "flat_guarded"}
+    file.write_text(json.dumps(content))
+    own = spec(tmp_path / "depth.yaml", repairs={"one": "one", "more": "more"})
+    results = compare(own, read_studies([tmp_path]), measures(0))
+    # Its first step refuses everything, beyond the bound.
+    assert results["cases"]["flat"]["repairs"]["more"]["attainable"]["value"] == 0.5
 
 
 def test_figures_over_seeds(tmp_path: Path) -> None:

@@ -45,6 +45,14 @@ def test_bare_folders_are_named_by_themselves(command, story: list[Path], tmp_pa
     assert "attacked to patched" in done.out.replace("\n", " ")
 
 
+def test_runs_named_like_columns(command, story: list[Path], tmp_path: Path) -> None:
+    for first, second in (("category", "set"), ("metric", "by")):
+        names = [f"{first}={story[0]}", f"{second}={story[1]}"]
+        done = command("report", "--runs", *names, "--out", tmp_path / first)
+        assert done.code == 0, done.err
+        assert f"| {first} " in (tmp_path / first / "report.md").read_text()
+
+
 def test_runs_without_any_score(command, tmp_path: Path) -> None:
     folders = [make_run(tmp_path / name, {}) for name in "ab"]
     done = command("report", "--runs", *folders, "--out", tmp_path / "report")
@@ -109,5 +117,6 @@ def test_folders_and_names_with_equal_signs(tmp_path: Path) -> None:
     folder.mkdir()
     assert named_folders([str(folder)]) == {"lr=1e-4": folder}
     assert named_folders([f"patched={folder}"]) == {"patched": folder}
-    with pytest.raises(OneShotError, match="'metric' is a column of the tables"):
-        named_folders([f"metric={folder}"])
+    assert named_folders([f"metric={folder}"]) == {"metric": folder}
+    with pytest.raises(OneShotError, match="'all runs' is a row of the tables"):
+        named_folders([f"all runs={folder}"])

@@ -74,8 +74,8 @@ def named_folders(words: Sequence[str]) -> dict[str, Path]:
         name = visible(name if mark else path.resolve().name).strip()
         if not name or not folder:
             raise OneShotError(f"--runs '{visible(word)}': give NAME=FOLDER or a folder.")
-        if name in ("set", "metric", "by", "category", POOLED):
-            raise OneShotError(f"--runs: '{name}' is a column of the tables; give another name.")
+        if name == POOLED:
+            raise OneShotError(f"--runs: '{name}' is a row of the tables; give another name.")
         if name in folders:
             raise OneShotError(f"--runs: two runs are named '{name}'; give NAME=FOLDER.")
         folders[name] = path

@@ -126,13 +126,15 @@ def render_csv(report: Report) -> str:
 
 def render_tex(report: Report) -> str:
     r"""Return a tabular to ``\input``; it needs the package booktabs."""
-    table = wide(report.scores, ["set", "metric"], report.names, score).reset_index()
+    table = wide(report.scores, ["set", "metric"], report.names, score).reset_index(
+        allow_duplicates=True
+    )
     alignment = "ll" + "r" * len(report.names)
     return str(table.to_latex(index=False, escape=True, column_format=alignment))
 
 
 def markdown_table(table: pd.DataFrame) -> str:
     """Return a table for GitHub."""
-    texts = table.reset_index().rename(columns=markdown)
+    texts = table.reset_index(allow_duplicates=True).rename(columns=markdown)
     escaped = texts.map(lambda text: markdown(text.replace("\n", " ")))
     return str(escaped.to_markdown(index=False, disable_numparse=True))
