@@ -40,7 +40,10 @@ def pooled_scores(studies: Sequence[FinishedStudy]) -> pd.DataFrame:
     rows = []
     for name, entry in studies[0].results["stages"].items():
         for key in entry["metrics"]:
-            if key.rpartition("/")[2] in LEFT_OUT or entry["metrics"][key] is None:
+            prompts, _, metric = key.rpartition("/")
+            # That a harmless answer is one of many right ones says little beside over-refusal.
+            other = metric == "exact_match" and f"{prompts}/over_refusal" in entry["metrics"]
+            if metric in LEFT_OUT or other or entry["metrics"][key] is None:
                 continue
             entries = [study.stage(name) for study in studies]
             rows.append({"run": name, "row": key} | _pooled(key, entries, studies, name))
