@@ -93,7 +93,8 @@ def ours(rows: list[Encoded], pad: int, size: int, file: Path) -> rivals.Trained
             raise SystemExit(code)
         import pandas as pd
 
-        losses = pd.read_csv(Path(folder, "metrics.csv"))["train/loss"].dropna()
+        (table,) = Path(folder).rglob("metrics.csv")
+        losses = pd.read_csv(table)["train/loss"].dropna()
     return rivals.Trained(list(step_clock.ENDS), losses.tolist(), {})
 
 
