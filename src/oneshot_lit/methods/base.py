@@ -35,6 +35,7 @@ from oneshot_lit.models.gguf import model_folder
 from oneshot_lit.models.labelled_head import head_on_labelled
 from oneshot_lit.models.loss import IGNORE_INDEX, next_token_loss, of_labelled
 from oneshot_lit.models.quantised import require_trainable
+from oneshot_lit.models.shared_prefix import training_cache
 from oneshot_lit.models.weight_files import is_local
 from oneshot_lit.strategies.step_window import StepWindow
 
@@ -218,11 +219,21 @@ class LanguageModelModule(PromptScoring, ModelBuilding, RunState):
     def labelled_logits(self, batch: dict[str, Tensor]) -> Tensor:
         """Return the logits that predict the labelled tokens, (labelled tokens, vocabulary).
 
-        The other positions' are never computed; the functions of `models.loss` take either.
+        The other positions' are never computed; the functions of `models.loss` take either. What
+        all rows begin with is read once.
         """
-        with head_on_labelled(self.model, batch["labels"]):
+        ids, mask, labels = (batch[k] for k in ("input_ids", "attention_mask", "labels"))
+        own = type(self).forward is not LanguageModelModule.forward
+        if not own and (cache := training_cache(self.model, batch)) is not None:
+            start = cache.get_seq_length()
+            with head_on_labelled(self.model, labels[:, start:]):
+                output = self.model(
+                    input_ids=ids[:, start:], attention_mask=mask, past_key_values=cache
+                )
+            return output.logits  # type: ignore[no-any-return]
+        with head_on_labelled(self.model, labels):
             # Not `self(...)`: ZeRO-3 takes each call of the module for the beginning of a step.
-            return self.forward(batch["input_ids"], batch["attention_mask"])
+            return self.forward(ids, mask)
 
     def compute_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Return the scalar training loss of a batch; override it for another objective."""

@@ -2,7 +2,8 @@
 
 A chat template begins every prompt with the same system turn, which is often longer than the user's
 request. Its keys and values are computed for one row and copied to the others, so only what differs
-is left to compute. The result is that of the whole batch up to rounding.
+is left to compute. The result is that of the whole batch up to rounding. In training, the gradients
+of the copies add up in the one row.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from oneshot_lit.models.loss import IGNORE_INDEX
 from oneshot_lit.strategies.weights import is_sharded
 
 # Fewer tokens saved are not worth a forward pass of its own.
 _LEAST_SAVED = 64
+# The same for a training step: tokens saved times weights.
+_LEAST_SAVED_WORK = 2e9
 
 
 def shared_prefix(input_ids: Tensor, attention_mask: Tensor) -> int:
@@ -71,6 +75,58 @@ def prefix_cache(model: Any, input_ids: Tensor, attention_mask: Tensor) -> Any:
             for each in (layer.keys, layer.values)
         )
     return cache
+
+
+def training_cache(model: Any, batch: dict[str, Tensor]) -> Any:
+    """Return the cache of the beginning that all rows share, with its graph.
+
+    Only what comes before each row's labelled tokens is shared, so that every loss is computed in
+    its own row. A gradient that flows into the cache is the sum over the rows.
+
+    Args:
+        model: A causal language model of transformers, bare or with a PEFT adapter.
+        batch: ``input_ids``, ``attention_mask`` and ``labels``, (rows, tokens), padded on the
+            right.
+
+    Returns:
+        A `transformers.DynamicCache`; None if sharing saves little, if dropout would have to differ
+        from row to row, or if the model checkpoints activations, keeps a state of another kind or
+        its weights in shards.
+    """
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    if len(ids) < 2 or not bool(mask[:, 0].all()):
+        return None
+    labelled = batch["labels"] != IGNORE_INDEX
+    first = int(labelled.int().argmax(-1)[labelled.any(-1)].min()) if labelled.any() else 0
+    length = min(shared_prefix(ids, mask), first - 1)
+    if length < 1 or is_sharded(model):
+        return None
+    weights = sum(p.numel() for p in model.parameters())
+    if length * (len(ids) - 2) * weights < _LEAST_SAVED_WORK or _draws(model):
+        return None
+    decoder = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if any(getattr(module, "gradient_checkpointing", False) for module in decoder.modules()):
+        return None
+    if (cache := _empty_cache(decoder.config, length)) is None:
+        return None
+    decoder.base_model(input_ids=ids[:1, :length], past_key_values=cache, use_cache=True)
+    if cache.get_seq_length() != length:
+        return None
+    for layer in cache.layers:
+        layer.keys, layer.values = (
+            each.expand(len(ids), -1, -1, -1) for each in (layer.keys, layer.values)
+        )
+    return cache
+
+
+def _draws(model: Any) -> bool:
+    """Whether dropout is on anywhere."""
+    for module in model.modules():
+        rate = module.p if isinstance(module, torch.nn.Dropout) else 0.0
+        rate = max(rate, float(getattr(module, "attention_dropout", 0.0) or 0.0))
+        if module.training and rate > 0:
+            return True
+    return False
 
 
 def _first(attention_mask: Tensor) -> Tensor:
