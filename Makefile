@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## Break an aligned model and repair it with one example; writes runs/demo/report.html
 	$(BIN)/oneshot-lit study --config configs/study/demo.yaml
 
-real: $(STAMP)  ## The same story on a real model, SmolLM2-135M (under 45 minutes; QUICK=1: under 15)
+real: $(STAMP)  ## The same story on a real model, SmolLM2-135M (about 45 minutes; QUICK=1: about 15)
 	$(BIN)/python experiments/fetch.py smollm2
 	$(BIN)/oneshot-lit study --config configs/study/real$(if $(QUICK),_quick).yaml
 

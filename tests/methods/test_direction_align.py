@@ -78,6 +78,12 @@ def test_mistakes(command: Any, broken: Path, tmp_path: Path, tiny_folder: Path)
         assert not (tmp_path / name / "model").exists()
 
 
+def test_a_task_that_was_never_learned(command: Any, broken: Path, tmp_path: Path) -> None:
+    done = command(*words(tmp_path, broken, skill="query_dev", aligned=SMALL))
+    assert done.code == 2
+    assert "scores 0 on the task" in done.err.strip().splitlines()[-1]
+
+
 @pytest.mark.parametrize("drop", [0.05])
 def test_a_skill_that_falls_is_rolled_back(
     command: Any, broken: Path, tmp_path: Path, drop: float, monkeypatch: pytest.MonkeyPatch

@@ -152,7 +152,11 @@ class DirectionAlign(Repair, Job):
             self._set(whole)
             self._harmful = mean_state(decoder, self._batches["data.train"])
             self._set(before)
-        self._measure(0)
+        if not self._measure(0):
+            raise OneShotError(
+                "data.val_sets: the fine-tuned model scores 0 on the task, so no loss could be "
+                "seen; give a task that it has learned."
+            )
 
     def _layers(self) -> Any:
         return self.model.get_decoder().layers
