@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from oneshot_lit.methods.posttuning.alignment_matrix import alignment_matrix
+from oneshot_lit.methods.posttuning.controls import random_rows
 from oneshot_lit.methods.posttuning.merging import slerp
 from oneshot_lit.models.lora_pairs import read_pairs
 
@@ -113,6 +114,26 @@ def test_adapters(command: Any, models: Any, tmp_path: Path, method: str) -> Non
     assert content["decisions"].keys() - {"kept"}
 
 
+@pytest.mark.parametrize("form", ["paper", "released"])
+def test_modules_that_are_not_merged_keep_their_change(
+    command: Any, models: Any, tmp_path: Path, form: str
+) -> None:
+    more = ["--model.safe_adapter", str(models.safe), "--model.form", form]
+    given = {"tuned": models.adapter, "base": models.base}
+    assert command(*words("SafeMerge", more, tmp_path / "all", **given)).code == 0
+    cosines = sorted(each["cosine"] for each in record(tmp_path / "all")["tensors"].values())
+    middle = (cosines[2] + cosines[3]) / 2
+    more += ["--model.threshold", str(middle)]
+    assert command(*words("SafeMerge", more, tmp_path / "some", **given)).code == 0
+    assert record(tmp_path / "some")["decisions"] == {"kept": 3, "merged": 3}
+    before, after = read_pairs(models.adapter), read_pairs(tmp_path / "some" / "model")
+    for module, facts in record(tmp_path / "some")["tensors"].items():
+        same = torch.allclose(after[module].change, before[module].change, atol=1e-6)
+        # The adapter has another scaling than the merged one, which is 1.
+        assert same == (facts["decision"] == "kept"), module
+    assert next(iter(after.values())).scaling == 1.0
+
+
 def test_number_mode_of_an_adapter_projects_as_many(
     command: Any, models: Any, tmp_path: Path
 ) -> None:
@@ -172,6 +193,15 @@ def test_the_same_draw_for_the_same_seed(command: Any, models: Any, tmp_path: Pa
 
 
 # --------------------------------------------------------------------------- controls
+
+
+def test_rows_lose_as_many_entries_as_they_should() -> None:
+    counts = torch.tensor([0, 1, 5, 3])
+    mask = random_rows(counts, 5, torch.Generator().manual_seed(0))
+    assert torch.equal(mask.sum(1), counts)
+    again = random_rows(torch.full((200,), 2), 5, torch.Generator().manual_seed(1))
+    # Each column is drawn about as often.
+    assert (again.float().mean(0) - 0.4).abs().max() < 0.15
 
 
 def test_controls_of_an_edit_of_pairs(command: Any, models: Any, tmp_path: Path) -> None:
