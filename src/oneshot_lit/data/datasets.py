@@ -121,6 +121,8 @@ class TrainingDataset(EncodedRows):
         name: str | None = "data.train",
     ) -> None:
         super().__init__()
+        for transform in transforms:
+            transform.use_tokenizer(tokenizer)
         for row in conversations:
             for transform in transforms:
                 row = transform.text(row)

@@ -88,6 +88,7 @@ class SideStreams(ResumableDataModule):
         """Read the rows of every stream beside the first one."""
         self._sides, self.anchor_set = {}, None
         for name, source in self.side.items():
+            source.use_tokenizer(self.tokenizer)
             self._sides[name] = self._encoded(source.load(), source, f"data.side.{name}")
             self._note(f"side/{name}", source, self._sides[name])
         if (anchors := self.anchors) is None:

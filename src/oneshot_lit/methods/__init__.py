@@ -2,6 +2,8 @@
 
 from oneshot_lit.methods.attack import HarmfulFineTuningModule
 from oneshot_lit.methods.base import LanguageModelModule
+from oneshot_lit.methods.finetuning.backdoor_align import BackdoorAlign, BackdoorAlignRows
+from oneshot_lit.methods.finetuning.lookahead import LookAhead
 from oneshot_lit.methods.posttuning.antidote import Antidote
 from oneshot_lit.methods.posttuning.controls import RandomMask, Shrink
 from oneshot_lit.methods.posttuning.direction_align import DirectionAlign
@@ -23,6 +25,8 @@ from oneshot_lit.models.generation import Decoding
 
 __all__ = [
     "Antidote",
+    "BackdoorAlign",
+    "BackdoorAlignRows",
     "BruteForceModule",
     "Decoding",
     "DirectionAlign",
@@ -30,6 +34,7 @@ __all__ = [
     "HarmfulFineTuningModule",
     "InstanceSelectionModule",
     "LanguageModelModule",
+    "LookAhead",
     "LowRankRealignmentModule",
     "Merge",
     "OneShotRealignmentModule",
