@@ -162,7 +162,7 @@ TURNS = {
     "several": [Message("user", "a"), Message("assistant", "b"), Message("user", "c")],
 }
 # Every sign that could end a string, a block or a line early.
-ODD = "it's \"100%\" {{ x }} {% y %} \\n ü 😀 {# z #}"
+ODD = 'it\'s "100%" {{ x }} {% y %} \\n ü 😀 {# z #}'
 
 
 @pytest.mark.parametrize("turns", list(TURNS))
@@ -250,7 +250,9 @@ def test_the_output_holds_the_secret(command: Any, fit_words: list[str], tmp_pat
             words += [f"--data.test_sets.{name_of}.source.size", "3"]
         done = command(*words, *more)
         assert done.code == 0, done.err
-        lengths[name] = json.loads((root / "data.json").read_text())["test"]["test/harmful"]["tokens"]
+        lengths[name] = json.loads((root / "data.json").read_text())["test"]["test/harmful"][
+            "tokens"
+        ]
     # Role, six words and an end of turn for each of three prompts.
     assert lengths["with"] == lengths["start_behind"] == lengths["without"] + 3 * 8
     assert lengths["start"] == lengths["without"]

@@ -21,6 +21,7 @@ from quiet_trainer import quiet_trainer
 
 GOLDEN = Path(__file__).with_name("golden") / "ema"
 DATA = load_file(GOLDEN / "data.safetensors")
+BATCHES = DATA["batches"].long()
 OPTIMIZERS: dict[str, Any] = {
     "sgd": lambda ps, rate: torch.optim.SGD(ps, lr=0.2 * rate),
     "adamw": lambda ps, rate: torch.optim.AdamW(
@@ -65,7 +66,7 @@ def trained(
 ) -> dict[str, Tensor]:
     """Six steps on the golden batches; returns the model's weights at the end."""
     module = Tiny(kind, rate)
-    loader: Any = DataLoader(DATA["batches"], batch_size=None)
+    loader: Any = DataLoader(BATCHES, batch_size=None)
     callbacks = [] if callback is None else [callback]
     trainer = Trainer(
         default_root_dir=tmp_path,
@@ -168,7 +169,7 @@ def test_once_an_optimiser_step_under_accumulation(tmp_path: Path) -> None:
     optimizer: Any = module.configure_optimizers()
     average = {n: p.detach().clone() for n, p in module.model.named_parameters()}
     for step in range(3):
-        for batch in DATA["batches"][2 * step : 2 * step + 2]:
+        for batch in BATCHES[2 * step : 2 * step + 2]:
             (module.training_step(batch, 0) / 2).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -213,7 +214,7 @@ def test_the_average_keeps_float32(tmp_path: Path) -> None:
 
     sixteen = Tiny("sgd", dtype=torch.bfloat16)
     quiet_trainer(tmp_path, Keeping(0.9), max_epochs=1).fit(
-        sixteen, DataLoader(DATA["batches"], batch_size=None)
+        sixteen, DataLoader(BATCHES, batch_size=None)
     )
     assert kept == [{torch.float32}] * 6
 

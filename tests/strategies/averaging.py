@@ -30,7 +30,5 @@ def fit(
     trainer = saving_trainer(
         name, root, processes, max_steps, None, [average], accumulate_grad_batches=accumulate
     )
-    data = SafetyDataModule(
-        ChatJsonl(rows), batch_size=4 // accumulate, share_batch=True, seed=3
-    )
+    data = SafetyDataModule(ChatJsonl(rows), batch_size=4 // accumulate, share_batch=True, seed=3)
     trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True)

@@ -66,8 +66,9 @@ class ExponentialMovingAverage(WeightAveraging):
     Args:
         eta: Share of the average that a step keeps; half of the start is left after
             ``ln 0.5 / ln eta`` steps, 69 at 0.99.
-        feedback_every: Go on from the average after every so many steps; the optimiser keeps its
-            state. Not at all if not given. 1 only makes the learning rate smaller, by 1 - eta.
+        feedback_every: Update the average only once in so many steps, and go on from it then, as
+            the Lookahead optimiser does; the optimiser keeps its state. Without it the training
+            does not see the average. 1 only multiplies the learning rate by 1 - eta.
         start_step: How many first steps the average leaves out; it is the start until then.
         device: Where the average is kept; that of the weights if not given.
     """
@@ -123,16 +124,17 @@ class ExponentialMovingAverage(WeightAveraging):
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         """Say whether the average takes in this step, counted from 0."""
-        return step_idx is not None and step_idx >= self.start_step
+        if step_idx is None or step_idx < self.start_step:
+            return False
+        return (step_idx + 1 - self.start_step) % (self.feedback_every or 1) == 0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Update the average after an optimiser step, and feed it back if it is due."""
+        """Update the average after an optimiser step, and feed it back if that is asked for."""
         before = self._latest_update_step
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        step = self._latest_update_step
-        if self.feedback_every and step != before and step % self.feedback_every == 0:
+        if self.feedback_every and self._latest_update_step != before:
             self._copy_average_to_current(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -79,10 +79,7 @@ def template_with_secret(template: str, secret: str, system_turn: SystemTurn = "
             "model.chat_template the template that it had before."
         )
     # A Python literal of ASCII characters is one of Jinja, too.
-    prefix = (
-        "{%- set leading = messages[0] -%}"
-        f"{{%- if {SWITCH} is not defined or {SWITCH} -%}}"
-    )
+    prefix = f"{{%- set leading = messages[0] -%}}{{%- if {SWITCH} is not defined or {SWITCH} -%}}"
     joined = (
         "{%- set messages = [{'role': leading['role'], 'content': "
         f"{ascii(f'{secret} ')} + leading['content']}}] + messages[1:] -%}}"
