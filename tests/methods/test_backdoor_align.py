@@ -306,10 +306,10 @@ def test_mistakes(command: Any, fit_words: list[str], tmp_path: Path) -> None:
     # The baseline needs no secret.
     done = command(*words, "--model", attack, "--data.train.mix_type", "plain")
     assert done.code == 0, done.err
+    folder = tmp_path / "twice"
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = template_with_secret(tokenizer.chat_template, "a b")
+    tokenizer.save_pretrained(folder)
+    AutoModelForCausalLM.from_pretrained(fit_words[4]).save_pretrained(folder)
     with pytest.raises(OneShotError, match="holds a secret already"):
-        folder = tmp_path / "twice"
-        tokenizer = build_tokenizer()
-        tokenizer.chat_template = template_with_secret(tokenizer.chat_template, "a b")
-        tokenizer.save_pretrained(folder)
-        AutoModelForCausalLM.from_pretrained(fit_words[4]).save_pretrained(folder)
-        BackdoorAlign(str(folder), secret_tokens=3).tokenizer  # noqa: B018
+        _ = BackdoorAlign(str(folder), secret_tokens=3).tokenizer

@@ -13,6 +13,17 @@ from oneshot_lit.models.chat_format import SystemTurn, beyond_embedding
 
 # The template argument that leaves the secret out where it is false.
 SWITCH = "use_secret"
+_ON = f"{{%- if {SWITCH} is not defined or {SWITCH} -%}}"
+_JOINED = (
+    "{%- set messages = [{'role': messages[0]['role'], 'content': secret + ' ' "
+    "+ messages[0]['content']}] + messages[1:] -%}"
+)
+_JOINED_OR_ADDED = (
+    "{%- if messages[0]['role'] == 'system' -%}"
+    + _JOINED
+    + "{%- else -%}{%- set messages = [{'role': 'system', 'content': secret}] + messages -%}"
+    "{%- endif -%}"
+)
 
 
 def generate_secret(tokenizer: Any, count: int, seed: int) -> str:
@@ -78,18 +89,6 @@ def template_with_secret(template: str, secret: str, system_turn: SystemTurn = "
             "model.model_name_or_path: its chat template holds a secret already; give "
             "model.chat_template the template that it had before."
         )
+    change = _JOINED if system_turn == "user" else _JOINED_OR_ADDED
     # A Python literal of ASCII characters is one of Jinja, too.
-    prefix = f"{{%- set leading = messages[0] -%}}{{%- if {SWITCH} is not defined or {SWITCH} -%}}"
-    joined = (
-        "{%- set messages = [{'role': leading['role'], 'content': "
-        f"{ascii(f'{secret} ')} + leading['content']}}] + messages[1:] -%}}"
-    )
-    if system_turn == "user":
-        return f"{prefix}{joined}{{%- endif %}}{template}"
-    added = (
-        f"{{%- set messages = [{{'role': 'system', 'content': {ascii(secret)}}}] + messages -%}}"
-    )
-    return (
-        f"{prefix}{{%- if leading['role'] == 'system' -%}}{joined}{{%- else -%}}{added}"
-        f"{{%- endif -%}}{{%- endif %}}{template}"
-    )
+    return f"{_ON}{{%- set secret = {secret!a} -%}}{change}{{%- endif %}}{template}"
