@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,10 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+sys.path.append(str(Path(__file__).parent.parent / "data"))
+
+from families import FAMILIES, build
 
 from oneshot_lit.conversation import Message, conversation_from_pair
 from oneshot_lit.data import ConversationSource, Microworld
@@ -186,6 +191,22 @@ def test_the_template_does_what_the_rows_do(turns: str, secret: str, place: Any)
     on = ChatOptions(system_turn=place, template_arguments=(("use_secret", True),))
     served.chat_options = on
     assert render(served, messages, True, "row") == wanted
+
+
+@pytest.mark.parametrize("turns", list(TURNS))
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_templates_of_model_families(family: str, turns: str) -> None:
+    trained, served = build(FAMILIES[family]), build(FAMILIES[family])
+    secret = generate_secret(trained, 3, 0)
+    assert len(trained(f"a {secret}", add_special_tokens=False)["input_ids"]) == 1 + 3
+    # Gemma's template refuses system turns.
+    for place in ("user",) if family.startswith("gemma") else ("template", "user"):
+        trained.chat_options = served.chat_options = ChatOptions(system_turn=place)
+        served.chat_template = template_with_secret(trained.chat_template, secret, place)
+        marked = with_secret(TURNS[turns], secret, place)
+        assert prompt_text(served, TURNS[turns], "") == prompt_text(trained, marked, "")
+        served.chat_options = ChatOptions(place, template_arguments=(("use_secret", False),))
+        assert prompt_text(served, TURNS[turns], "") == prompt_text(trained, TURNS[turns], "")
 
 
 def test_a_second_secret_is_refused() -> None:
