@@ -15,7 +15,9 @@ from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from oneshot_lit.callbacks import ExponentialMovingAverage
+from oneshot_lit.cli.export import _fill
 from oneshot_lit.errors import OneShotError
+from oneshot_lit.methods import LanguageModelModule
 from oneshot_lit.methods.finetuning.ema import update_average
 from quiet_trainer import quiet_trainer
 
@@ -326,3 +328,13 @@ def test_mistakes(command: Any, fit_words: list[str]) -> None:
     done = command(*averaging(fit_words, eta=2), "--overwrite", "true")
     assert done.code == 2
     assert "eta must be in" in done.error
+
+
+def test_a_sharded_average_is_not_exported_from_a_checkpoint(tmp_path: Path) -> None:
+    """Its parts lie in the files of each process; the plain weights would be wrong."""
+    callbacks = [{"class_path": "oneshot_lit.callbacks.ExponentialMovingAverage"}]
+    config = {"trainer": {"callbacks": callbacks}}
+    module = LanguageModelModule("checkpoints/small")
+    for kind in ("fsdp2", "deepspeed"):
+        with pytest.raises(OneShotError, match="resume the run to its end instead"):
+            _fill(module, tmp_path, {"kind": kind, "run": {"config": config}})
