@@ -11,31 +11,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from oneshot_lit.errors import OneShotError
-from oneshot_lit.methods.about import About
 from oneshot_lit.methods.finetuning.ema import update_average
 from oneshot_lit.strategies.folders import own_state
 from oneshot_lit.strategies.weights import own_weights, set_own_weights, trained_parts
 
 # In a checkpoint, the average of each process's own weights.
 AVERAGE = "weight_average"
-ABOUT = [
-    About(
-        name="EMA",
-        stage="during fine-tuning",
-        needs="-",
-        paper="2508.12531",
-        agreement="formula only; no code of it was released, and its eta is not known",
-        config="defence/ema.yaml",
-    ),
-    About(
-        name="EMA's smaller rate",
-        stage="control",
-        needs="-",
-        paper="",
-        agreement="equals EMA fed back after every step",
-        config="defence/ema_control.yaml",
-    ),
-]
 
 
 class Average:

@@ -11,6 +11,27 @@ from collections.abc import Iterable, MutableMapping
 import torch
 from torch import Tensor
 
+from oneshot_lit.methods.about import About
+
+ABOUT = [
+    About(
+        name="EMA",
+        stage="during fine-tuning",
+        needs="-",
+        paper="2508.12531",
+        agreement="formula only; no code of it was released, and its eta is not known",
+        config="defence/ema.yaml",
+    ),
+    About(
+        name="EMA's smaller rate",
+        stage="control",
+        needs="-",
+        paper="",
+        agreement="equals EMA fed back after every step",
+        config="defence/ema_control.yaml",
+    ),
+]
+
 
 @torch.no_grad()
 def update_average(
