@@ -21,6 +21,7 @@ from oneshot_lit.methods.select.base import SelectionModule
 from oneshot_lit.methods.select.bilevel import InstanceSelectionModule
 from oneshot_lit.methods.select.brute_force import BruteForceModule
 from oneshot_lit.methods.select.enumeration import EnumerationModule
+from oneshot_lit.methods.select.seal import Seal
 from oneshot_lit.models.generation import Decoding
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "Resta",
     "SafeLoRA",
     "SafeMerge",
+    "Seal",
     "SelectionModule",
     "Shrink",
     "WeightEdit",
