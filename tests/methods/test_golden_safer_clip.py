@@ -121,14 +121,13 @@ def test_retrieval_counts_equal_captions_as_right() -> None:
     rows = {
         "safe_text": torch.stack([one, one]),
         "safe_image": torch.stack([one, one]),
-        "unsafe_text": torch.stack([two, one]),
-        "unsafe_image": torch.stack([two, three]),
+        "unsafe_text": torch.stack([two, one + 0.2 * three]),
+        "unsafe_image": torch.stack([two, one + 0.2 * two]),
     }
     scores = retrieval_scores(rows, [("a", "x"), ("a", "y")])
     assert scores == {
         "unsafe_text_to_safe_image": 0.5,
         "safe_text_to_image": 1.0,
-        # The third image is as far from all; the first item, a safe one, wins the tie.
         "unsafe_image_to_safe_text": 0.5,
         "safe_image_to_text": 1.0,
     }
