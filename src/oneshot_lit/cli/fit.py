@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -83,7 +83,7 @@ class OneShotCLI(LightningCLI):
     module_class: type[LightningModule] = LanguageModelModule
     data_class: type[LightningDataModule] = SafetyDataModule
     command: str | None = None
-    descriptions = DESCRIPTIONS
+    descriptions: ClassVar[dict[str, str]] = DESCRIPTIONS
 
     def __init__(self, verb: str, held: ExitStack) -> None:
         """Run the command that the process's arguments give; `held` keeps locks until its end."""

@@ -59,10 +59,10 @@ class SelectedRows(ConversationSource):
         others.subtract(Counter(str(digest) for digest in facts.get("skipped", [])))
         for digest, number in others.items():
             if number < 0:
-                row = next((each.row for each in ranking if each.digest == digest), None)
+                lost = next((f"row {r.row}" for r in ranking if r.digest == digest), "a row")
                 raise OneShotError(
-                    f"{self.selection}: was made of other rows than {self.source.describe()}, which "
-                    f"lacks row {row} of it; give the source that was chosen from."
+                    f"{self.selection}: was made of other rows than {self.source.describe()}, "
+                    f"which lacks {lost} of it; give the source that was chosen from."
                 )
             if number > 0:
                 raise OneShotError(

@@ -148,8 +148,8 @@ class ClipModule(RunState):
         """Refuse strategies that shard the model; measure the model as it was given."""
         if self.trainer.world_size > 1 or is_sharded(self):
             raise OneShotError(
-                "trainer.devices: a CLIP model is trained in one process, as it is compared with its "
-                "frozen self; give 1, and no strategy."
+                "trainer.devices: a CLIP model is trained in one process, as it is compared with "
+                "its frozen self; give 1, and no strategy."
             )
         if "before" not in self.scores:
             with self.frozen():
@@ -234,8 +234,8 @@ class ClipModule(RunState):
         loss = self.total(terms)
         if not torch.isfinite(loss):
             raise OneShotError(
-                f"the loss is {loss.item()} at step {self.global_step}; lower the learning rate. No "
-                "model was written."
+                f"the loss is {loss.item()} at step {self.global_step}; lower the learning rate. "
+                "No model was written."
             )
         if self._log_this_step():
             values = {f"train/{name}": term.detach() for name, term in terms.items()}

@@ -60,7 +60,7 @@ def nearest_safe(unsafe_texts: Tensor, safe_texts: Tensor) -> tuple[Tensor, Tens
         Its place among the safe texts, and the cosine, both (unsafe,).
     """
     # In parts: the whole table of a large set would not fit in memory.
-    best = [similarities(part, safe_texts).max(-1) for part in unsafe_texts.split(4096)]
+    best = [similarities(part, safe_texts).max(-1) for part in torch.split(unsafe_texts, 4096)]
     return torch.cat([each.indices for each in best]), torch.cat([each.values for each in best])
 
 

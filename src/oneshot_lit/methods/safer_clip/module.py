@@ -40,9 +40,8 @@ class SaferClipModule(ClipModule):
         **kwargs: Any,
     ) -> None:
         modules = ["q_proj", "k_proj", "v_proj", "out_proj"]
-        super().__init__(
-            *args, peft=peft or {"r": 16, "lora_alpha": 16, "target_modules": modules}, **kwargs
-        )
+        given = peft or {"r": 16, "lora_alpha": 16, "target_modules": modules}
+        super().__init__(*args, peft=given, **kwargs)  # type: ignore[misc]
         if self.model_config is not None:
             raise OneShotError("model.model_config: SafeR-CLIP needs a trained CLIP model.")
         self.weights, self.redirect = weights or TermWeights(), redirect

@@ -68,7 +68,8 @@ def scenes(part: Part) -> list[Scene]:
     heldout = {
         scene
         for scene in every
-        if (list(THINGS).index(scene[0]) + places.index(scene[1]) + grounds.index(scene[2])) % 4 == 0
+        if (list(THINGS).index(scene[0]) + places.index(scene[1]) + grounds.index(scene[2])) % 4
+        == 0
     }
     if part == "all":
         return every
@@ -82,8 +83,7 @@ class Patches(QuadrupleSource):
     place and ground, the others are any safe scene.
 
     Args:
-        part: ``train``, or ``heldout``, whose unsafe scenes no row of ``train`` has; or ``all``, to make
-            the model that is trained.
+        part: ``train``; ``heldout``, whose unsafe scenes no row of ``train`` has; or ``all``.
         size: How many quadruples.
         seed: Decides scenes and noise.
         noise: Standard deviation of the noise.
@@ -127,8 +127,7 @@ def build_tokenizer() -> Any:
     from transformers import PreTrainedTokenizerFast
 
     words = " ".join(
-        caption(scene)
-        for scene in itertools.product([*COLOURS, *THINGS], PLACES, GROUNDS)
+        caption(scene) for scene in itertools.product([*COLOURS, *THINGS], PLACES, GROUNDS)
     ).split()
     pieces = [PAD, BEGIN, UNKNOWN, END, *dict.fromkeys(words)]
     vocab = {piece: number for number, piece in enumerate(pieces)}

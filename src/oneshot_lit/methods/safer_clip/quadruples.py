@@ -150,9 +150,7 @@ class QuadrupleRows(Dataset[dict[str, Any]]):
         longest: Longest text in tokens; longer ones are truncated.
     """
 
-    def __init__(
-        self, rows: Sequence[Quadruple], tokenizer: Any, size: int, longest: int
-    ) -> None:
+    def __init__(self, rows: Sequence[Quadruple], tokenizer: Any, size: int, longest: int) -> None:
         self.rows, self.size = list(rows), size
         self.tokens: dict[str, Any] = {}
         for kind in ("safe", "unsafe"):
