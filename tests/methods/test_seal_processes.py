@@ -1,4 +1,4 @@
-"""SEAL in two processes takes the steps of one, and refuses what shards the model."""
+"""SEAL in processes of its own: two take the steps of one, and a killed one goes on."""
 
 from __future__ import annotations
 
@@ -7,23 +7,30 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from test_seal import run, selection, words
 
 
-def finish(line: list[str], log: Path, seconds: float = 150) -> int:
-    """Return the exit code; all that was started is gone after so many seconds."""
-    process = subprocess.Popen(
+def start(line: list[str], log: Path) -> subprocess.Popen[bytes]:
+    threads = str(torch.get_num_threads())
+    return subprocess.Popen(
         [sys.executable, "-m", "oneshot_lit", *line],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        env={**os.environ, "OMP_NUM_THREADS": threads, "GLOO_SOCKET_IFNAME": "lo"},
         stdout=subprocess.DEVNULL,
         stderr=log.open("w"),
         start_new_session=True,
     )
+
+
+def finish(line: list[str], log: Path, seconds: float = 150) -> int:
+    """Return the exit code; all that was started is gone after so many seconds."""
+    process = start(line, log)
     try:
         return process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -58,3 +65,27 @@ def test_sharded_models_are_refused(command: Any, tiny_folder: Path, tmp_path: P
         done = command(*line)
         assert done.code == 2, done.err
         assert "trainer.strategy: a job needs the whole model in each process" in done.error
+
+
+@pytest.mark.slow
+def test_a_killed_selection_ends_the_same(command: Any, tiny_folder: Path, tmp_path: Path) -> None:
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    more = ["--model.epochs", "40", "--model.upperlevel_weight_decay", "0.01"]
+    line = words(tiny_folder, killed, *more)
+    process = start(line, tmp_path / "log")
+    deadline, table = time.monotonic() + 120, killed / "selection.csv"
+    try:
+        while time.monotonic() < deadline and process.poll() is None:
+            if (killed / "checkpoints" / "job.ckpt").exists() and len(table.read_text()) > 1000:
+                break
+            time.sleep(0.002)
+        assert process.poll() is None, (tmp_path / "log").read_text()
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
+    assert not (killed / "selection.json").exists()
+    run(command, line)
+    run(command, words(tiny_folder, whole, *more))
+    assert selection(killed) == selection(whole)
+    assert (killed / "selection.csv").read_text() == (whole / "selection.csv").read_text()
