@@ -43,7 +43,7 @@ class Annotation(Job):
     def __init__(self, *args: Any, rows_at_once: int = 16, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.model_config is not None or self.peft is not None:
-            raise OneShotError("model: annotations need trained models, so no model_config or peft.")
+            raise OneShotError("model: annotations need trained models; drop model_config and peft.")
         if rows_at_once < 1:
             raise OneShotError(f"model.rows_at_once must be at least 1, not {rows_at_once}.")
         self.rows_at_once = rows_at_once
@@ -97,8 +97,8 @@ class Annotation(Job):
         precision = str(self.trainer.precision)
         if precision not in ("32-true", "bf16-mixed"):
             raise OneShotError(
-                f"trainer.precision: {precision}: give 32-true or bf16-mixed here, and the dtype of "
-                "the weights in model.dtype."
+                f"trainer.precision: {precision}: give 32-true or bf16-mixed here, and the dtype "
+                "of the weights in model.dtype."
             )
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         self.rows, self.conversations = data.training.encoded, data.training.conversations

@@ -229,7 +229,8 @@ class ClassifierGuard(Guard):
         super().load(device)
         names = [str(self.model.config.id2label[n]) for n in range(self.model.config.num_labels)]
         if unknown := [label for label in self.safe_labels if label not in names]:
-            raise OneShotError(f"{self.name}: has no label {unknown[0]}; it has {', '.join(names)}.")
+            known = ", ".join(names)
+            raise OneShotError(f"{self.name}: has no label {unknown[0]}; it has {known}.")
         self._safe = torch.tensor([name in self.safe_labels for name in names])
         if self._safe.all():
             raise OneShotError(f"{self.name}: every label is in safe_labels; leave the others out.")

@@ -1,4 +1,4 @@
-"""`TokenScores`: what two reference models, a harmful and a useful one, say of each token (TOSS)."""
+"""`TokenScores`: what a harmful and a useful reference say of each token (TOSS)."""
 
 from __future__ import annotations
 

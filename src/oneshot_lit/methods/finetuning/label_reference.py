@@ -35,8 +35,8 @@ class LabelReferenceModule(ReferenceModule):
         if reference_file is not None:
             if self.reference_name_or_path is not None or self.model_config is not None:
                 raise OneShotError(
-                    "model.reference_file: is of the start model; drop model.reference_name_or_path "
-                    "and model.model_config."
+                    "model.reference_file: is of the start model; drop "
+                    "model.reference_name_or_path and model.model_config."
                 )
             self.keeps_start_weights = False
 
@@ -76,7 +76,7 @@ class LabelReferenceModule(ReferenceModule):
         """Return the training rows of the data module, with their tokens and conversations."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if (rows := getattr(data, "training", None)) is None:
-            raise OneShotError("data: annotations belong to the rows of a SafetyDataModule; use it.")
+            raise OneShotError("data: annotations belong to rows of a SafetyDataModule; use it.")
         return rows
 
     def contents(self) -> dict[str, list[Any]]:

@@ -184,7 +184,7 @@ class StarDSS(LabelReferenceModule):
         super().__init__(*args, **kwargs)
         if annotations is None and variant != "kl_only":
             raise OneShotError(
-                "model.annotations: is missing; write them with oneshot-lit annotate and StarScores."
+                "model.annotations: is missing; write them with oneshot-lit annotate (StarScores)."
             )
         if kl_scale < 0 or (kl_clamp is not None and kl_clamp <= 0):
             raise OneShotError("model: kl_scale must not be negative, and kl_clamp be above 0.")

@@ -1,0 +1,89 @@
+"""ConstrainedSFT, STAR-DSS and TOSS: under every strategy, with accumulation, and resumed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from outputs import require_equal
+from processes import in_processes
+from token_defences import CASES, annotated, fit
+from transformers import AutoModelForCausalLM
+
+STRATEGIES = ("ddp", "fsdp2", "zero2", "zero3")
+
+
+@pytest.fixture(scope="module")
+def words(
+    tiny_folder: Path, uneven_rows: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    root = tmp_path_factory.mktemp("annotated")
+    shutil.copytree(tiny_folder, root / "other")
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02)
+    model.save_pretrained(root / "other")
+    paths = {"folder": str(tiny_folder), "rows": str(uneven_rows)}
+    return {**paths, "files": annotated(root, other=str(root / "other"), **paths)}
+
+
+@pytest.mark.parametrize("label", list(CASES))
+def test_accumulated_batches_make_the_same_step(
+    words: dict[str, Any], tmp_path: Path, label: str
+) -> None:
+    fit(label, "single", str(tmp_path / "one"), **words)
+    fit(label, "single", str(tmp_path / "two"), accumulate=2, **words)
+    # The anchors of two smaller batches are other rows of the stream.
+    if "side" not in label:
+        require_equal(tmp_path / "two", tmp_path / "one", 2e-6)
+
+
+@pytest.mark.parametrize("label", list(CASES))
+def test_a_killed_fit_ends_bit_for_bit_the_same(
+    words: dict[str, Any], tmp_path: Path, label: str
+) -> None:
+    fit(label, "single", str(tmp_path / "whole"), **words)
+    fit(label, "single", str(tmp_path / "cut"), max_steps=2, **words)
+    last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    kept = "own_state" in torch.load(last, weights_only=True)
+    assert kept == (label in ("constrained", "constrained, side", "star", "star, KL only"))
+    fit(label, "single", str(tmp_path / "cut"), ckpt_path=str(last), **words)
+    require_equal(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_a_file_stands_for_the_reference(words: dict[str, Any], tmp_path: Path) -> None:
+    fit("constrained", "single", str(tmp_path / "live"), **words)
+    fit("constrained, file", "single", str(tmp_path / "file"), **words)
+    require_equal(tmp_path / "file", tmp_path / "live", 2e-6)
+
+
+@pytest.fixture(scope="module")
+def runs(words: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root: Path = tmp_path_factory.mktemp("token_defences")
+    cases: list[dict[str, Any]] = []
+    for label in CASES:
+        for name in STRATEGIES:
+            place = f"{root}/{name}, {label}"
+            more = {"label": label, "name": name, "processes": 2, **words}
+            cases += [
+                {"root": place, **more},
+                {"root": f"{place}, two", "accumulate": 2, **more},
+            ]
+        fit(label, "single", f"{root}/single, {label}", **words)
+    in_processes(root, "token_defences", "fit", cases, seconds=900)
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("label", list(CASES))
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy_makes_the_same_model(name: str, label: str, runs: Path) -> None:
+    require_equal(runs / f"{name}, {label}", runs / f"single, {label}", 1e-5)
+    if "side" not in label:
+        require_equal(runs / f"{name}, {label}, two", runs / f"single, {label}", 1e-5)
