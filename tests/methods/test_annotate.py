@@ -126,7 +126,10 @@ def test_what_has_changed_is_refused(
     # Other rows, another truncation, another template.
     other = written(tmp_path / "other.jsonl", [("how do i bake bread ?", "take flour .")])
     assert "has no numbers for a row of data.train" in refused("--data.train.path", str(other))
-    assert "the truncation has changed" in refused("--data.max_length", "14")
+    first = json.loads(rows_file.read_text().splitlines()[0])["messages"]
+    row = Conversation(tuple(Message(**turn) for turn in first))
+    size = len(encode_conversation(AutoTokenizer.from_pretrained(model), row).input_ids)
+    assert "the truncation has changed" in refused("--data.max_length", str(size - 1))
     template = (model / "chat_template.jinja").read_text().replace("bos_token }}", "bos_token }}a")
     (tmp_path / "mine.jinja").write_text(template)
     assert "has no numbers" in refused("--model.chat_template", str(tmp_path / "mine.jinja"))
@@ -193,10 +196,9 @@ def test_only_what_is_new_is_computed(
 
 def test_mistakes_of_annotate(command: Any, model: Path, rows_file: Path, tmp_path: Path) -> None:
     for kind, more, message in (
-        ("TokenScores", ["--model.harmful", model], "model.utility"),
-        ("TokenScores", ["--model.harmful", "no/x", "--model.utility", model], "not found"),
+        ("TokenScores", ["--model.harmful", model], "required: utility"),
+        ("TokenScores", ["--model.harmful", "./no", "--model.utility", model], "not found"),
         ("StarScores", ["--model.guards", "[]"], "model.guards: is empty"),
-        ("LogProbabilities", ["--trainer.devices", "2"], "in one process"),
         ("LogProbabilities", ["--trainer.precision", "bf16-true"], "trainer.precision"),
         ("LogProbabilities", ["--model.rows_at_once", "0"], "rows_at_once"),
         ("LogProbabilities", ["--model.peft", "{r: 2}"], "peft"),
@@ -317,7 +319,7 @@ def _set_values(path: Path, value: float) -> None:
 
 
 def test_mistakes_of_star_dss(model: Path) -> None:
-    with pytest.raises(OneShotError, match="model.annotations: is missing"):
+    with pytest.raises(OneShotError, match=r"model.annotations: is missing"):
         StarDSS(str(model))
     with pytest.raises(OneShotError, match="rejection has no reference"):
         StarDSS(str(model), annotations="x", variant="rejection", reference_file="y")
@@ -350,7 +352,9 @@ def test_keyword_guard(tiny_folder: Path) -> None:
         guard.load(torch.device("cpu"))
         own = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32).eval()
         tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
-        ids = [tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in (" yes", " no")]
+        ids = [
+            tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in (" yes", " no")
+        ]
         expected = []
         for text in TEXTS:
             chat = [{"role": "user", "content": ASKED[0].content}]
@@ -370,7 +374,7 @@ def test_keyword_guard(tiny_folder: Path) -> None:
     for mark in ends:
         assert forged.count(mark) == plain_row.count(mark)
     guard.max_length = 3
-    with pytest.raises(OneShotError, match="here: has .* more than its max_length=3"):
+    with pytest.raises(OneShotError, match=r"here: has .* more than its max_length=3"):
         guard.safety([asked("a")])
     same = KeywordGuard(model_name_or_path=str(tiny_folder), safe=" yes", unsafe=" yes")
     with pytest.raises(OneShotError, match="two different tokens"):
@@ -388,9 +392,7 @@ def test_classifier_guard(tiny_folder: Path, tmp_path: Path, kind: str, template
     head.save_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
     tokenizer.save_pretrained(tmp_path)
-    guard = ClassifierGuard(
-        ["fine"], template, model_name_or_path=str(tmp_path), batch_size=2
-    )
+    guard = ClassifierGuard(["fine"], template, model_name_or_path=str(tmp_path), batch_size=2)
     guard.load(torch.device("cpu"))
     with torch.no_grad():
         got = guard.safety([asked(text) for text in TEXTS])

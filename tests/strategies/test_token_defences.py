@@ -68,12 +68,10 @@ def runs(words: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Pat
     cases: list[dict[str, Any]] = []
     for label in CASES:
         for name in STRATEGIES:
-            place = f"{root}/{name}, {label}"
-            more = {"label": label, "name": name, "processes": 2, **words}
-            cases += [
-                {"root": place, **more},
-                {"root": f"{place}, two", "accumulate": 2, **more},
-            ]
+            # The anchors of two smaller batches are other rows of the stream.
+            accumulate = 1 if "side" in label else 2
+            own = {"label": label, "name": name, "processes": 2, "accumulate": accumulate}
+            cases.append({"root": f"{root}/{name}, {label}", **own, **words})
         fit(label, "single", f"{root}/single, {label}", **words)
     in_processes(root, "token_defences", "fit", cases, seconds=900)
     return root
@@ -83,7 +81,5 @@ def runs(words: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.mark.long
 @pytest.mark.parametrize("label", list(CASES))
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_every_strategy_makes_the_same_model(name: str, label: str, runs: Path) -> None:
+def test_two_processes_make_the_same_step(name: str, label: str, runs: Path) -> None:
     require_equal(runs / f"{name}, {label}", runs / f"single, {label}", 1e-5)
-    if "side" not in label:
-        require_equal(runs / f"{name}, {label}, two", runs / f"single, {label}", 1e-5)

@@ -95,9 +95,7 @@ def fit(
     torch.manual_seed(0)
     kind, keys = CASES[label]
     keys = {k: files[v.lower()] if str(v).isupper() else v for k, v in keys.items()}
-    module = kind(
-        folder, optimizer=lambda ps: torch.optim.SGD(ps, lr=0.3, momentum=0.5), **keys
-    )
+    module = kind(folder, optimizer=lambda ps: torch.optim.SGD(ps, lr=0.1, momentum=0.5), **keys)
     trainer = saving_trainer(name, root, processes, max_steps, accumulate_grad_batches=accumulate)
     side = {"anchors": ChatJsonl(rows, skip=4)} if "side" in label else None
     transforms = [TossTokens(files["toss"], discard=0.3)] if kind is Toss else []

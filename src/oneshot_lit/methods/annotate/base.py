@@ -43,7 +43,9 @@ class Annotation(Job):
     def __init__(self, *args: Any, rows_at_once: int = 16, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.model_config is not None or self.peft is not None:
-            raise OneShotError("model: annotations need trained models; drop model_config and peft.")
+            raise OneShotError(
+                "model: annotations need trained models; drop model_config and peft."
+            )
         if rows_at_once < 1:
             raise OneShotError(f"model.rows_at_once must be at least 1, not {rows_at_once}.")
         self.rows_at_once = rows_at_once

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from typing import Any
 
 import torch
@@ -121,6 +120,7 @@ def chunk_ends(
             )
             part = replace(conversation, messages=(*before, Message("assistant", text)))
             ids = encode_conversation(tokenizer, part).input_ids
-            same = len(os.path.commonprefix([ids, row.input_ids]))
+            pairs = zip(ids, row.input_ids, strict=False)
+            same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
             ends.append(same if exact else len(ids))
     return list(accumulate(ends, max))

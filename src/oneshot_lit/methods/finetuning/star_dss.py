@@ -17,7 +17,7 @@ from oneshot_lit.data.annotations import RowNumbers
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.methods.about import About
 from oneshot_lit.methods.finetuning.label_reference import LabelReferenceModule
-from oneshot_lit.models.loss import IGNORE_INDEX, of_labelled, token_losses, weighted_mean
+from oneshot_lit.models.loss import of_labelled, token_losses, weighted_mean
 
 ABOUT = About(
     name="STAR-DSS",
@@ -38,7 +38,9 @@ def prefix_word_counts(words: int, chunk_words: int) -> list[int]:
     return [min(n, words) for n in range(chunk_words, max(words, 1) + chunk_words, chunk_words)]
 
 
-def without_repeats(positions: Sequence[int], values: Sequence[float]) -> tuple[list[int], list[float]]:
+def without_repeats(
+    positions: Sequence[int], values: Sequence[float]
+) -> tuple[list[int], list[float]]:
     """Return positions and values up to the first position that repeats the one before."""
     pairs = enumerate(positions)
     end = next((n for n, p in pairs if n and p == positions[n - 1]), len(positions))

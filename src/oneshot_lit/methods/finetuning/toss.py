@@ -62,7 +62,9 @@ def top_tokens(token_scores: Tensor, share: float) -> Tensor:
     return order[: int(len(token_scores) * share)]
 
 
-def discarded(token_scores: Sequence[Tensor], share: float, level: Level = "global") -> list[Tensor]:
+def discarded(
+    token_scores: Sequence[Tensor], share: float, level: Level = "global"
+) -> list[Tensor]:
     """Return which response tokens are left out: the highest scores.
 
     Args:
