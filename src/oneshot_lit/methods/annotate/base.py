@@ -210,7 +210,7 @@ class Annotation(Job):
                 use_cache=False,
             ).logits
         counts = (labels[:, 1:] != IGNORE_INDEX).sum(1)
-        return list(token_losses(logits, labels).float().split(counts.tolist()))
+        return list(torch.split(token_losses(logits, labels).float(), counts.tolist()))
 
 
 def _chunks(indices: Sequence[int], size: int) -> Iterator[list[int]]:

@@ -70,7 +70,9 @@ class StarScores(Annotation):
         """Return a guard's scores of rows."""
         own = [beginnings(self.conversations[i], self.chunk_words) for i in indices]
         values = self.guards[part].safety([each for row in own for each in row])
-        return [{VALUES: each} for each in torch.tensor(values).split([len(row) for row in own])]
+        return [
+            {VALUES: each} for each in torch.split(torch.tensor(values), [len(row) for row in own])
+        ]
 
     def joined(self, parts: dict[str, Numbers], index: int) -> Numbers:
         """Return the mean over the guards, and where each beginning ends in the row."""

@@ -81,7 +81,7 @@ def discarded(
         mask = torch.zeros(len(group), dtype=torch.bool)
         mask[top_tokens(group, share)] = True
         masks.append(mask)
-    return list(torch.cat(masks).split([len(row) for row in token_scores]))
+    return list(torch.split(torch.cat(masks), [len(row) for row in token_scores]))
 
 
 def rows_of_top_tokens(token_scores: Sequence[Tensor], count: int) -> list[int]:
