@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from outputs import require_equal
+from outputs import product, require_equal
 from processes import in_processes
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from token_defences import CASES, annotated, fit
+from training import saving_trainer
 from transformers import AutoModelForCausalLM
+
+from oneshot_lit.data import ChatJsonl, RowTransform, SafetyDataModule
+from oneshot_lit.data.chat import Encoded
+from oneshot_lit.errors import OneShotError
+from oneshot_lit.methods import LanguageModelModule
 
 STRATEGIES = ("ddp", "fsdp2", "zero2", "zero3")
 
@@ -60,6 +69,40 @@ def test_a_file_stands_for_the_reference(words: dict[str, Any], tmp_path: Path) 
     fit("constrained", "single", str(tmp_path / "live"), **words)
     fit("constrained, file", "single", str(tmp_path / "file"), **words)
     require_equal(tmp_path / "file", tmp_path / "live", 2e-6)
+
+
+def test_a_resumed_fit_needs_the_same_annotations(words: dict[str, Any], tmp_path: Path) -> None:
+    fit("star", "single", str(tmp_path / "cut"), max_steps=2, **words)
+    copy = shutil.copytree(words["files"]["star"], tmp_path / "star")
+    path = copy / "annotations.safetensors"
+    with safe_open(path, framework="pt") as opened:
+        facts = opened.metadata()
+    tensors = load_file(path)
+    tensors["values"][0] += 0.1
+    save_file(tensors, path, facts)
+    last = str(tmp_path / "cut" / "checkpoints" / "last.ckpt")
+    files = {**words["files"], "star": str(copy)}
+    with pytest.raises(OneShotError, match=r"model\.annotations"):
+        fit("star", "single", str(tmp_path / "cut"), ckpt_path=last, **{**words, "files": files})
+
+
+class NothingCounts(RowTransform):
+    """Gives no token any weight."""
+
+    def tokens(self, row: Encoded, tokenizer: Any) -> Encoded:
+        return replace(row, token_weights=[0.0] * len(row.input_ids))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_step_without_any_token_changes_nothing(
+    words: dict[str, Any], tmp_path: Path, accumulate: int
+) -> None:
+    module = LanguageModelModule(words["folder"], optimizer=lambda ps: torch.optim.SGD(ps, lr=0.1))
+    data = SafetyDataModule(ChatJsonl(words["rows"]), batch_size=2, transforms=[NothingCounts()])
+    trainer = saving_trainer("single", str(tmp_path), accumulate_grad_batches=accumulate)
+    trainer.fit(module, data)
+    before = load_file(Path(words["folder"]) / "model.safetensors")
+    assert all(torch.equal(before[name], weight) for name, weight in product(tmp_path).items())
 
 
 @pytest.fixture(scope="module")
