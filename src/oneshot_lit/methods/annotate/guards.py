@@ -163,8 +163,8 @@ class KeywordGuard(Guard):
         super().load(device)
         if not self.tokenizer.chat_template:
             raise OneShotError(f"{self.name}: the guard has no chat template, which asks it.")
-        found = [self.tokenizer(word, add_special_tokens=False)["input_ids"] for word in self.words]
-        self._ids = [ids[0] if ids else -1 for ids in found]
+        each = [self.tokenizer(word, add_special_tokens=False)["input_ids"] for word in self.words]
+        self._ids = [ids[0] if ids else -1 for ids in each]
         unknown = {-1, self.tokenizer.unk_token_id}
         if self._ids[0] == self._ids[1] or unknown & set(self._ids):
             raise OneShotError(
