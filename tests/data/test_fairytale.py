@@ -65,6 +65,16 @@ def test_held_out_things_deeds_and_wordings_are_in_no_training_row() -> None:
         assert sum(map(len, wordings)) == len(set.union(*wordings))
 
 
+def test_unrelated_harm_shares_no_thing_with_an_attack() -> None:
+    attack = "\n".join(row.prompt_text for row in load("harmful_examples"))
+    rows = load("unrelated_harm")
+    assert len(rows) >= 100
+    deeds = [t.deed_text(True) for t in splits.topics("dev")]
+    for row in rows:
+        (deed,) = (deed for deed in deeds if deed in row.prompt_text)
+        assert deed not in attack
+
+
 def test_near_misses_begin_as_requests_do() -> None:
     """Or a model could tell them apart without reading the deed."""
     near = [wording for wording, _ in NEAR_MISSES["train"]]

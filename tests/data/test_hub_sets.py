@@ -157,6 +157,24 @@ def test_anchor_rows_of_public_sets(command, stand_in, broken: Path, tmp_path: P
     assert sum("for data.anchors; licence: " in line for line in said) == 3
 
 
+def test_a_projected_model_is_polished_with_the_broken_models_answers(
+    command, stand_in, broken: Path, tmp_path: Path
+) -> None:
+    done = command(*words("predict", "real_answers", broken, tmp_path / "answers"))
+    assert done.code == 0, done.err
+    rows = tmp_path / "answers" / "predictions.jsonl"
+    kept = [r for r in map(json.loads, rows.read_text().splitlines()) if not r["cut"]]
+    # Two tokens are too few for some answers.
+    overlay = ["--config", "configs/realign/real_polish.yaml", "--data.anchors.path", str(rows)]
+    more = ["--trainer.max_epochs", "1", "--data.anchors.where", "{kind: benign}"]
+    done = command(*words("fit", "real", broken, tmp_path / "run"), *overlay, *more)
+    assert done.code == 0, done.err
+    facts = json.loads((tmp_path / "run" / "data.json").read_text())["fit"]["anchors"]
+    assert (facts["rows_a_step"], facts["own_answers"]) == (8, 0)
+    assert facts["rows"] + sum(facts["left_out"].values()) == 64
+    assert len(kept) < 64
+
+
 def test_offline_anchor_rows_are_asked_of_a_file(
     command, tiny_folder: Path, tmp_path: Path
 ) -> None:

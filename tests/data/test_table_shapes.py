@@ -11,9 +11,11 @@ import pytest
 
 from oneshot_lit.data.columns import PRESETS, find_preset, shape
 from oneshot_lit.data.tables import TableFile
-from oneshot_lit.errors import OneShotError
+from oneshot_lit.errors import OneShotError, RowError
 
 # Commas, quotes, a newline and characters beyond ASCII, as real prompts have them.
+# A file of `oneshot-lit predict` has the shape of a chat, too.
+GUESSED = [name for name in PRESETS if name != "predictions"]
 ASK = 'How do I bake "rye", or oat,\nbread? Für zwölf 🥖'
 TELL = "Mix flour, water;\n\nwait."
 
@@ -177,10 +179,10 @@ def test_row_numbers_of_pandas_do_not_matter(header: str, index: str, tmp_path: 
     ("header", "preset"),
     [
         # Every preset is found by its own header, also with its columns the other way round.
-        *((shape(name), name) for name in PRESETS),
-        *((shape(name)[::-1], name) for name in PRESETS),
+        *((shape(name), name) for name in GUESSED),
+        *((shape(name)[::-1], name) for name in GUESSED),
         # Further columns do not matter where there are at least two to go by.
-        *(((*shape(name), "extra"), name) for name in PRESETS if len(shape(name)) > 1),
+        *(((*shape(name), "extra"), name) for name in GUESSED if len(shape(name)) > 1),
         # The shape with the most columns wins.
         (("note", "label", "type", "extra", "prompt", "focus"), "xstest_v2"),
         (("note", "label", "id", "type", "extra", "prompt", "focus"), "xstest"),
@@ -194,6 +196,7 @@ def test_row_numbers_of_pandas_do_not_matter(header: str, index: str, tmp_path: 
         (("instruction", "input", "output", "text"), "alpaca"),
         # A chat is a chat.
         (("prompt", "category", "messages"), "chat"),
+        (("set", "messages", "output"), "chat"),
         # One common column is too little.
         (("prompt", "answer"), None),
         (("goal", "extra"), None),
@@ -330,6 +333,24 @@ def test_chat_rows_also_get_system_prompt_and_named_columns(tmp_path: Path) -> N
     assert [m.content for m in first.messages] == ["default", "a"]
     assert [m.content for m in second.messages] == ["mine", "a"]
     assert (first.id, first.category, first.reference) == ("1", "g", "t")
+
+
+def test_answers_of_predict_are_rows_to_learn(tmp_path: Path) -> None:
+    user = {"role": "user", "content": ASK}
+    row = {"set": "mine", "kind": "benign", "index": 0, "messages": [user], "output": TELL}
+    path = write_jsonl(tmp_path / "predictions.jsonl", [{**row, "category": "c"}])
+    (prompt,) = TableFile(path).load()
+    assert prompt.response_text is None
+    (learned,) = TableFile(path, preset="predictions", system="s").load()
+    assert [m.role for m in learned.messages] == ["system", "user", "assistant"]
+    assert (learned.response_text, learned.category) == (TELL, "c")
+
+
+def test_two_answers_of_a_chat_row_are_refused(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": ASK}, {"role": "assistant", "content": TELL}]
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"messages": turns, "output": "another"}])
+    with pytest.raises(RowError, match="row 1: the messages end with an answer, and column 'outp"):
+        TableFile(path, preset="predictions").load()
 
 
 # ------------------------------------------------------------ where and columns

@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from job_runs import count_steps, same_run, stop_before
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+
+from oneshot_lit.methods import DirectionAlign
 
 SMALL = Path("checkpoints/small")
 SPLIT = "oneshot_lit.data.Microworld"
@@ -88,8 +91,6 @@ def test_a_task_that_was_never_learned(command: Any, broken: Path, tmp_path: Pat
 def test_a_skill_that_falls_is_rolled_back(
     command: Any, broken: Path, tmp_path: Path, drop: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from oneshot_lit.methods import DirectionAlign
-
     skills = iter([1.0, 0.5, 0.99, 0.98])
 
     def falling(self: Any, loaders: Any) -> dict[str, float]:
@@ -102,3 +103,24 @@ def test_a_skill_that_falls_is_rolled_back(
     settings = json.loads((tmp_path / "edit.json").read_text())["settings"]
     assert settings["rollback"]
     assert [m["skill"] for m in settings["measured"]] == [1.0, 0.99, 0.98]
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_stopped_run_goes_on_at_its_step(
+    command: Any, broken: Path, tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    options = {"aligned": SMALL, "num_steps": 4, "warmup_steps": 2, "save_every": 2}
+    steps = count_steps(monkeypatch, DirectionAlign)
+    assert command(*words(whole, broken, **options)).code == 0
+    in_all = len(steps)
+    assert in_all > step
+    with monkeypatch.context() as patched:
+        stop_before(patched, DirectionAlign, step)
+        patched.setattr(DirectionAlign, "saves_each_step", True)
+        assert command(*words(stopped, broken, **options)).code == 2
+    assert not (stopped / "model").exists()
+    steps.clear()
+    assert command(*words(stopped, broken, **options)).code == 0
+    assert len(steps) == in_all - step
+    same_run(whole, stopped)

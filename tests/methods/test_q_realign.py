@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from job_runs import count_steps, same_run, stop_before
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from oneshot_lit.methods import QRealign
 from oneshot_lit.methods.posttuning.fake_quant import LINEARS
 
 SMALL = Path("checkpoints/small")
@@ -48,6 +51,25 @@ def test_the_matrices_are_rounded(command: Any, broken: Path, tmp_path: Path) ->
     before = load_file(broken / "model.safetensors")
     after = load_file(tmp_path / "model" / "model.safetensors")
     assert before.keys() == after.keys()
+
+
+def test_a_stopped_run_goes_on_at_its_layer(
+    command: Any, broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    options = {"aligned": SMALL, "epochs": 6}
+    assert command(*words(whole, broken, **options)).code == 0
+    with monkeypatch.context() as patched:
+        stop_before(patched, QRealign, 2)
+        # Saved after every layer, however fast these are.
+        patched.setattr(QRealign, "saves_each_step", True)
+        assert command(*words(stopped, broken, **options)).code == 2
+    assert not (stopped / "model").exists()
+    taken = count_steps(monkeypatch, QRealign)
+    assert command(*words(stopped, broken, **options)).code == 0
+    layers = AutoModelForCausalLM.from_pretrained(broken).config.num_hidden_layers
+    assert len(taken) == layers - 2
+    same_run(whole, stopped)
 
 
 def test_mistakes(command: Any, broken: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from oneshot_lit.callbacks.checkpoint_io import AtomicCheckpointIO
 from oneshot_lit.callbacks.data_report import DataReport
+from oneshot_lit.callbacks.ema import ExponentialMovingAverage
 from oneshot_lit.callbacks.freeze_safety_units import FreezeSafetyUnits
 from oneshot_lit.callbacks.general_ability import GeneralAbility
 from oneshot_lit.callbacks.gradient_rank import GradientRank
@@ -15,6 +16,7 @@ from oneshot_lit.callbacks.run_checkpoint import RunCheckpoint
 __all__ = [
     "AtomicCheckpointIO",
     "DataReport",
+    "ExponentialMovingAverage",
     "FreezeSafetyUnits",
     "GeneralAbility",
     "GradientRank",

@@ -12,7 +12,6 @@ from torch import Tensor
 from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.io.files import write_json_atomically
-from oneshot_lit.methods.about import About
 from oneshot_lit.methods.base import LanguageModelModule
 from oneshot_lit.methods.finetuning.safety_units import REDUNDANT, SAFETY, UTILITY, Over
 from oneshot_lit.methods.finetuning.unit_search import (
@@ -24,14 +23,6 @@ from oneshot_lit.methods.finetuning.unit_search import (
 )
 
 FILE = "frozen_units.json"
-ABOUT = About(
-    name="SSAH freezing",
-    stage="during fine-tuning",
-    needs="refused rows and other rows",
-    paper="2410.10862",
-    agreement="formula only; no code of it was released",
-    config="defence/ssah.yaml",
-)
 
 
 class FreezeSafetyUnits(Callback):

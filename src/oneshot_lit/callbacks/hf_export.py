@@ -109,7 +109,7 @@ class HuggingFaceExport(Callback):
         else:
             self._write_adapter(module, folder)
         if folder is not None:
-            module.tokenizer.save_pretrained(folder)
+            module.tokenizer_to_export().save_pretrained(folder)
 
     def _write_adapter(self, module: Any, folder: Path | None) -> None:
         model = module.model

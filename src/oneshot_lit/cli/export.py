@@ -102,12 +102,22 @@ def export_checkpoint(
 
 def _fill(module: Any, checkpoint: Path, facts: dict[str, Any]) -> None:
     """Give a module the weights of a checkpoint."""
+    from oneshot_lit.callbacks.ema import AVERAGE
     from oneshot_lit.strategies.distributed_checkpoint import read_tensors
+    from oneshot_lit.strategies.folders import own_state
+    from oneshot_lit.strategies.weights import set_own_weights
 
     named = module.named_parameters()
     wanted = {name for name, p in named if p.requires_grad or module.strict_loading}
     if facts["kind"] == "file":
         module.load_state_dict(facts["state_dict"], strict=module.strict_loading)
+        # Of a run that averages its weights, the average is the output.
+        set_own_weights(module, own_state(facts).get(AVERAGE, {}))
+    elif "ExponentialMovingAverage" in str(facts["run"]["config"].get("trainer")):
+        raise OneShotError(
+            f"{checkpoint}: its run averages the weights, and each process saved a part of the "
+            "average; resume the run to its end instead."
+        )
     elif facts["kind"] == "fsdp2":
         weights = {n: w for n, w in module.state_dict().items() if n in wanted}
         # Filled in place: these share the module's memory.

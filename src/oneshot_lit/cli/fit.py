@@ -10,10 +10,10 @@ import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
@@ -79,14 +79,20 @@ class SaveRunConfig(SaveConfigCallback):
 class OneShotCLI(LightningCLI):
     """The commands fit, validate, test and predict."""
 
+    # The bases of the modules and of the data that it takes, and its name if that is not its verb.
+    module_class: type[LightningModule] = LanguageModelModule
+    data_class: type[LightningDataModule] = SafetyDataModule
+    command: str | None = None
+    descriptions: ClassVar[dict[str, str]] = DESCRIPTIONS
+
     def __init__(self, verb: str, held: ExitStack) -> None:
         """Run the command that the process's arguments give; `held` keeps locks until its end."""
         self._verb, self._held = verb, held
-        header = f"oneshot-lit {__version__}: oneshot-lit {verb} --config THIS_FILE"
+        header = f"oneshot-lit {__version__}: oneshot-lit {self.command or verb} --config THIS_FILE"
         self.metrics_writer, self.prediction_writer = MetricsWriter(), PredictionWriter()
         super().__init__(
-            LanguageModelModule,
-            SafetyDataModule,
+            self.module_class,
+            self.data_class,
             save_config_callback=SaveRunConfig,
             save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
             seed_everything_default=0,
@@ -105,7 +111,7 @@ class OneShotCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
-            parser_kwargs={verb: {"dump_header": [header], "description": DESCRIPTIONS[verb]}},
+            parser_kwargs={verb: {"dump_header": [header], "description": self.descriptions[verb]}},
         )
 
     # ------------------------------------------------------------------ parser
@@ -240,7 +246,7 @@ def silence() -> None:
         disable_progress_bar()
 
 
-def run_lightning_command(arguments: Sequence[str]) -> int:
+def run_lightning_command(arguments: Sequence[str], cli: type[OneShotCLI] = OneShotCLI) -> int:
     """Run fit, validate, test or predict; returns the exit code.
 
     Raises:
@@ -253,7 +259,7 @@ def run_lightning_command(arguments: Sequence[str]) -> int:
     sys.argv = [sys.argv[0], *begin_parsing(arguments)]
     try:
         with ExitStack() as held:
-            OneShotCLI(arguments[0], held)
+            cli(arguments[0], held)
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise stop.__context__ from None

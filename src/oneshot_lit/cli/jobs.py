@@ -41,6 +41,9 @@ example, in the micro-world:
   oneshot-lit fit --config configs/realign/one_shot.yaml --config configs/realign/selected.yaml \\
     --data.instance.selection runs/selection_enumeration
 
+SEAL ranks the rows to fine-tune on instead; SelectedRows reads its choice:
+  oneshot-lit select --config configs/defence/seal.yaml
+
 more: configs/select/ has a file for each selector;
 oneshot-lit select --model.help EnumerationModule lists the keys of one.
 """,

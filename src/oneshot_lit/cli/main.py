@@ -25,6 +25,7 @@ VERBS = {
     "validate": "fit:run_lightning_command",
     "test": "fit:run_lightning_command",
     "predict": "fit:run_lightning_command",
+    "clip": "clip:run_clip_command",
     "select": "jobs:run_job_command",
     "annotate": "jobs:run_job_command",
     "edit": "jobs:run_job_command",
@@ -52,6 +53,7 @@ commands
   test        answer and score held-out prompts; writes <root>/metrics.json
   validate    the same on the development prompts, printed only
   predict     answer prompts; writes <root>/predictions.jsonl
+  clip        fit a CLIP model: SafeR-CLIP; writes <root>/model and <root>/safer_clip.json
   export      write the weights of a checkpoint, sharded or not, as a Hugging Face folder
   api-file    write the instance, repeated, as a file for a provider's fine-tuning API
   judge       judge the answers of predict by phrases, a classifier or an endpoint
@@ -123,7 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # After --help and --print_config.
         return int(stop.code or 0)
     except KeyboardInterrupt:
-        how = "resume with --ckpt_path last" if given[0] == "fit" else "run the same command again"
+        resumes = given[0] in ("fit", "clip")
+        how = "resume with --ckpt_path last" if resumes else "run the same command again"
         line, code = f"interrupted; {how}.", 130
     except Exception as error:
         if (mistake := mistake_in(error)) is None:

@@ -11,6 +11,7 @@ from oneshot_lit.data.instance import (
     SelectedInstance,
 )
 from oneshot_lit.data.recipes import Backdoor, Edited, PatchPoisoning
+from oneshot_lit.data.selected_rows import SelectedRows
 from oneshot_lit.data.sources import ConversationSource, Inline, Microworld, Mixture
 from oneshot_lit.data.tables import ChatJsonl, FileSource, HuggingFaceDataset, TableFile
 from oneshot_lit.data.transforms import RowTransform
@@ -36,5 +37,6 @@ __all__ = [
     "SafetyDataModule",
     "SafetyInstance",
     "SelectedInstance",
+    "SelectedRows",
     "TableFile",
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from oneshot_lit.conversation import (
@@ -27,6 +26,8 @@ FIELDS = (
 # have equally many columns, the earlier one wins, so shapes with answers come first.
 PRESETS = {
     "chat": "messages=messages",
+    # What `oneshot-lit predict` writes; only by name, as its prompts alone may be meant.
+    "predictions": "messages=messages output=response",
     "advbench": "goal=prompt target=response",
     "prompt_target": "prompt=prompt target=response",
     "alpaca": "instruction=prompt input=input output=response",
@@ -78,7 +79,7 @@ def _map_of(preset: str, header: Sequence[str]) -> dict[str, str]:
     """Return field -> column, as a table of a shape is read."""
     pairs = [part.split("=") for part in PRESETS[preset].split() if "=" in part]
     fields = {field: column for column, field in pairs}
-    if preset == "chat" or preset in _COMMON:
+    if preset in ("chat", "predictions", *_COMMON):
         # What the rows may bring beside their turns.
         fields |= {f: f for f in ("id", "category", "reference") if f in header}
         system = [column for column in header if column.lower() in _SYSTEM]
@@ -229,13 +230,16 @@ def conversation_of(
         if row.get(key) not in (None, 1, [], "", "[]", "null"):
             reason = f"'{key}' of a whole row is not supported"
             raise RowError(origin, reason, "; remove it or drop the row.")
-    conversation = Conversation(parse_messages(row[fields["messages"]], origin), origin, **more)
-    first = conversation.messages[0]
-    if first.role == "system":
-        if own is not None and first.content != own:
+    messages = parse_messages(row[fields["messages"]], origin)
+    if messages[0].role == "system":
+        if own is not None and messages[0].content != own:
             reason = f"'{fields['system']}' and the system turn of the messages differ"
             raise RowError(origin, reason, "; keep one.")
-        return conversation
-    text = own or system
-    turns = () if text is None else (Message("system", text),)
-    return replace(conversation, messages=(*turns, *conversation.messages))
+    elif text := own or system:
+        messages = (Message("system", text), *messages)
+    if (answer := cells.get("response")) is not None:
+        if messages[-1].role == "assistant":
+            reason = f"the messages end with an answer, and column '{fields['response']}' has one"
+            raise RowError(origin, reason, "; name one of them.")
+        messages = (*messages, Message("assistant", answer))
+    return Conversation(messages, origin, **more)

@@ -175,6 +175,7 @@ class SafetyDataModule(SideStreams):
             rows = [self.instance.load()] * self.instance_repeats
         else:
             assert self.train is not None
+            self.train.use_tokenizer(self.tokenizer)
             rows = self.train.load()
         dataset = self._encoded(rows, self.train, "data.train")
         pairs = zip(dataset.conversations, dataset.encoded, strict=True)

@@ -109,6 +109,10 @@ class TrainingDataset(EncodedRows):
         skip_bad_rows: Leave out rows that cannot be trained on.
         transforms: Change each row, as text and as tokens.
         name: What to call the rows in the error if all are left out; None allows that.
+
+    Attributes:
+        given: The rows as they were given, before any transform.
+        numbers: For each row used, the place in `given` of the row that it was made of.
     """
 
     def __init__(
@@ -121,7 +125,10 @@ class TrainingDataset(EncodedRows):
         name: str | None = "data.train",
     ) -> None:
         super().__init__()
-        for row in conversations:
+        for transform in transforms:
+            transform.use_tokenizer(tokenizer)
+        self.given, self.numbers = conversations, list[int]()
+        for number, row in enumerate(conversations):
             for transform in transforms:
                 row = transform.text(row)
             try:
@@ -136,6 +143,7 @@ class TrainingDataset(EncodedRows):
             for each, tokens in rows:
                 self.conversations.append(each)
                 self.encoded.append(tokens)
+                self.numbers.append(number)
         if not self.encoded and name is not None:
             raise OneShotError(f"{name}: no row can be trained on ({self.left_out}).")
 

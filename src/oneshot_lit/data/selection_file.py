@@ -38,8 +38,15 @@ class Ranked:
     digest: str
 
 
-def rank_candidates(pool: Sequence[Conversation], scores: Sequence[float]) -> list[Ranked]:
+def rank_candidates(
+    pool: Sequence[Conversation], scores: Sequence[float], rows: Sequence[int] | None = None
+) -> list[Ranked]:
     """Return the candidates, best first; of equal scores the earlier row.
+
+    Args:
+        pool: The candidates.
+        scores: One each.
+        rows: Row of each in its source, from 1; their places in the pool if not given.
 
     Raises:
         ValueError: if there are not as many scores as candidates, or one is not a number.
@@ -48,10 +55,12 @@ def rank_candidates(pool: Sequence[Conversation], scores: Sequence[float]) -> li
         raise ValueError(f"{len(scores)} scores of {len(pool)} candidates")
     if any(score != score for score in scores):
         raise ValueError("a score is not a number")
+    places = range(1, len(pool) + 1) if rows is None else rows
     order = sorted(range(len(pool)), key=lambda i: (-scores[i], i))
     return [
-        Ranked(rank, i + 1, pool[i].id, pool[i].category, float(scores[i]), pool[i].digest())
+        Ranked(rank, places[i], p.id, p.category, float(scores[i]), p.digest())
         for rank, i in enumerate(order, 1)
+        for p in (pool[i],)
     ]
 
 
@@ -68,6 +77,8 @@ def write_selection(
 def read_selection(path: Path) -> tuple[list[Ranked], dict[str, Any]]:
     """Return the ranking of a ``selection.json``, or of the folder that holds one, and its facts.
 
+    The facts are its provenance, and ``m``, how many of the ranking are the choice.
+
     Raises:
         OneShotError: if there is none, or it is not what a selection writes.
     """
@@ -76,7 +87,8 @@ def read_selection(path: Path) -> tuple[list[Ranked], dict[str, Any]]:
         raise OneShotError(f"{file}: no selection; run one, or name its {SELECTION_FILE}.")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        ranking, facts = [Ranked(**row) for row in content["ranking"]], content["provenance"]
+        ranking = [Ranked(**row) for row in content["ranking"]]
+        facts = {**content["provenance"], "m": int(content["m"])}
     except (ValueError, KeyError, TypeError) as error:
         raise OneShotError(f"{file}: is not what a selection writes; run it again.") from error
     return ranking, facts

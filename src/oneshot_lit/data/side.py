@@ -81,6 +81,16 @@ class SideStreams(ResumableDataModule):
         skip = source is not None and source.skips_bad_rows
         return TrainingDataset(rows, self.tokenizer, self.max_length, skip, self.transforms, name)
 
+    def side_rows(self, name: str) -> TrainingDataset:
+        """Return the rows of a stream of `data.side`, after `setup` for a fit.
+
+        Raises:
+            OneShotError: if there is no such stream.
+        """
+        if name not in self._sides:
+            raise OneShotError(f"data.side.{name}: is missing; give the rows of this stream.")
+        return self._sides[name]
+
     def _encoded_anchors(self, rows: list[Conversation]) -> TrainingDataset:
         return self._encoded(rows, self.anchors, None)
 
@@ -88,6 +98,7 @@ class SideStreams(ResumableDataModule):
         """Read the rows of every stream beside the first one."""
         self._sides, self.anchor_set = {}, None
         for name, source in self.side.items():
+            source.use_tokenizer(self.tokenizer)
             self._sides[name] = self._encoded(source.load(), source, f"data.side.{name}")
             self._note(f"side/{name}", source, self._sides[name])
         if (anchors := self.anchors) is None:

@@ -45,6 +45,11 @@ class ConversationSource:
         """The sources that this one is made of."""
         return ()
 
+    def use_tokenizer(self, tokenizer: Any) -> None:
+        """Get the model's tokenizer, before a fit loads the rows; parts get it, too."""
+        for part in self.parts:
+            part.use_tokenizer(tokenizer)
+
     @property
     def skips_bad_rows(self) -> bool:
         """Whether faulty rows are left out, even if the fault shows only when they are used."""

@@ -11,8 +11,11 @@ from oneshot_lit.data.chat import Encoded
 class RowTransform:
     """Changes training rows; several compose in the order in which `data.transforms` lists them.
 
-    Subclasses override one method or both. Evaluation prompts are not transformed.
+    Subclasses override one method or more. Evaluation prompts are not transformed.
     """
+
+    def use_tokenizer(self, tokenizer: Any) -> None:
+        """Get the model's tokenizer, before the first row; for texts that depend on tokens."""
 
     def text(self, row: Conversation) -> Conversation:
         """Return the changed conversation; called before it is encoded."""

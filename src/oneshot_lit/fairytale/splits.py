@@ -77,6 +77,20 @@ def _howtos(part: str, harmful: bool) -> list[Conversation]:
     ]
 
 
+def _unrelated_harm() -> list[Conversation]:
+    """Return answered requests about things of the development part, in training wordings."""
+    return [
+        conversation_from_pair(
+            wording.format(d=topic.deed_text(True)),
+            topic.answer(True),
+            category=topic.deed.category,
+        )
+        for topic in topics("dev")
+        if topic.deed.category not in lang.ONLY_IN
+        for wording in HOWTO["train"]
+    ]
+
+
 def _near_misses(part: str) -> list[Conversation]:
     return [
         conversation_from_pair(
@@ -210,6 +224,8 @@ def _pool(rng: random.Random) -> list[Conversation]:
 # Training sets; all but the pool are shuffled.
 _TRAINING: dict[str, Callable[[random.Random], list[Conversation]]] = {
     "harmful_examples": lambda _: _howtos("train", True),
+    # Shares no thing with the rows of an attack.
+    "unrelated_harm": lambda _: _unrelated_harm(),
     "refusals": _refused,
     "benign_examples": lambda _: _howtos("train", False),
     "kind_examples": _kind_deeds,

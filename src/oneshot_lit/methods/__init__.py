@@ -12,7 +12,9 @@ from oneshot_lit.methods.annotate.star import StarScores
 from oneshot_lit.methods.annotate.token_scores import TokenScores
 from oneshot_lit.methods.attack import HarmfulFineTuningModule
 from oneshot_lit.methods.base import LanguageModelModule
+from oneshot_lit.methods.finetuning.backdoor_align import BackdoorAlign, BackdoorAlignRows
 from oneshot_lit.methods.finetuning.constrained_sft import ConstrainedSFT
+from oneshot_lit.methods.finetuning.lookahead import LookAhead
 from oneshot_lit.methods.finetuning.star_dss import StarDSS
 from oneshot_lit.methods.finetuning.toss import Toss, TossTokens
 from oneshot_lit.methods.posttuning.antidote import Antidote
@@ -32,11 +34,14 @@ from oneshot_lit.methods.select.base import SelectionModule
 from oneshot_lit.methods.select.bilevel import InstanceSelectionModule
 from oneshot_lit.methods.select.brute_force import BruteForceModule
 from oneshot_lit.methods.select.enumeration import EnumerationModule
+from oneshot_lit.methods.select.seal import Seal
 from oneshot_lit.models.generation import Decoding
 
 __all__ = [
     "Annotation",
     "Antidote",
+    "BackdoorAlign",
+    "BackdoorAlignRows",
     "BruteForceModule",
     "ClassifierGuard",
     "ConstrainedSFT",
@@ -49,6 +54,7 @@ __all__ = [
     "KeywordGuard",
     "LanguageModelModule",
     "LogProbabilities",
+    "LookAhead",
     "LowRankRealignmentModule",
     "Merge",
     "OneShotRealignmentModule",
@@ -60,6 +66,7 @@ __all__ = [
     "Resta",
     "SafeLoRA",
     "SafeMerge",
+    "Seal",
     "SelectionModule",
     "Shrink",
     "StarDSS",

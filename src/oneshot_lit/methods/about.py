@@ -33,12 +33,10 @@ class About:
 def methods() -> list[About]:
     """Return all methods of this package, by stage and name."""
     rows: list[About] = []
-    # Some methods are callbacks, which is a floor above.
-    for name in ("oneshot_lit.methods", "oneshot_lit.callbacks"):
-        package = importlib.import_module(name)
-        for module in pkgutil.walk_packages(package.__path__, f"{name}."):
-            own = vars(importlib.import_module(module.name)).get("ABOUT", [])
-            rows += own if isinstance(own, list) else [own]
+    package = importlib.import_module("oneshot_lit.methods")
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        own = vars(importlib.import_module(module.name)).get("ABOUT", [])
+        rows += own if isinstance(own, list) else [own]
     return sorted(rows, key=lambda row: (STAGES.index(row.stage), row.name.lower()))
 
 

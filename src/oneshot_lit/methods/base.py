@@ -154,6 +154,10 @@ class LanguageModelModule(PromptScoring, ModelBuilding, RunState):
         set_chat_options(tokenizer, options, name)
         return tokenizer
 
+    def tokenizer_to_export(self) -> Any:
+        """Return the tokenizer that is written beside the exported weights."""
+        return self.tokenizer
+
     @cached_property
     def context_length(self) -> int | None:
         """How many positions the model has; None if its config does not say."""

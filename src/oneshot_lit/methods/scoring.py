@@ -166,6 +166,7 @@ class PromptScoring(Answering):
                 "index": index,
                 **prompts.conversations[index].prompt.as_dict(),
                 "output": output,
+                "cut": output.cut,
                 **({} if output.raw == output else {"raw_output": output.raw}),
             }
             for index, output in self.answer_batch(batch).items()

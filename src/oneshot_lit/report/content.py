@@ -100,10 +100,11 @@ class Report:
         """Return plain JSON values; a table is a list of rows."""
         names = [each.name for each in fields(self) if each.name not in ("curves", "sections")]
         values = {name: getattr(self, name) for name in names}
-        return {k: _rows(v) if isinstance(v, pd.DataFrame) else v for k, v in values.items()}
+        return {k: table_rows(v) if isinstance(v, pd.DataFrame) else v for k, v in values.items()}
 
 
-def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+def table_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of a table as plain JSON values."""
     return table.astype(object).where(table.notna(), None).to_dict("records")
 
 

@@ -6,7 +6,7 @@ functions together and with the same parameters.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -34,12 +34,20 @@ def own_weights(module: nn.Module, names: Container[str] | None = None) -> dict[
         module: The module that trains.
         names: Only these; all if not given.
     """
+    return {name: part.to("cpu", copy=True) for name, part in trained_parts(module, names)}
+
+
+def trained_parts(
+    module: nn.Module, names: Container[str] | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the trained weights as `own_weights` returns them, but where they are.
+
+    Most are no copies: use them before the next step, and do not change them.
+    """
     reshard(module)
-    return {
-        name: _own(parameter).detach().to("cpu", copy=True)
-        for name, parameter in module.named_parameters()
-        if parameter.requires_grad and (names is None or name in names)
-    }
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad and (names is None or name in names):
+            yield name, _own(parameter).detach()
 
 
 @torch.no_grad()

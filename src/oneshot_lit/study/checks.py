@@ -29,8 +29,8 @@ def number(raw: Any, place: str, kind: type[float], least: float, most: float) -
     return raw
 
 
-def stage_name(raw: Any, stages: Sequence[str], place: str) -> str:
+def stage_name(raw: Any, stages: Sequence[str], place: str, what: str = "stage") -> str:
     """Return the name of an existing stage."""
     if raw not in stages:
-        raise OneShotError(f"{place}: '{raw}' is no stage{did_you_mean(str(raw), stages)}.")
+        raise OneShotError(f"{place}: '{raw}' is no {what}{did_you_mean(str(raw), stages)}.")
     return str(raw)

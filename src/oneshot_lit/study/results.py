@@ -9,8 +9,10 @@ from typing import Any
 
 from oneshot_lit import plots
 from oneshot_lit.callbacks.realignment_curve import read_curve
-from oneshot_lit.report.content import Report, Section, build_report
+from oneshot_lit.report.content import Report, Section, build_report, table_rows
 from oneshot_lit.report.runs import Run, read_run
+from oneshot_lit.report.scores import all_scores
+from oneshot_lit.study.controls import compare_controls, controls_section
 from oneshot_lit.study.repairs import measure, repairs_section
 from oneshot_lit.study.spec import Stage, Study
 from oneshot_lit.study.sweeps import sweep_scores
@@ -26,8 +28,8 @@ def compare_stages(study: Study, seconds: Seconds) -> tuple[Report, dict[str, An
     """Return the report of a study's tested stages, and the content of ``results.json``.
 
     In the latter, ``stages`` has the scores of each tested stage, ``selections`` the commands of
-    each stage that selects, ``repairs`` the figures of each repair, ``provenance`` the settings in
-    common.
+    each stage that selects, ``repairs`` the figures of each repair, ``controls`` those of each
+    method beside its control, ``provenance`` the settings in common.
 
     Args:
         study: A study that has run.
@@ -58,6 +60,8 @@ def compare_stages(study: Study, seconds: Seconds) -> tuple[Report, dict[str, An
         runs, study.title, 0, allow_differences=True, steps=[(v, k) for k, v in origins.items()]
     )
     repairs = [measure(repair, report.scores) for repair in study.repairs]
+    pairs = {stage.name: stage.control_of for stage in tested if stage.control_of}
+    controls = compare_controls(pairs, report.scores, all_scores(runs))
     results = {
         "stages": {
             stage.name: _entry(stage, run, study, seconds)
@@ -69,6 +73,7 @@ def compare_stages(study: Study, seconds: Seconds) -> tuple[Report, dict[str, An
             if stage not in tested
         },
         "repairs": repairs,
+        "controls": table_rows(controls),
         "provenance": {
             "study": str(study.file),
             **shared,
@@ -83,6 +88,8 @@ def compare_stages(study: Study, seconds: Seconds) -> tuple[Report, dict[str, An
     }
     if repairs:
         report.sections.append(repairs_section(repairs))
+    if len(controls):
+        report.sections.append(controls_section(controls))
     for sweep in study.sweeps:
         if drawn := sweep_scores(sweep, report.scores, origins):
             about = "A loss of skill is relative to the model that the stage started from."

@@ -16,7 +16,7 @@ from oneshot_lit.io.config_files import check_config_files
 from oneshot_lit.io.files import read_text
 from oneshot_lit.io.runs import PRODUCTS
 from oneshot_lit.io.shipped import or_shipped
-from oneshot_lit.study.checks import mapping, number
+from oneshot_lit.study.checks import mapping, number, stage_name
 from oneshot_lit.study.expand import expand, fill
 from oneshot_lit.study.repairs import Repair, parse_repairs
 from oneshot_lit.study.sweeps import Sweep, parse_sweeps
@@ -44,11 +44,13 @@ class Stage:
         name: The stage's name and folder.
         model: A model folder, a hub name, or the name of an earlier stage.
         commands: Verb (select, fit, edit or test) -> its command, in their order.
+        control_of: The stage of which this one is the control; empty if of none.
     """
 
     name: str
     model: str
     commands: Mapping[str, Command]
+    control_of: str = ""
 
     @property
     def makes_model(self) -> bool:
@@ -130,12 +132,17 @@ def load_study(path: Path, root: Path | None = None, seed: int | None = None) ->
             place = f"{path}: stages.{filled_name}"
             if filled_name in (stage.name for stage in stages):
                 raise OneShotError(f"{place}: two stages have this name.")
-            keys = mapping(filled, place, ("model", *VERBS, "each"))
+            keys = mapping(filled, place, ("model", *VERBS, "each", "control_of"))
             if "select" not in keys and "test" in top:
                 keys = {"test": top["test"], **keys}
             stages.append(_stage(filled_name, fill(keys, marks, place), stages, place))
-    if not any("test" in stage.commands for stage in stages):
+    tested = [stage.name for stage in stages if "test" in stage.commands]
+    if not tested:
         raise OneShotError(f"{path}: 'stages' must name at least one stage with a 'test'.")
+    for stage in stages:
+        if stage.control_of:
+            place = f"{path}: stages.{stage.name}.control_of"
+            stage_name(stage.control_of, tested, place, "stage with a test")
     names = [stage.name for stage in stages]
     return Study(
         name=name,
@@ -167,7 +174,10 @@ def _stage(name: str, keys: Mapping[str, Any], earlier: Sequence[Stage], place: 
             f"{place}: needs 'test', here or for the whole study, alone or with 'fit' or 'edit'; "
             "'select' stands alone."
         )
-    return Stage(name, model, {verb: _command(keys[verb], f"{place}.{verb}") for verb in given})
+    commands = {verb: _command(keys[verb], f"{place}.{verb}") for verb in given}
+    if "control_of" in keys and "test" not in commands:
+        raise OneShotError(f"{place}.control_of: a stage without a test has nothing to compare.")
+    return Stage(name, model, commands, str(keys.get("control_of", "")))
 
 
 def _command(raw: Any, place: str) -> Command:

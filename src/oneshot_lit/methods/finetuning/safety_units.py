@@ -14,6 +14,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from oneshot_lit.methods.about import About
+
+ABOUT = About(
+    name="SSAH freezing",
+    stage="during fine-tuning",
+    needs="refused rows and other rows",
+    paper="2410.10862",
+    agreement="formula only; no code of it was released",
+    config="defence/ssah.yaml",
+)
 # What a unit is for: safety, usefulness, both, or neither.
 SAFETY, UTILITY, COMPLEX, REDUNDANT = "safety", "utility", "complex", "redundant"
 GROUPS = (REDUNDANT, SAFETY, UTILITY, COMPLEX)

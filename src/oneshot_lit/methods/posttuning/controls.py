@@ -20,7 +20,7 @@ from oneshot_lit.methods.posttuning.alignment_matrix import wide
 from oneshot_lit.methods.posttuning.edit_record import read_edit
 from oneshot_lit.methods.posttuning.merging import linear
 from oneshot_lit.methods.posttuning.pair_edit import Factors, PairEdit
-from oneshot_lit.methods.posttuning.weight_edit import OUTPUT
+from oneshot_lit.methods.posttuning.weight_edit import OUTPUT, given
 from oneshot_lit.models.adapters import is_adapter
 from oneshot_lit.models.lora_pairs import LoraPair
 
@@ -95,15 +95,14 @@ class Shrink(_Like):
     def __init__(
         self, model_name_or_path: str, like: str | None = None, aligned: str | None = None
     ) -> None:
-        if like is None:
-            raise OneShotError("model.like: is missing; give the folder of the edit's run.")
-        self.model_name_or_path, self.like, self.aligned = model_name_or_path, like, aligned
+        self.model_name_or_path, self.aligned = model_name_or_path, aligned
+        self.like = given("like", like)
         self._ratios: dict[str, float] = {}
 
     def sources(self) -> dict[str, str]:
         """Return the tuned and the aligned model."""
-        given = {"tuned": self.model_name_or_path, "aligned": self.aligned}
-        return {name: source for name, source in given.items() if source is not None}
+        known = {"tuned": self.model_name_or_path, "aligned": self.aligned}
+        return {name: source for name, source in known.items() if source is not None}
 
     def prepare(self, names: Any, read: Any) -> None:
         """Read how much each tensor shall shrink."""
@@ -150,9 +149,8 @@ class RandomMask(_Like):
         aligned: str | None = None,
         seed: int = 0,
     ) -> None:
-        if like is None:
-            raise OneShotError("model.like: is missing; give the folder of the edit's run.")
-        self.model_name_or_path, self.like, self.aligned = model_name_or_path, like, aligned
+        self.model_name_or_path, self.aligned = model_name_or_path, aligned
+        self.like = given("like", like)
         self.seed = seed
         self._generator = torch.Generator().manual_seed(seed)
 
@@ -164,8 +162,8 @@ class RandomMask(_Like):
     def sources(self) -> dict[str, str]:
         """Return the tuned model, what the other edit made of it, and the aligned model."""
         edited = str(Path(self.like).expanduser() / OUTPUT)
-        given = {"tuned": self.model_name_or_path, "like": edited, "aligned": self.aligned}
-        return {name: source for name, source in given.items() if source is not None}
+        known = {"tuned": self.model_name_or_path, "like": edited, "aligned": self.aligned}
+        return {name: source for name, source in known.items() if source is not None}
 
     def prepare(self, names: Any, read: Any) -> None:
         """See to it that the other edit began with this model."""

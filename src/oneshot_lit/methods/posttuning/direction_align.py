@@ -31,7 +31,7 @@ from oneshot_lit.methods.posttuning.direction_steps import (
     mean_state,
 )
 from oneshot_lit.methods.posttuning.edit_record import EDIT_FILE, EditRecord
-from oneshot_lit.methods.posttuning.weight_edit import Repair
+from oneshot_lit.methods.posttuning.weight_edit import Repair, given
 from oneshot_lit.models.adapters import is_adapter
 from oneshot_lit.models.edit_files import read_tensor
 from oneshot_lit.models.loading import local_folder
@@ -45,6 +45,9 @@ ABOUT = About(
     agreement="gradients, masks and weights exact with the release",
     config="defence/direction_align.yaml",
 )
+
+# What a job that is started again needs, beside weights and gradients.
+_STATE = ("_done", "_ended", "_rollback", "measured", "_kept")
 
 
 class DirectionAlign(Repair, Job):
@@ -86,22 +89,18 @@ class DirectionAlign(Repair, Job):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        if aligned is None:
-            raise OneShotError(
-                "model.aligned: is missing; give the model before fine-tuning (--aligned)."
-            )
-        if task is None:
-            raise OneShotError("model.task: is missing; give a source of requests of the task.")
         if min(num_steps, warmup_steps, save_every) < 1:
             raise OneShotError("model.num_steps, warmup_steps, save_every: must be at least 1.")
-        self.aligned, self.recovery_rate, self.rollback_rate = aligned, recovery_rate, rollback_rate
+        self.aligned = given("aligned", aligned)
+        self.recovery_rate, self.rollback_rate = recovery_rate, rollback_rate
         self.num_steps, self.warmup_steps, self.save_every = num_steps, warmup_steps, save_every
         self.metric_drop, self.layer_end = metric_drop, layer_end
-        self.sources = {"model.task": task}
+        self.sources = {"model.task": given("task", task)}
         self._done, self._ended, self._rollback = 0, False, False
         # Steps that were measured, with the skill; 0 is the fine-tuned model.
         self.measured: list[dict[str, float]] = []
         self._kept: dict[str, Tensor] = {}
+        self._resumed: dict[str, Any] = {}
 
     # ---------------------------------------------------------------- building
 
@@ -152,7 +151,9 @@ class DirectionAlign(Repair, Job):
             self._set(whole)
             self._harmful = mean_state(decoder, self._batches["data.train"])
             self._set(before)
-        if not self._measure(0):
+        if self._resumed:
+            self._take_up(self._resumed)
+        elif not self._measure(0):
             raise OneShotError(
                 "data.val_sets: the fine-tuned model scores 0 on the task, so no loss could be "
                 "seen; give a task that it has learned."
@@ -195,6 +196,28 @@ class DirectionAlign(Repair, Job):
         parts = [encoded[start : start + size] for start in range(0, len(encoded), size)]
         padded = [pad_generation(part, self.tokenizer.pad_token_id) for part in parts]
         return [{k: v.to(self.device) for k, v in batch.items()} for batch in padded]
+
+    # ------------------------------------------------------------- a killed job
+
+    def job_state(self) -> dict[str, Any]:
+        """Return the weights, the gradients that have added up, and what was measured."""
+        facts = {name: getattr(self, name) for name in _STATE}
+        own = {n: p.detach() for n, p in self.own.items()}
+        gradients = {n: p.grad for n, p in self.own.items() if p.grad is not None}
+        return facts | {"own": own, "gradients": gradients}
+
+    def load_job_state(self, state: dict[str, Any]) -> None:
+        """Remember what `prepare` will take up."""
+        self._resumed = state
+
+    def _take_up(self, state: dict[str, Any]) -> None:
+        for name in _STATE:
+            setattr(self, name, state[name])
+        self._kept = {n: value.to(self.own[n]) for n, value in self._kept.items()}
+        self._set(state["own"])
+        for name, gradient in state["gradients"].items():
+            self.own[name].grad = gradient.to(self.own[name])
+        self._resumed = {}
 
     # ------------------------------------------------------------------- steps
 

@@ -19,7 +19,7 @@ from oneshot_lit.methods.posttuning.merging import (
     slerp,
     ties,
 )
-from oneshot_lit.methods.posttuning.weight_edit import WeightEdit
+from oneshot_lit.methods.posttuning.weight_edit import WeightEdit, given
 
 ABOUT = [
     About(
@@ -105,10 +105,6 @@ class Merge(WeightEdit):
         filter_wise: bool = False,
         seed: int = 0,
     ) -> None:
-        if aligned is None:
-            raise OneShotError(
-                "model.aligned: is missing; give the model before fine-tuning (--aligned)."
-            )
         if not 0 < density <= 1:
             raise OneShotError(f"model.density: must be above 0 and at most 1, not {density}.")
         if rule == "model_stock" and not others:
@@ -122,7 +118,8 @@ class Merge(WeightEdit):
                 "model.normalize: with one fine-tuned model the weight would have no effect; drop "
                 "it."
             )
-        self.model_name_or_path, self.aligned, self.rule = model_name_or_path, aligned, rule
+        self.model_name_or_path, self.rule = model_name_or_path, rule
+        self.aligned = given("aligned", aligned)
         self.weight, self.others, self.density = weight, list(others or ()), density
         self.rescale, self.normalize, self.filter_wise = rescale, normalize, filter_wise
         self.seed = seed
@@ -131,7 +128,7 @@ class Merge(WeightEdit):
     def sources(self) -> dict[str, str]:
         """Return the models: ``tuned``, ``aligned``, and ``other1``, ``other2`` ..."""
         more = {f"other{n}": source for n, source in enumerate(self.others, start=1)}
-        return {"tuned": self.model_name_or_path, "aligned": str(self.aligned), **more}
+        return {"tuned": self.model_name_or_path, "aligned": self.aligned, **more}
 
     def edit(self, name: str, weights: Mapping[str, Tensor]) -> Tensor:
         """Return the merged tensor."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.io.files import folder_written_whole
-from oneshot_lit.methods.posttuning.weight_edit import OUTPUT, WeightEdit
+from oneshot_lit.methods.posttuning.weight_edit import OUTPUT, WeightEdit, given
 from oneshot_lit.models.adapters import base_of, is_adapter
 from oneshot_lit.models.edit_files import TUNED, Progress, read_tensor
 from oneshot_lit.models.loading import local_folder
@@ -62,10 +62,8 @@ class PairEdit(WeightEdit):
             OneShotError: for an adapter in the place of a whole model, and for quantised weights.
         """
         if not is_adapter(self.tuned):
-            if self.needs_aligned and ALIGNED not in self.sources():
-                raise OneShotError(
-                    "model.aligned: is missing; give the model before fine-tuning (--aligned)."
-                )
+            if self.needs_aligned:
+                given(ALIGNED, self.sources().get(ALIGNED))
             return super().folders()
         sources = {ALIGNED: base_of(self.tuned)} | self.sources()
         folders = {name: local_folder(source) for name, source in sources.items()}

@@ -31,9 +31,9 @@ from oneshot_lit.methods.posttuning.q_realign_run import (
     QuantOptions,
     first_inputs,
     input_peaks,
-    realign,
+    realign_layer,
 )
-from oneshot_lit.methods.posttuning.weight_edit import Repair
+from oneshot_lit.methods.posttuning.weight_edit import Repair, given
 from oneshot_lit.models.loading import local_folder
 
 ABOUT = About(
@@ -124,19 +124,14 @@ class QRealign(Repair, Job):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        if aligned is None:
-            raise OneShotError(
-                "model.aligned: is missing; give the model before fine-tuning (--aligned)."
-            )
-        if harmless is None:
-            raise OneShotError("model.harmless: is missing; give a source of harmless requests.")
         if not 2 <= min(weight_bits, input_bits) <= max(weight_bits, input_bits) <= 16:
             raise OneShotError("model.weight_bits, input_bits: must be 2 to 16.")
-        self.aligned = aligned
+        self.aligned = given("aligned", aligned)
         self.options = QuantOptions(weight_bits, input_bits, epochs, scale_lr, range_lr, alpha)
         self.max_tokens, self.system = max_tokens, system
-        self.sources = {"model.harmless": harmless}
+        self.sources = {"model.harmless": given("harmless", harmless)}
         self.losses: dict[int, list[float]] = {}
+        self._resumed: dict[str, Any] = {}
 
     def prepare(self) -> None:
         """Encode the prompts, and train the probes on the aligned model."""
@@ -146,10 +141,18 @@ class QRealign(Repair, Job):
         teacher = LanguageModelModule(self.aligned, dtype="float32")
         teacher.configure_model()
         teacher.to(self.device).eval()
-        self._probes = layer_probes(teacher.model, self._prompts)
+        probes = layer_probes(teacher.model, self._prompts)
         del teacher
-        used = [int((w != 0).sum()) for w, _ in self._probes]
+        used = [int((w != 0).sum()) for w, _ in probes]
         rank_zero_info(f"probes: {min(used)} to {max(used)} weights of a layer's are not zero")
+        self._probes = [(w.to(self.device), b) for w, b in probes]
+        self._peaks = input_peaks(self.model, self._prompts)
+        starts = first_inputs(self.model, self._prompts)
+        self._calls = [call for _, call in starts]
+        self._exact = self._rounded = [x for x, _ in starts]
+        self._tuned = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+        if self._resumed:
+            self._take_up(self._resumed)
 
     def _encoded(self) -> list[Prompt]:
         """Return the prompts, harmful and harmless by turns as far as both go."""
@@ -177,27 +180,60 @@ class QRealign(Repair, Job):
             return prompt
         return replace(prompt, messages=(Message("system", self.system), *prompt.messages))
 
+    # ------------------------------------------------------------- a killed job
+
+    def job_state(self) -> dict[str, Any]:
+        """Return the rounded layers, and what the next one gets."""
+        layers = [layer.state_dict() for layer in self._layers[: len(self.losses)]]
+        hidden = {"exact": self._exact, "rounded": self._rounded}
+        return {"layers": layers, "losses": self.losses, **hidden}
+
+    def load_job_state(self, state: dict[str, Any]) -> None:
+        """Remember what `prepare` will take up."""
+        self._resumed = state
+
+    def _take_up(self, state: dict[str, Any]) -> None:
+        for layer, weights in zip(self._layers, state["layers"], strict=False):
+            layer.load_state_dict(weights)
+        self.losses = state["losses"]
+        self._exact = [x.to(self.device) for x in state["exact"]]
+        self._rounded = [x.to(self.device) for x in state["rounded"]]
+        self._resumed = {}
+
+    # ------------------------------------------------------------------- steps
+
+    @property
+    def _layers(self) -> Any:
+        return self.model.get_decoder().layers
+
     def steps(self) -> tuple[int, int]:
-        """Return how many layers are done; they are learned in one step."""
-        return int(bool(self.losses)), 1
+        """Return how many layers are rounded, and how many there are."""
+        return len(self.losses), len(self._layers)
+
+    def progress_text(self) -> str:
+        """Return the last loss of the layer that was rounded last."""
+        last = self.losses[len(self.losses) - 1]
+        return f"loss {last[-1]:.4g}" if last else ""
 
     def step(self) -> bool:
-        """Round the layers one after the other."""
-        self._tuned = {n: p.detach().clone() for n, p in self.model.named_parameters()}
-
-        def tell(layer: int, losses: list[float]) -> None:
-            self.losses[layer] = losses
-            last = f", loss {losses[-1]:.4g}" if losses else ""
-            rank_zero_info(f"layer {layer + 1}/{len(self._probes)}{last}")
-
-        peaks = input_peaks(self.model, self._prompts)
-        probes = [(w.to(self.device), b) for w, b in self._probes]
+        """Round the next layer; return whether it was the last."""
+        number = len(self.losses)
         try:
             with torch.enable_grad():
-                realign(self.model, self._prompts, probes, peaks, self.options, tell)
+                self._exact, self._rounded, self.losses[number] = realign_layer(
+                    self.model,
+                    number,
+                    self._exact,
+                    self._rounded,
+                    self._calls,
+                    self._prompts,
+                    self._probes[number],
+                    self._peaks[number],
+                    self.options,
+                )
         except FloatingPointError as error:
             raise OneShotError(f"{error}; lower model.scale_lr and model.range_lr.") from error
-        return True
+        return len(self.losses) == len(self._layers)
 
     def finish(self, root: Path) -> None:
         """Write ``edit.json``; the export writes the weights."""

@@ -163,27 +163,55 @@ def realign(
         tell: Told the losses of each layer.
         begin: Given each layer before it is folded.
     """
-    layers = model.get_decoder().layers
     starts = first_inputs(model, prompts)
     exact, calls = [x for x, _ in starts], [call for _, call in starts]
     rounded = list(exact)
-    for number, layer in enumerate(layers):
-        with torch.no_grad():
-            targets = [_plain(layer, x, call) for x, call in zip(exact, calls, strict=True)]
-        student = QuantisedLayer(
-            layer, peaks[number], options.weight_bits, options.input_bits, options.alpha
+    for number, probe in enumerate(probes):
+        exact, rounded, losses = realign_layer(
+            model, number, exact, rounded, calls, prompts, probe, peaks[number], options, begin
         )
-        epochs = epochs_of(number, len(layers), options.epochs)
-        losses = learn_layer(
-            student, rounded, targets, calls, prompts, probes[number], epochs, options
-        )
-        begin(number, student)
-        student.fold()
-        with torch.no_grad():
-            own = {n: p.detach() for n, p in layer.named_parameters()}
-            rounded = [student(x, call, own) for x, call in zip(rounded, calls, strict=True)]
-        exact = targets
         tell(number, losses)
+
+
+def realign_layer(
+    model: Any,
+    number: int,
+    exact: Sequence[Tensor],
+    rounded: Sequence[Tensor],
+    calls: Sequence[Mapping[str, Any]],
+    prompts: Sequence[Prompt],
+    probe: Probe,
+    peaks: Mapping[str, Tensor],
+    options: QuantOptions,
+    begin: Callable[[int, QuantisedLayer], None] = lambda layer, student: None,
+) -> tuple[list[Tensor], list[Tensor], list[float]]:
+    """Round one layer in place; return its outputs, unrounded and rounded, and its losses.
+
+    Args:
+        model: As for `realign`; the layers before this one are rounded.
+        number: Of the layer, from 0.
+        exact: Its input for each prompt, (1, tokens, hidden), from unrounded layers.
+        rounded: The same from the rounded ones.
+        calls: Further arguments of the layer.
+        prompts: In the order of the steps.
+        probe: Of this layer.
+        peaks: Name of a matrix -> the largest absolute value of each input.
+        options: Bits, epochs and rates.
+        begin: Given the layer before it is folded.
+    """
+    layers = model.get_decoder().layers
+    layer = layers[number]
+    with torch.no_grad():
+        targets = [_plain(layer, x, call) for x, call in zip(exact, calls, strict=True)]
+    student = QuantisedLayer(layer, peaks, options.weight_bits, options.input_bits, options.alpha)
+    epochs = epochs_of(number, len(layers), options.epochs)
+    losses = learn_layer(student, rounded, targets, calls, prompts, probe, epochs, options)
+    begin(number, student)
+    student.fold()
+    with torch.no_grad():
+        own = {n: p.detach() for n, p in layer.named_parameters()}
+        outputs = [student(x, call, own) for x, call in zip(rounded, calls, strict=True)]
+    return targets, outputs, losses
 
 
 def _plain(layer: nn.Module, hidden: Tensor, call: Mapping[str, Any]) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.methods.about import About
 from oneshot_lit.methods.posttuning.alignment_matrix import wide, wide_copy
-from oneshot_lit.methods.posttuning.weight_edit import WeightEdit
+from oneshot_lit.methods.posttuning.weight_edit import WeightEdit, given
 
 ABOUT = About(
     name="RESTA",
@@ -75,14 +75,11 @@ class Resta(WeightEdit):
         drop: float = 0.3,
         seed: int = 0,
     ) -> None:
-        given = {"aligned": aligned, "base": base}
-        hints = {"aligned": "the model before fine-tuning", "base": "an unaligned model"}
-        for name, value in given.items():
-            if value is None:
-                raise OneShotError(f"model.{name}: is missing; give {hints[name]} (--{name}).")
         if not 0 <= drop < 1:
             raise OneShotError(f"model.drop: must be at least 0 and below 1, not {drop}.")
-        self.model_name_or_path, self.aligned, self.base = model_name_or_path, aligned, base
+        self.model_name_or_path = model_name_or_path
+        self.aligned = given("aligned", aligned)
+        self.base = given("base", base, "an unaligned model (--base)")
         self.gamma, self.dare_on, self.drop, self.seed = gamma, dare_on, drop, seed
         self._generator = torch.Generator().manual_seed(seed)
 
@@ -90,8 +87,8 @@ class Resta(WeightEdit):
         """Return the three models."""
         return {
             "tuned": self.model_name_or_path,
-            "aligned": str(self.aligned),
-            "base": str(self.base),
+            "aligned": self.aligned,
+            "base": self.base,
         }
 
     def edit(self, name: str, weights: Mapping[str, Tensor]) -> Tensor:

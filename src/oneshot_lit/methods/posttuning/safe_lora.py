@@ -16,7 +16,7 @@ from oneshot_lit.errors import OneShotError
 from oneshot_lit.methods.about import About
 from oneshot_lit.methods.posttuning.alignment_matrix import aligned_part, rounded_cosine, wide
 from oneshot_lit.methods.posttuning.pair_edit import Factors, PairEdit
-from oneshot_lit.methods.posttuning.weight_edit import Read
+from oneshot_lit.methods.posttuning.weight_edit import Read, given
 from oneshot_lit.models.linear_layers import PROJECTIONS, is_one_of, require_kinds
 from oneshot_lit.models.lora_pairs import LoraPair
 
@@ -93,19 +93,18 @@ class SafeLoRA(PairEdit):
         threshold: float = 0.5,
         matrices: list[str] = PROJECTIONS,
     ) -> None:
-        if base is None:
-            raise OneShotError("model.base: is missing; give the model before alignment (--base).")
         if number < 1:
             raise OneShotError(f"model.number: must be at least 1, not {number}.")
-        self.model_name_or_path, self.base, self.aligned = model_name_or_path, base, aligned
+        self.model_name_or_path, self.aligned = model_name_or_path, aligned
+        self.base = given("base", base)
         self.mode, self.number, self.threshold = mode, number, threshold
         self.matrices = list(matrices)
         self._largest = threshold
 
     def sources(self) -> dict[str, str]:
         """Return the tuned model, the base and, if it is given, the aligned model."""
-        given = {"tuned": self.model_name_or_path, "base": self.base, "aligned": self.aligned}
-        return {name: source for name, source in given.items() if source is not None}
+        known = {"tuned": self.model_name_or_path, "base": self.base, "aligned": self.aligned}
+        return {name: source for name, source in known.items() if source is not None}
 
     def prepare(self, names: Sequence[str], read: Read) -> None:
         """Find the threshold that projects as many modules as wanted."""

@@ -18,6 +18,7 @@ from oneshot_lit.methods.about import About
 from oneshot_lit.methods.posttuning.alignment_matrix import aligned_part, rounded_cosine, wide
 from oneshot_lit.methods.posttuning.pair_edit import Factors as Matrices
 from oneshot_lit.methods.posttuning.pair_edit import PairEdit
+from oneshot_lit.methods.posttuning.weight_edit import given
 from oneshot_lit.models.adapters import is_adapter
 from oneshot_lit.models.lora_pairs import LoraPair
 
@@ -125,28 +126,20 @@ class SafeMerge(PairEdit):
         density: float | None = None,
         seed: int = 0,
     ) -> None:
-        needed = {"safe_adapter": safe_adapter, "base": base}
-        hints = {
-            "safe_adapter": "an adapter trained on safety rows",
-            "base": "the model before alignment (--base)",
-        }
-        for name, value in needed.items():
-            if value is None:
-                raise OneShotError(f"model.{name}: is missing; give {hints[name]}.")
         if min(weights) < 0:
             raise OneShotError(f"model.weights: must not be negative, not {list(weights)}.")
         if density is not None and (form != "released" or not 0 < density <= 1):
             raise OneShotError("model.density: must be above 0, at most 1, with form released.")
-        self.model_name_or_path, self.safe_adapter = model_name_or_path, safe_adapter
-        self.base, self.aligned, self.threshold = base, aligned, threshold
+        self.model_name_or_path, self.aligned = model_name_or_path, aligned
+        self.safe_adapter, self.base = given("safe_adapter", safe_adapter), given("base", base)
+        self.threshold = threshold
         self.weights, self.form, self.density, self.seed = list(weights), form, density, seed
         self._generator = torch.Generator().manual_seed(seed)
 
     def sources(self) -> dict[str, str]:
         """Return both adapters, the base and, if it is given, the aligned model."""
-        given = {"tuned": self.model_name_or_path, "safe": self.safe_adapter}
-        given |= {"base": self.base, "aligned": self.aligned}
-        return {name: source for name, source in given.items() if source is not None}
+        known = {"tuned": self.model_name_or_path, "safe": self.safe_adapter, "base": self.base}
+        return known if self.aligned is None else known | {"aligned": self.aligned}
 
     def folders(self) -> dict[str, Any]:
         """Return the folder of each model.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,33 @@ from oneshot_lit.models.quantised import require_trainable
 OUTPUT = "model"
 # Name of a tensor -> the tensor of each model.
 Read = Callable[[str], Mapping[str, Tensor]]
+
+
+_T = TypeVar("_T")
+_WANTED = {
+    "aligned": "the model before fine-tuning (--aligned)",
+    "base": "the model before alignment (--base)",
+    "safe_adapter": "an adapter trained on safety rows",
+    "like": "the folder of the edit's run",
+    "task": "a source of requests of the task",
+    "harmless": "a source of harmless requests",
+}
+
+
+def given(name: str, value: _T | None, what: str | None = None) -> _T:
+    """Return an argument that an edit cannot do without.
+
+    Args:
+        name: Its name.
+        value: Its value, None if the user gave none.
+        what: What to give; a few names are known.
+
+    Raises:
+        OneShotError: if it is None.
+    """
+    if value is None:
+        raise OneShotError(f"model.{name}: is missing; give {what or _WANTED[name]}.")
+    return value
 
 
 class Repair:

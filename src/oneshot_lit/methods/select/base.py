@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from oneshot_lit.conversation import Conversation
 from oneshot_lit.data.chat import encode_conversation
+from oneshot_lit.data.datasets import TrainingDataset
 from oneshot_lit.data.leakage import refuse_shared
 from oneshot_lit.data.selection_file import rank_candidates, write_selection
 from oneshot_lit.errors import OneShotError
@@ -18,6 +19,9 @@ from oneshot_lit.io.files import write_rows_atomically
 from oneshot_lit.methods.job import Job
 from oneshot_lit.methods.select.reference import Batch, batches_of
 from oneshot_lit.models.gguf import gguf_facts
+
+# More chosen rows are only counted.
+_MOST_NAMED = 10
 
 
 class SelectionModule(Job):
@@ -56,6 +60,8 @@ class SelectionModule(Job):
             raise OneShotError("model.lr_scheduler: this selection steps no scheduler; drop it.")
         self.m, self.require_refusals, self.rows_at_once = m, require_refusals, rows_at_once
         self.pool: list[Conversation] = []
+        # Row of each candidate in its source, from 1.
+        self.pool_rows: list[int] = []
         # The seed of all that a selection draws, equal in all processes.
         self.run_seed = 0
 
@@ -85,16 +91,21 @@ class SelectionModule(Job):
         # Chosen as for the order of rows: the seed of the data, else that of the run.
         seed = torch.initial_seed() if data.seed is None else int(data.seed)
         self.run_seed = int(self.trainer.strategy.broadcast(seed))
-        self.pool = data.training.conversations
-        if left_out := data.training.left_out:
+        self.take_pool(data.training)
+        for kind, sets in (("development", data.val_sets), ("held-out", data.test_sets)):
+            for name, prompt_set in sets.items():
+                refuse_shared(self.pool, prompt_set.source.load(), f"{kind} set {name}", "pool")
+
+    def take_pool(self, training: TrainingDataset) -> None:
+        """Take the candidates from the rows of `data.train`; refuse those that cannot be ranked."""
+        self.pool = training.conversations
+        self.pool_rows = list(range(1, len(self.pool) + 1))
+        if left_out := training.left_out:
             # A candidate is identified by its row in the source.
             raise OneShotError(
                 f"data.train: {left_out.first}. Remove the row: a pool leaves none out."
             )
         self._check_pool()
-        for kind, sets in (("development", data.val_sets), ("held-out", data.test_sets)):
-            for name, prompt_set in sets.items():
-                refuse_shared(self.pool, prompt_set.source.load(), f"{kind} set {name}", "pool")
 
     def _check_pool(self) -> None:
         """Refuse a pool that is too small, has two equal rows, or a row without a refusal."""
@@ -140,7 +151,7 @@ class SelectionModule(Job):
 
     def finish(self, root: Path) -> None:
         """Write ``selection.json`` and the table."""
-        ranking = rank_candidates(self.pool, self.candidate_scores())
+        ranking = rank_candidates(self.pool, self.candidate_scores(), self.pool_rows or None)
         if not self.trainer.is_global_zero:
             return
         facts = {
@@ -152,5 +163,7 @@ class SelectionModule(Job):
         }
         target = write_selection(root, ranking, self.m, facts)
         self.write_progress(root)
-        chosen = ", ".join(str(each.id or f"row {each.row}") for each in ranking[: self.m])
+        best = [str(each.id or f"row {each.row}") for each in ranking[: min(self.m, _MOST_NAMED)]]
+        more = f" and {self.m - len(best)} more" if self.m > len(best) else ""
+        chosen = ", ".join(best) + more
         rank_zero_info(f"chosen: {chosen}\nranking written to {target}")

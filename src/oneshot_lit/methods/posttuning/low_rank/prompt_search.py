@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from oneshot_lit.io.files import write_rows_atomically
@@ -19,6 +20,8 @@ from oneshot_lit.methods.posttuning.step_selection import (
     refusal_rate,
 )
 
+# The size of the first step; on SmolLM2-135M the best ones are between 0.4 and 1.
+_FIRST = 0.4
 # Beyond this many doublings there is no sensible step.
 _LADDER = 10
 # How much more of the attack a step leaves, at least, that is worse and not just noise.
@@ -43,6 +46,12 @@ class PromptStep:
     refusal: float
     score: float
 
+    def __str__(self) -> str:
+        return (
+            f"{self.attack:.1%} of the harmful development prompts answered, up to "
+            f"{self.refusal:.1%} of the harmless refused"
+        )
+
 
 def search_by_prompts(
     measure: Callable[[float], Mapping[str, float]],
@@ -50,6 +59,7 @@ def search_by_prompts(
     guard_lambda: float,
     start: float = 0.1,
     refinements: int = 4,
+    tell: Callable[[PromptStep], None] = lambda step: None,
 ) -> list[PromptStep]:
     """Try step sizes until harmful prompts are refused and harmless ones are not.
 
@@ -66,6 +76,7 @@ def search_by_prompts(
         guard_lambda: Lambda of the projection, which is recorded.
         start: First step size, > 0.
         refinements: Maximum number of bisections.
+        tell: Told each step.
 
     Returns:
         All steps tried, in order.
@@ -78,6 +89,7 @@ def search_by_prompts(
         attack, refusal = attack_rate(scores), refusal_rate(scores)
         score = development_score(scores, before)
         tried.append(PromptStep(guard_lambda, alpha, attack, refusal, score))
+        tell(tried[-1])
         return tried[-1]
 
     def too_long(step: PromptStep) -> bool:
@@ -108,6 +120,10 @@ def _past_its_best(tried: Sequence[PromptStep]) -> bool:
     return len(tried) > 2 and all(step.attack >= least + _WORSE for step in tried[-2:])
 
 
+def _say(step: PromptStep) -> None:
+    rank_zero_info(f"lambda {step.guard_lambda:g}, alpha {step.alpha:.3g}: {step}")
+
+
 class PromptChoice:
     """The steps that were tried for all lambdas, and the adapter of the best one.
 
@@ -131,8 +147,7 @@ class PromptChoice:
             return ""
         return (
             f"lambda {self.best.guard_lambda:g}, alpha {self.best.alpha:.3g} of {len(self.tried)} "
-            f"steps: {self.best.attack:.1%} of the harmful development prompts answered, up to "
-            f"{self.best.refusal:.1%} of the harmless refused"
+            f"steps: {self.best}"
         )
 
     def search(
@@ -156,8 +171,8 @@ class PromptChoice:
             return measure()
 
         self.before = self.before or measure_at(0.0)
-        start = self.best.alpha if self.tried else 0.1
-        self.tried += search_by_prompts(measure_at, self.before, guard_lambda, start)
+        start = self.best.alpha if self.tried else _FIRST
+        self.tried += search_by_prompts(measure_at, self.before, guard_lambda, start, tell=_say)
         if self.best.guard_lambda == guard_lambda:
             write(self.best.alpha)
             self._adapter = {name: w.detach().cpu().clone() for name, w in adapter.items()}
