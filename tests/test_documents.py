@@ -55,7 +55,7 @@ def test_command_parses(command, tmp_path: Path, page: str, words: list[str]) ->
         shown = command(*words, "--print_config")
         assert shown.code == 0, shown.err
         return
-    if words[0] not in ("fit", "test", "predict", "validate", "select", "edit"):
+    if words[0] not in ("fit", "test", "predict", "validate", "select", "annotate", "edit"):
         assert command(words[0], "--help").code == 0
         return
     if any(word.startswith("my_package.") for word in words):

@@ -1,4 +1,4 @@
-"""The commands ``oneshot-lit select`` and ``oneshot-lit edit``: jobs without optimiser steps."""
+"""The commands ``oneshot-lit select``, ``annotate`` and ``edit``: jobs without optimiser steps."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from oneshot_lit.errors import OneShotError
 from oneshot_lit.io.files import write_text_atomically
 from oneshot_lit.io.locking import run_locked
 from oneshot_lit.io.runs import fingerprint, record_run, require_own_folder
+from oneshot_lit.methods.annotate.base import Annotation
 from oneshot_lit.methods.job import Job, JobTrainer
 from oneshot_lit.methods.posttuning.weight_edit import (
     Calibration,
@@ -46,6 +47,19 @@ SEAL ranks the rows to fine-tune on instead; SelectedRows reads its choice:
 more: configs/select/ has a file for each selector;
 oneshot-lit select --model.help EnumerationModule lists the keys of one.
 """,
+    "annotate": """\
+Let models say something about each training row, before it is learned: the scores of STAR-DSS and
+TOSS, or a reference's log-probabilities. Writes <root>/annotations.safetensors, which the methods
+read; <root> is --trainer.default_root_dir. Rows are known by a hash of the models and of their
+tokens: give the same data here and in the fit. After a kill, or with more rows, the same command
+does only what is left.
+
+examples, in the micro-world:
+  oneshot-lit annotate --config configs/annotate/star_dss.yaml
+  oneshot-lit annotate --config configs/annotate/log_probabilities.yaml
+
+more: oneshot-lit annotate --model.help StarScores lists the keys of a kind; docs/annotations.md
+""",
     "edit": """\
 Repair a model by editing its weights, without optimiser steps. Writes a Hugging Face folder, or an
 adapter, to <root>/model; <root> is --trainer.default_root_dir. After a kill, give the same command
@@ -64,6 +78,7 @@ methods; docs/extending.md shows how to write one.
 """,
 }
 
+_KINDS: dict[str, type] = {"select": SelectionModule, "annotate": Annotation, "edit": Repair}
 _SHORT = {
     "--tuned": "--model.model_name_or_path",
     "--aligned": "--model.aligned",
@@ -72,7 +87,7 @@ _SHORT = {
 
 
 def run_job_command(arguments: Sequence[str]) -> int:
-    """Run ``oneshot-lit select`` or ``oneshot-lit edit`` and return its exit code.
+    """Run ``oneshot-lit select``, ``annotate`` or ``edit`` and return its exit code.
 
     Args:
         arguments: The command line, with the command as its first word.
@@ -99,7 +114,7 @@ def _parser(command: str, kind: type) -> ConfigCommandParser:
     parser.add_argument("--seed_everything", type=int, default=0, help="seed of all random draws")
     parser.add_subclass_arguments(kind, "model", required=True, help="the method and its keys")
     parser.add_subclass_arguments(
-        SafetyDataModule, "data", required=kind is SelectionModule, help="the rows"
+        SafetyDataModule, "data", required=kind is not Repair, help="the rows"
     )
     parser.add_class_arguments(JobTrainer, "trainer", help="where the job runs")
     if kind is Repair:
@@ -114,7 +129,7 @@ def _parser(command: str, kind: type) -> ConfigCommandParser:
 
 
 def _run(command: str, arguments: Sequence[str], held: ExitStack) -> int:
-    kind: type = SelectionModule if command == "select" else Repair
+    kind = _KINDS[command]
     parser = _parser(command, kind)
     seen: dict[str, Any] = {}
 

@@ -27,6 +27,7 @@ VERBS = {
     "predict": "fit:run_lightning_command",
     "clip": "clip:run_clip_command",
     "select": "jobs:run_job_command",
+    "annotate": "jobs:run_job_command",
     "edit": "jobs:run_job_command",
     "export": "export:run_export_command",
     "api-file": "api_file:run_api_file_command",
@@ -47,6 +48,7 @@ usage: oneshot-lit <command> [--config FILE ...] [--key value ...]
 commands
   fit         train: attack a model, or realign it with one example; writes <root>/model
   select      choose the safety instance from a pool; writes <root>/selection.json
+  annotate    let models score training rows; writes <root>/annotations.safetensors
   edit        repair a model without optimiser steps; writes <root>/model
   test        answer and score held-out prompts; writes <root>/metrics.json
   validate    the same on the development prompts, printed only
@@ -83,7 +85,7 @@ more
   oneshot-lit fit --help                             every key of fit
   oneshot-lit fit --model.help OneShotRealignmentModule   every key of a module
   oneshot-lit fit --config FILE ... --print_config   the configuration that would run
-  oneshot-lit fit --config FILE ... --ckpt_path last resume a killed fit; select and edit: run again
+  oneshot-lit fit --config FILE ... --ckpt_path last resume a killed fit; jobs: run again
 exit codes: 0 done, 1 a defect in the program or in your own code (with its traceback),
 2 a mistake in the input (one line says which), 3 a spending cap is reached, 130 interrupted
 """

@@ -17,10 +17,13 @@ RUN_FILE = "run.json"
 DERIVED = ("outcomes.jsonl", "judgments", "lm_eval.json")
 # What a selection writes in place of a model.
 SELECTION_FILE = "selection.json"
+# What models say about training rows.
+ANNOTATION_FILE = "annotations.safetensors"
 PRODUCTS = {
     "fit": "model",
     "edit": "model",
     "select": SELECTION_FILE,
+    "annotate": ANNOTATION_FILE,
     "test": "metrics.json",
     "predict": "predictions.jsonl",
 }

@@ -1,9 +1,22 @@
 """LightningModules, one a file; subclass them in your own package."""
 
+from oneshot_lit.methods.annotate.base import Annotation
+from oneshot_lit.methods.annotate.guards import (
+    ClassifierGuard,
+    Guard,
+    KeywordGuard,
+    RefusalGuard,
+)
+from oneshot_lit.methods.annotate.log_probabilities import LogProbabilities
+from oneshot_lit.methods.annotate.star import StarScores
+from oneshot_lit.methods.annotate.token_scores import TokenScores
 from oneshot_lit.methods.attack import HarmfulFineTuningModule
 from oneshot_lit.methods.base import LanguageModelModule
 from oneshot_lit.methods.finetuning.backdoor_align import BackdoorAlign, BackdoorAlignRows
+from oneshot_lit.methods.finetuning.constrained_sft import ConstrainedSFT
 from oneshot_lit.methods.finetuning.lookahead import LookAhead
+from oneshot_lit.methods.finetuning.star_dss import StarDSS
+from oneshot_lit.methods.finetuning.toss import Toss, TossTokens
 from oneshot_lit.methods.posttuning.antidote import Antidote
 from oneshot_lit.methods.posttuning.controls import RandomMask, Shrink
 from oneshot_lit.methods.posttuning.direction_align import DirectionAlign
@@ -25,16 +38,22 @@ from oneshot_lit.methods.select.seal import Seal
 from oneshot_lit.models.generation import Decoding
 
 __all__ = [
+    "Annotation",
     "Antidote",
     "BackdoorAlign",
     "BackdoorAlignRows",
     "BruteForceModule",
+    "ClassifierGuard",
+    "ConstrainedSFT",
     "Decoding",
     "DirectionAlign",
     "EnumerationModule",
+    "Guard",
     "HarmfulFineTuningModule",
     "InstanceSelectionModule",
+    "KeywordGuard",
     "LanguageModelModule",
+    "LogProbabilities",
     "LookAhead",
     "LowRankRealignmentModule",
     "Merge",
@@ -43,11 +62,17 @@ __all__ = [
     "QRealign",
     "RandomMask",
     "ReferenceModule",
+    "RefusalGuard",
     "Resta",
     "SafeLoRA",
     "SafeMerge",
     "Seal",
     "SelectionModule",
     "Shrink",
+    "StarDSS",
+    "StarScores",
+    "TokenScores",
+    "Toss",
+    "TossTokens",
     "WeightEdit",
 ]

@@ -23,13 +23,11 @@ from torch import Tensor
 from oneshot_lit.data.chat import Encoded
 from oneshot_lit.data.padding import pad_generation, pad_training
 from oneshot_lit.io.files import file_written_whole
-from oneshot_lit.io.provenance import content_hash
 from oneshot_lit.methods.base import LanguageModelModule
-from oneshot_lit.models.adapters import base_of, is_adapter
 from oneshot_lit.models.chat_format import stop_token_ids
 from oneshot_lit.models.generation import Decoding, generate_tokens
 from oneshot_lit.models.gguf import gguf_cache, model_folder
-from oneshot_lit.models.loading import local_folder
+from oneshot_lit.models.loading import local_folder, model_hash
 from oneshot_lit.strategies.deepspeed import whole_models
 
 # The keys of a batch in the file are these behind its number: 0.logits.
@@ -58,13 +56,13 @@ def original_answers(
         that predict the labelled tokens, (labelled tokens, vocabulary); and the hash.
     """
     folder = local_folder(model_folder(name), module.trust_remote_code)
-    model_hash = _hash(folder)
+    own_hash = model_hash(folder)
     ids = [prompt.input_ids for prompt in prompts]
     tokenizer, device = module.tokenizer, trainer.strategy.root_device
     settings = [_VERSION, module.dtype_name, module.attn_implementation, str(trainer.precision)]
     versions = [importlib.metadata.version(package) for package in ("torch", "transformers")]
     stops = [*stop_token_ids(tokenizer), tokenizer.pad_token_id]
-    key = json.dumps([model_hash, ids, stops, limit, settings, device.type, versions])
+    key = json.dumps([own_hash, ids, stops, limit, settings, device.type, versions])
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     path = gguf_cache().parent / "answers" / f"{digest}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,12 +71,7 @@ def original_answers(
             rank_zero_info(f"{name}: answering {len(ids)} ordinary prompts, once")
             with isolate_rng(), file_written_whole(path) as file:
                 file.write(save(_computed(module, trainer, folder, prompts, limit)))
-    return path, model_hash
-
-
-def _hash(folder: Path) -> str:
-    own = content_hash(folder)
-    return own + _hash(local_folder(base_of(folder))) if is_adapter(folder) else own
+    return path, own_hash
 
 
 @torch.no_grad()

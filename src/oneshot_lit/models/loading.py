@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from oneshot_lit.errors import OneShotError, did_you_mean
+from oneshot_lit.io.provenance import content_hash
 from oneshot_lit.models.adapters import base_of, is_adapter, load_adapter, note_untied
 from oneshot_lit.models.gguf import model_folder
 from oneshot_lit.models.weight_files import is_local, tensors_of, weight_files
@@ -209,3 +210,9 @@ def local_folder(name: str, trust_remote_code: bool = False) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise OneShotError(f"{name}: no model could be loaded ({_first_line(error)}).") from error
     return require_model_folder(folder)
+
+
+def model_hash(folder: Path) -> str:
+    """Return a hash of a model's files; those of an adapter's base belong to it."""
+    own = content_hash(folder)
+    return own + model_hash(local_folder(base_of(folder))) if is_adapter(folder) else own

@@ -60,7 +60,9 @@ class StepWindow:
             if trainer.world_size > 1:
                 # Not the strategy's `reduce`, which makes all processes wait for each other.
                 distributed.all_reduce(mean)
-            self._scales, self._losses = self._weights / mean, {}
+            # A step without any term changes nothing.
+            tiny = torch.finfo(mean.dtype).tiny
+            self._scales, self._losses = self._weights / mean.clamp_min(tiny), {}
         return self._weights[place], self._scales[place]
 
     def mean_loss(self, trainer: Trainer, loss: Tensor) -> Tensor | None:

@@ -1,0 +1,1 @@
+"""What models say about training rows before these are learned: `oneshot-lit annotate`."""
