@@ -48,6 +48,10 @@ ABOUT = About(
 
 # What a job that is started again needs, beside weights and gradients.
 _STATE = ("_done", "_ended", "_rollback", "measured", "_kept")
+_SETTINGS = (
+    *("recovery_rate", "num_steps", "warmup_steps", "save_every", "metric_drop", "rollback_rate"),
+    "end",
+)
 
 
 class DirectionAlign(Repair, Job):
@@ -312,16 +316,7 @@ class DirectionAlign(Repair, Job):
             before = self._tuned[name]
             after = before if torch.equal(own, before) else own.detach()
             record.tensor(name, {"tuned": before, "aligned": self._target[name]}, after)
-        names = (
-            "recovery_rate",
-            "num_steps",
-            "warmup_steps",
-            "save_every",
-            "metric_drop",
-            "rollback_rate",
-            "end",
-        )
-        settings: dict[str, Any] = {name: getattr(self, name) for name in names}
+        settings: dict[str, Any] = {name: getattr(self, name) for name in _SETTINGS}
         settings |= {"rollback": self._rollback, "measured": self.measured}
         folders = {"tuned": self.model_name_or_path, "aligned": self.aligned}
         inputs = {name: local_folder(str(source)) for name, source in folders.items()}
