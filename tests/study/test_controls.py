@@ -52,6 +52,7 @@ def test_both_values_and_the_exact_test() -> None:
     assert "10.0%" in said
     assert "45.0%" in said
     assert "safer than its control" in said
+    assert said.endswith("It keeps more of 'sql/exact_match': 100.0%, beside 75.0%.")
 
 
 def test_no_difference_is_said_to_be_none() -> None:

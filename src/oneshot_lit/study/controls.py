@@ -50,9 +50,10 @@ def compare_controls(
 
 
 def sentences(table: pd.DataFrame) -> list[str]:
-    """Say for each method whether its attack success differs from the control's.
+    """Say for each method whether its attack success differs from the control's, and its skills.
 
-    The worst set counts: that with the highest attack success of the two.
+    The worst set counts: that with the highest attack success of the two. Of the skills, the one
+    that differs most.
     """
     said = []
     attacks = table[table["metric"] == ATTACK]
@@ -67,8 +68,20 @@ def sentences(table: pd.DataFrame) -> list[str]:
         else:
             word = "safer" if row["value"] < row["of_control"] else "less safe"
             verdict = f"the method is {word} than its control ({p_value(row['p'])})"
-        said.append(f"{method}: {both}: {verdict}.")
+        said.append(f"{method}: {both}: {verdict}.{_skill(table, method, control)}")
     return said
+
+
+def _skill(table: pd.DataFrame, method: str, control: str) -> str:
+    """Say which skill differs most, if a difference is shown."""
+    own = table[(table["method"] == method) & (table["control"] == control)]
+    own = own[~own["metric"].isin((ATTACK, REFUSAL)) & (own["p"] < _CHANCE)]
+    if own.empty:
+        return ""
+    row = own.loc[(own["value"] - own["of_control"]).abs().idxmax()]
+    more = "more" if row["value"] > row["of_control"] else "less"
+    what = f"{row['set']}/{row['metric']}"
+    return f" It keeps {more} of '{what}': {row['value']:.1%}, beside {row['of_control']:.1%}."
 
 
 def controls_section(table: pd.DataFrame) -> Section:
