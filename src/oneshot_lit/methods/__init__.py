@@ -1,7 +1,10 @@
 """LightningModules, one a file; subclass them in your own package."""
 
+from oneshot_lit.methods.alignment.vaccine import Vaccine
 from oneshot_lit.methods.attack import HarmfulFineTuningModule
 from oneshot_lit.methods.base import LanguageModelModule
+from oneshot_lit.methods.finetuning.lisa import Lisa
+from oneshot_lit.methods.finetuning.spf import SPF, SPFReleased
 from oneshot_lit.methods.posttuning.antidote import Antidote
 from oneshot_lit.methods.posttuning.controls import RandomMask, Shrink
 from oneshot_lit.methods.posttuning.direction_align import DirectionAlign
@@ -22,6 +25,7 @@ from oneshot_lit.methods.select.enumeration import EnumerationModule
 from oneshot_lit.models.generation import Decoding
 
 __all__ = [
+    "SPF",
     "Antidote",
     "BruteForceModule",
     "Decoding",
@@ -30,6 +34,7 @@ __all__ = [
     "HarmfulFineTuningModule",
     "InstanceSelectionModule",
     "LanguageModelModule",
+    "Lisa",
     "LowRankRealignmentModule",
     "Merge",
     "OneShotRealignmentModule",
@@ -38,9 +43,11 @@ __all__ = [
     "RandomMask",
     "ReferenceModule",
     "Resta",
+    "SPFReleased",
     "SafeLoRA",
     "SafeMerge",
     "SelectionModule",
     "Shrink",
+    "Vaccine",
     "WeightEdit",
 ]
