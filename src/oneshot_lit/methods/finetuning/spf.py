@@ -75,15 +75,8 @@ class SafetyRows(HarmfulFineTuningModule):
             require_stream(self.trainer, SAFETY, type(self).__name__, "refused rows")
 
     def safety_loss(self, rows: dict[str, Tensor]) -> Tensor:
-        """Return the mean loss of the tokens of safety rows, without dropout."""
-        # Only then, because a model that is not in training checkpoints no activations.
-        drops = has_dropout(self.model)
-        if drops:
-            self.eval()
-        loss = LanguageModelModule.compute_loss(self, rows)
-        if drops:
-            self.train()
-        return loss
+        """Return the mean loss of the tokens of safety rows."""
+        return LanguageModelModule.compute_loss(self, rows)
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """Log what was measured in the step."""
@@ -179,7 +172,14 @@ class SPF(SafetyRows):
         bases: dict[str, tuple[Tensor, torch.Size]] = {}
 
         def loss() -> Tensor:
+            # All processes need the same gradient. Only with dropout, because a model that is not
+            # in training checkpoints no activations.
+            drops = has_dropout(self.model)
+            if drops:
+                self.eval()
             loss = self.safety_loss(rows)
+            if drops:
+                self.train()
             self._safety_loss = loss.detach()
             return loss
 
