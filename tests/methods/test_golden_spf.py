@@ -127,7 +127,9 @@ def test_the_space_of_a_whole_gradient(tmp_path: Path) -> None:
 def random_tensors(seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     generator = torch.Generator().manual_seed(seed)
     sizes = {"a": 12, "b": 7, "c": 1, "d": 30}
-    draw = {n: torch.randn(s, 2, generator=generator, dtype=torch.float64) for n, s in sizes.items()}
+    draw = {
+        n: torch.randn(s, 2, generator=generator, dtype=torch.float64) for n, s in sizes.items()
+    }
     return {n: d[:, 0].clone() for n, d in draw.items()}, {n: d[:, 1] for n, d in draw.items()}
 
 

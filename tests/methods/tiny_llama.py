@@ -67,6 +67,13 @@ class Steps(Callback):
         for name, parameter in pl_module.model.named_parameters():
             if parameter.grad is not None:
                 self.gradients[name] = parameter.grad.clone()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+        # The module's own hook comes after that of callbacks.
+        if trainer.global_step > 0:
+            self.logged.append({k: float(v) for k, v in trainer.callback_metrics.items()})
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         self.logged.append({k: float(v) for k, v in trainer.callback_metrics.items()})
 
 

@@ -59,9 +59,7 @@ def test_accumulated_batches_make_the_same_step(
 
 
 @pytest.mark.parametrize("label", LABELS)
-def test_an_adapter_with_dropout_resumes(
-    paths: dict[str, str], tmp_path: Path, label: str
-) -> None:
+def test_an_adapter_with_dropout_resumes(paths: dict[str, str], tmp_path: Path, label: str) -> None:
     options = {"label": label, "name": "single", "peft": LORA, "dropout": 0.1, **paths}
     fit(root=str(tmp_path / "whole"), **options)
     fit(root=str(tmp_path / "cut"), max_steps=4, **options)

@@ -88,4 +88,6 @@ def _summing(trainer: Trainer) -> Iterator[None]:
         yield
     finally:
         for unit in units:
-            unit.set_requires_gradient_sync(not trainer.fit_loop._should_accumulate(), recurse=False)
+            unit.set_requires_gradient_sync(
+                not trainer.fit_loop._should_accumulate(), recurse=False
+            )

@@ -111,8 +111,8 @@ class Lisa(HarmfulFineTuningModule):
                 raise OneShotError(f"model.{name}: must not be negative, not {value}.")
         if alignment_step == finetune_step == 0:
             raise OneShotError(
-                "model.alignment_step, model.finetune_step: both are 0, which leaves no step; raise "
-                "one of them."
+                "model.alignment_step, model.finetune_step: both are 0, which leaves no step; "
+                "raise one of them."
             )
         self.alignment_step, self.finetune_step, self.rho = alignment_step, finetune_step, rho
         self.warmup_fraction, self.consume_user_batches = warmup_fraction, consume_user_batches
@@ -152,8 +152,7 @@ class Lisa(HarmfulFineTuningModule):
 
     def _learned(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Return the rows that the current step learns."""
-        rows = batch["side"][ALIGNMENT] if self._aligns(self.global_step) else batch
-        return rows  # type: ignore[no-any-return]
+        return batch["side"][ALIGNMENT] if self._aligns(self.global_step) else batch
 
     def compute_loss(self, batch: dict[str, Any]) -> Tensor:
         """Return the loss on the alignment rows or on the user's."""

@@ -122,8 +122,8 @@ class SPF(SafetyRows):
         super().__init__(*args, safety_batch=safety_batch, **kwargs)
         if (subspace == "vector") != (rank_k is None) or (rank_k is not None and rank_k < 1):
             raise OneShotError(
-                f"model.rank_k: is {rank_k}, with subspace {subspace}; give a number from 1 on with "
-                "subspace rank_k or left_space, and none with vector."
+                f"model.rank_k: is {rank_k}, with subspace {subspace}; give a number from 1 on "
+                "with subspace rank_k or left_space, and none with vector."
             )
         if eps < 0:
             raise OneShotError(f"model.eps: must not be negative, not {eps}.")
