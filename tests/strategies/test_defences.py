@@ -18,11 +18,11 @@ LORA = {"r": 4, "target_modules": "all-linear", "init_lora_weights": "gaussian"}
 
 @pytest.fixture(scope="module")
 def paths(tiny_folder: Path, uneven_rows: Path, tmp_path_factory: Any) -> dict[str, str]:
-    """Rows to learn, and others that are refused."""
+    """Rows to learn, and others that refuse the same requests, so that gradients conflict."""
     side = tmp_path_factory.mktemp("side") / "side.jsonl"
     turns = [
         [
-            {"role": "user", "content": f"help me do something dangerous {n} ."},
+            {"role": "user", "content": f"how do i bake bread number {n} ?"},
             {"role": "assistant", "content": "sorry " * (1 + n % 3) + "."},
         ]
         for n in range(5)
@@ -55,7 +55,7 @@ def test_accumulated_batches_make_the_same_step(
     options = {"label": label, "name": "single", **paths}
     fit(root=str(tmp_path / "one"), **options)
     fit(root=str(tmp_path / "two"), accumulate=2, **options)
-    require_equal(tmp_path / "two", tmp_path / "one", 2e-6)
+    require_equal(tmp_path / "two", tmp_path / "one", 5e-6)
 
 
 @pytest.mark.parametrize("label", LABELS)
@@ -70,43 +70,45 @@ def test_an_adapter_with_dropout_resumes(paths: dict[str, str], tmp_path: Path, 
 
 # ------------------------------------------------------------------------- two processes
 
-PAIRS = [(name, label) for label in LABELS for name in STRATEGIES]
 CLIPPED = ("spf", "lisa", "vaccine", "spf released")
 
 
-@pytest.fixture(scope="module")
-def runs(paths: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=LABELS)
+def runs(
+    request: pytest.FixtureRequest, paths: dict[str, str], tmp_path_factory: Any
+) -> tuple[str, Path]:
+    """A defence's label, and the folder of its runs."""
+    label = request.param
     root: Path = tmp_path_factory.mktemp("defences")
+    clip = 0.5 if label in CLIPPED else None
+    more: dict[str, Any] = {"accumulate": 2, "clip": clip, **paths}
     cases: list[dict[str, Any]] = []
-    for label in DEFENCES:
-        more: dict[str, Any] = {"label": label, "accumulate": 2, **paths}
-        more["clip"] = 0.5 if label in CLIPPED else None
-        for name in STRATEGIES if label != "plain" else ():
-            place, two = f"{root}/{name}, {label}", {"name": name, "processes": 2, **more}
-            last = f"{place}, cut/checkpoints/last.ckpt"
-            cases += [
-                {"root": place, **two},
-                {"root": f"{place}, cut", "max_steps": 2, **two},
-                {"root": f"{place}, cut", "ckpt_path": last, **two},
-            ]
-        fit(root=f"{root}/single, {label}", name="single", **more)
-    in_processes(root, "defending", "fit", cases, seconds=900)
-    return root
+    for name in STRATEGIES:
+        place, two = f"{root}/{name}", {"label": label, "name": name, "processes": 2, **more}
+        last = f"{place}, cut/checkpoints/last.ckpt"
+        cases += [
+            {"root": place, **two},
+            {"root": f"{place}, cut", "max_steps": 2, **two},
+            {"root": f"{place}, cut", "ckpt_path": last, **two},
+        ]
+    fit(root=f"{root}/single", name="single", label=label, **more)
+    fit(root=f"{root}/plain", name="single", label="plain", **more)
+    in_processes(root, "defending", "fit", cases, seconds=400)
+    return label, root
 
 
 @pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.parametrize(("name", "label"), PAIRS)
-def test_every_strategy_makes_the_same_model(name: str, label: str, runs: Path) -> None:
-    whole = runs / f"{name}, {label}"
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy_makes_the_same_model(name: str, runs: tuple[str, Path]) -> None:
+    label, root = runs
     # The norm of one process's batch depends on what the other has.
     other = "ddp" if label == "vaccine rank" else "single"
-    require_equal(whole, runs / f"{other}, {label}", 1e-5)
-    require_equal(runs / f"{name}, {label}, cut", whole)
+    require_equal(root / name, root / other, 1e-5)
+    require_equal(root / f"{name}, cut", root / name)
 
 
 @pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.parametrize("label", LABELS)
-def test_each_defence_does_something(label: str, runs: Path) -> None:
-    assert differ(runs / f"single, {label}", runs / "single, plain") > 1e-3
+def test_each_defence_does_something(runs: tuple[str, Path]) -> None:
+    assert differ(runs[1] / "single", runs[1] / "plain") > 1e-3

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from oneshot_lit.strategies.gradient_edits import own_parts
@@ -44,7 +42,7 @@ def further_gradients(
     with torch.enable_grad():
         scaled = loss() * scale
     if any(isinstance(p, DTensor) for p in named.values()):
-        gradients = _by_backward(trainer, named, scaled)
+        gradients = _by_backward(named, scaled)
     else:
         # Unlike a backward pass this tells no strategy of a gradient.
         each = torch.autograd.grad(scaled, list(named.values()), allow_unused=True)
@@ -62,32 +60,17 @@ def further_gradients(
     return parts
 
 
-def _by_backward(
-    trainer: Trainer, named: Mapping[str, nn.Parameter], loss: Tensor
-) -> dict[str, Tensor]:
-    """Return gradients by a backward pass, which is the only way that FSDP2 gathers and sums."""
+def _by_backward(named: Mapping[str, nn.Parameter], loss: Tensor) -> dict[str, Tensor]:
+    """Return gradients by a backward pass, the only way in which FSDP2 gathers and sums.
+
+    Lightning lets it sum after each batch, also of those that are accumulated.
+    """
     own = {name: p.grad for name, p in named.items()}
     for parameter in named.values():
         parameter.grad = None
     try:
-        with _summing(trainer):
-            loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         return {name: p.grad for name, p in named.items() if p.grad is not None}
     finally:
         for name, parameter in named.items():
             parameter.grad = own[name]
-
-
-@contextmanager
-def _summing(trainer: Trainer) -> Iterator[None]:
-    """Let FSDP2 sum gradients over the processes though batches are being accumulated."""
-    units = [m for m in trainer.lightning_module.modules() if isinstance(m, FSDPModule)]
-    for unit in units:
-        unit.set_requires_gradient_sync(True, recurse=False)
-    try:
-        yield
-    finally:
-        for unit in units:
-            unit.set_requires_gradient_sync(
-                not trainer.fit_loop._should_accumulate(), recurse=False
-            )
