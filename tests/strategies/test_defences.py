@@ -23,7 +23,7 @@ def paths(tiny_folder: Path, uneven_rows: Path, tmp_path_factory: Any) -> dict[s
     turns = [
         [
             {"role": "user", "content": f"how do i bake bread number {n} ?"},
-            {"role": "assistant", "content": "sorry " * (1 + n % 3) + "."},
+            {"role": "assistant", "content": " ".join(["sorry"] * (6 + n % 3))},
         ]
         for n in range(5)
     ]
