@@ -19,8 +19,8 @@ from oneshot_lit.data.datasets import (
 from oneshot_lit.data.hub import announce_hub_sets
 from oneshot_lit.data.instance import SafetyInstance
 from oneshot_lit.data.leakage import refuse_shared
-from oneshot_lit.data.samplers import ResumableSampler
-from oneshot_lit.data.side import SideStreams
+from oneshot_lit.data.samplers import ResumableSampler, StreamSampler
+from oneshot_lit.data.side import MAIN, SideStreams, Stream
 from oneshot_lit.data.sources import ConversationSource
 from oneshot_lit.data.transforms import RowTransform
 from oneshot_lit.errors import OneShotError
@@ -243,11 +243,16 @@ class SafetyDataModule(SideStreams):
             "seed": self.seed if self.seed is not None else torch.initial_seed(),
             "start_epoch": epoch,
         }
-        sampler = ResumableSampler(
-            len(self.training), skip=done * batch_size, rank=rank, world_size=world_size, **order
-        )
+        order_of_main = {**order, "rank": rank, "world_size": world_size}
+        wanted = self._wanted_streams(per_epoch)
+        numbers = wanted.get(MAIN, Stream()).numbers
+        rows = len(self.training)
+        sampler = ResumableSampler(rows, skip=done * batch_size, **order_of_main)
+        if numbers is not None:
+            size = {"batches": per_epoch, "batch_size": batch_size, "skip": done}
+            sampler = StreamSampler(rows, numbers=numbers, **size, **order_of_main)
         main = self.loader(self.training, sampler, batch_size, generation=False)
-        return self._with_sides(main, per_epoch, batch_size, done, order)
+        return self._with_sides(main, per_epoch, batch_size, done, order, wanted)
 
     def _batch_of_process(self) -> int:
         """Return how many rows a batch of this process has."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -79,41 +79,59 @@ class ResumableSampler(Sampler[int]):
         return -(-self.size // self.world_size)
 
 
-class SideSampler(ResumableSampler):
-    """Rows of a second stream: pass after pass over all its rows, independent of the first stream.
-
-    Which rows go with a batch of the first stream depends only on the seed and on the batch's
-    number in the run.
+class StreamSampler(ResumableSampler):
+    """Batches of an endless stream: pass after pass over all rows, whatever an epoch is.
 
     Args:
         size: Number of rows of the stream.
-        batches: Batches of an epoch of the first stream.
+        batches: Batches of an epoch of the run.
         batch_size: Rows a batch, of this process.
         skip: Batches already done in the epoch that a resumed run continues.
+        numbers: Epoch -> which batch of the stream, from 0 on, comes at each of its batches. By
+            default the batches of the stream follow one another through the epochs.
         more: Further arguments of `ResumableSampler`.
     """
 
-    offset = 500_009
-
     def __init__(
-        self, size: int, *, batches: int, batch_size: int, skip: int = 0, **more: Any
+        self,
+        size: int,
+        *,
+        batches: int,
+        batch_size: int,
+        skip: int = 0,
+        numbers: Callable[[int], Sequence[int]] | None = None,
+        **more: Any,
     ) -> None:
         super().__init__(size, skip=skip * batch_size, **more)
         self.batches, self.batch_size = batches, batch_size
+        self.numbers = numbers or (lambda epoch: range(epoch * batches, (epoch + 1) * batches))
 
     def order(self) -> list[int]:
         """Return this process's rows of the whole current epoch."""
-        count = self.batches * self.batch_size * self.world_size
-        number, offset = divmod(self.epoch * count, self.size)
+        passes: dict[int, list[int]] = {}
         rows: list[int] = []
-        while len(rows) < offset + count:
-            rows += self.one_pass(number)
-            number += 1
-        return rows[offset : offset + count][self.rank :: self.world_size]
+        each = self.batch_size * self.world_size
+        for batch in self.numbers(self.epoch):
+            for place in range(batch * each, (batch + 1) * each):
+                number, within = divmod(place, self.size)
+                if number not in passes:
+                    passes[number] = self.one_pass(number)
+                rows.append(passes[number][within])
+        return rows[self.rank :: self.world_size]
 
     def __len__(self) -> int:
         # The whole epoch: Lightning counts the batches already done itself.
         return self.batches * self.batch_size
+
+
+class SideSampler(StreamSampler):
+    """Rows of a second stream, in an order of their own.
+
+    Which rows go with a batch of the first stream depends only on the seed and on the batch's
+    number in the run.
+    """
+
+    offset = 500_009
 
 
 class ResumableDataLoader(DataLoader[Any]):

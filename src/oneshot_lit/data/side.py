@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
@@ -21,6 +22,37 @@ from oneshot_lit.errors import OneShotError
 
 # Names of streams.
 MAIN, ANCHORS = "train", "anchors"
+
+
+@dataclass(frozen=True)
+class Stream:
+    """How a module wants a stream of rows, if not as `data.batch_size` says.
+
+    A module that has such wishes returns name -> `Stream` from ``streams(batches)``, with the
+    number of batches of an epoch; `MAIN` is the first stream.
+
+    Attributes:
+        rows: Rows a batch, the same ones in every process; None for `data.batch_size` rows.
+        numbers: Epoch -> which batch of the stream comes at each batch of that epoch, see
+            `StreamSampler`.
+    """
+
+    rows: int | None = None
+    numbers: Callable[[int], Sequence[int]] | None = None
+
+
+def require_stream(trainer: Any, name: str, method: str, what: str) -> None:
+    """Refuse to train without a stream of rows that a method needs.
+
+    Raises:
+        OneShotError: if the data module has no such stream.
+    """
+    side = getattr(trainer.datamodule, "side", None)
+    if side is not None and name not in side:
+        raise OneShotError(
+            f"data.side.{name}: missing; {method} needs {what}. Give a source, such as "
+            f"--data.side '{{{name}: {{class_path: ChatJsonl, init_args: {{path: rows.jsonl}}}}}}'."
+        )
 
 
 class SideStreams(ResumableDataModule):
@@ -143,8 +175,21 @@ class SideStreams(ResumableDataModule):
         self.anchor_set.answer(answers, self._encoded_anchors)
         self._note_anchors()
 
+    def _wanted_streams(self, batches: int) -> Mapping[str, Stream]:
+        """Return how the module wants its streams, for epochs of so many batches."""
+        module = None if self.trainer is None else self.trainer.lightning_module
+        wanted = getattr(module, "streams", None)
+        # Not all batches of an epoch may be run.
+        return {} if wanted is None else wanted((self._division or [batches])[0])
+
     def _with_sides(
-        self, main: DataLoader[Any], batches: int, batch_size: int, skip: int, order: dict[str, Any]
+        self,
+        main: DataLoader[Any],
+        batches: int,
+        batch_size: int,
+        skip: int,
+        order: dict[str, Any],
+        wanted: Mapping[str, Stream],
     ) -> DataLoader[Any] | CombinedLoader:
         """Return the loader of the first stream together with those of the others.
 
@@ -154,11 +199,14 @@ class SideStreams(ResumableDataModule):
             batch_size: Rows a batch of a side stream, of each process.
             skip: Batches already done in the epoch that a resumed run continues.
             order: Further arguments of the samplers.
+            wanted: How the module wants them.
         """
         rank, world_size = self.world()
-        streams: dict[str, tuple[EncodedRows, int, int, int]] = {
-            name: (rows, batch_size, rank, world_size) for name, rows in self._sides.items()
-        }
+        streams: dict[str, tuple[EncodedRows, int, int, int]] = {}
+        for name, dataset in self._sides.items():
+            alike = wanted.get(name, Stream()).rows
+            shared = (dataset, batch_size, rank, world_size)
+            streams[name] = shared if alike is None else (dataset, alike, 0, 1)
         if self.anchor_set is not None:
             # Every process learns the same rows, as it does the instance.
             streams[ANCHORS] = (self.anchor_set, self._rows_a_step(), 0, 1)
@@ -173,6 +221,7 @@ class SideStreams(ResumableDataModule):
                 skip=skip,
                 rank=place,
                 world_size=shares,
+                numbers=wanted.get(name, Stream()).numbers,
                 **order,
             )
             loaders[name] = self.loader(rows, sampler, size, generation=False)

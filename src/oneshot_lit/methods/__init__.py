@@ -1,5 +1,6 @@
 """LightningModules, one a file; subclass them in your own package."""
 
+from oneshot_lit.methods.alignment.vaccine import Vaccine
 from oneshot_lit.methods.annotate.base import Annotation
 from oneshot_lit.methods.annotate.guards import (
     ClassifierGuard,
@@ -14,7 +15,9 @@ from oneshot_lit.methods.attack import HarmfulFineTuningModule
 from oneshot_lit.methods.base import LanguageModelModule
 from oneshot_lit.methods.finetuning.backdoor_align import BackdoorAlign, BackdoorAlignRows
 from oneshot_lit.methods.finetuning.constrained_sft import ConstrainedSFT
+from oneshot_lit.methods.finetuning.lisa import Lisa
 from oneshot_lit.methods.finetuning.lookahead import LookAhead
+from oneshot_lit.methods.finetuning.spf import SPF, SPFReleased
 from oneshot_lit.methods.finetuning.star_dss import StarDSS
 from oneshot_lit.methods.finetuning.toss import Toss, TossTokens
 from oneshot_lit.methods.posttuning.antidote import Antidote
@@ -38,6 +41,7 @@ from oneshot_lit.methods.select.seal import Seal
 from oneshot_lit.models.generation import Decoding
 
 __all__ = [
+    "SPF",
     "Annotation",
     "Antidote",
     "BackdoorAlign",
@@ -53,6 +57,7 @@ __all__ = [
     "InstanceSelectionModule",
     "KeywordGuard",
     "LanguageModelModule",
+    "Lisa",
     "LogProbabilities",
     "LookAhead",
     "LowRankRealignmentModule",
@@ -64,6 +69,7 @@ __all__ = [
     "ReferenceModule",
     "RefusalGuard",
     "Resta",
+    "SPFReleased",
     "SafeLoRA",
     "SafeMerge",
     "Seal",
@@ -74,5 +80,6 @@ __all__ = [
     "TokenScores",
     "Toss",
     "TossTokens",
+    "Vaccine",
     "WeightEdit",
 ]

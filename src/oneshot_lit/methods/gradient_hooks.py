@@ -60,8 +60,8 @@ class GradientHooks(LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Take the step, and put frozen entries back."""
-        # Asked before the step: after it, DeepSpeed already counts for the next one.
-        ends = is_boundary(self.trainer)
+        # DeepSpeed itself learns only in the closure whether it is to step, and then counts on.
+        ends = not self.trainer.fit_loop._should_accumulate()
         super().optimizer_step(*args, **kwargs)
         if self._frozen is not None and ends:
             self._frozen.restore()

@@ -38,7 +38,8 @@ def hidden_gradients(
 
     Args:
         modules: Parts of the model that give a tensor, or a tuple that begins with one.
-        loss: Runs the forward pass and returns a scalar; called once.
+        loss: Runs the forward pass, each module once, and returns a scalar; called once. So
+            nothing may be read once for all rows (`shared_prefix`).
     """
     outputs: dict[str, Tensor] = {}
 
@@ -67,6 +68,9 @@ def hidden_gradients(
 @contextmanager
 def perturbed(modules: Mapping[str, nn.Module], deltas: Mapping[str, Tensor]) -> Iterator[None]:
     """Add a delta to what each module puts out for as long as the block lasts.
+
+    With gradient checkpointing it must last until after the backward pass, which runs the modules
+    again: without the deltas it would give wrong gradients, and no error.
 
     Args:
         modules: The modules, by name.

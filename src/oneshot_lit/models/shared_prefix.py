@@ -102,7 +102,7 @@ def training_cache(model: Any, batch: dict[str, Tensor]) -> Any:
     if length < 1 or is_sharded(model):
         return None
     weights = sum(p.numel() for p in model.parameters())
-    if length * (len(ids) - 2) * weights < _LEAST_SAVED_WORK or _draws(model):
+    if length * (len(ids) - 2) * weights < _LEAST_SAVED_WORK or has_dropout(model):
         return None
     decoder = model.get_base_model() if hasattr(model, "get_base_model") else model
     if any(getattr(module, "gradient_checkpointing", False) for module in decoder.modules()):
@@ -119,7 +119,7 @@ def training_cache(model: Any, batch: dict[str, Tensor]) -> Any:
     return cache
 
 
-def _draws(model: Any) -> bool:
+def has_dropout(model: Any) -> bool:
     """Whether dropout is on anywhere."""
     for module in model.modules():
         rate = module.p if isinstance(module, torch.nn.Dropout) else 0.0

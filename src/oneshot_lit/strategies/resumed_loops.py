@@ -28,6 +28,19 @@ def accumulated_batches(trainer: Trainer, epoch: int) -> int:
     return trainer.accumulate_grad_batches
 
 
+def step_numbers(trainer: Trainer, batches: int, epoch: int) -> list[int]:
+    """Return for each batch of an epoch the number in the run of its optimiser step, from 0 on.
+
+    Args:
+        trainer: The trainer.
+        batches: Batches of an epoch.
+        epoch: The number of the epoch.
+    """
+    before = sum(-(-batches // accumulated_batches(trainer, each)) for each in range(epoch))
+    number = accumulated_batches(trainer, epoch)
+    return [before + batch // number for batch in range(batches)]
+
+
 def correct_counts(trainer: Trainer, state: dict[str, Any]) -> None:
     """Change the state of a fit loop, before it is loaded, so that the run goes on exactly.
 

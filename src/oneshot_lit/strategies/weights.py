@@ -77,6 +77,17 @@ def set_own_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
                 safe_set_full_fp32_param(parameter, value)
 
 
+def weight_parts(module: nn.Module) -> dict[str, Tensor]:
+    """Return this process's part of each trained weight, flat; do not write to it.
+
+    It matches the part of a gradient that an edit gets, entry by entry. Unlike `own_weights` it
+    sends no message, and may be a view.
+    """
+    reshard(module)
+    named = module.named_parameters()
+    return {name: _part(p).detach() for name, p in named if p.requires_grad}
+
+
 def whole_weight(parameter: Any) -> Tensor:
     """Return a whole parameter, gathered from all processes where it is sharded."""
     if isinstance(parameter, DTensor):
@@ -144,6 +155,20 @@ def _own(parameter: Any) -> Tensor:
         part: Tensor = safe_get_local_fp32_param(parameter)
         return part
     return whole_weight(parameter)
+
+
+def _part(parameter: Any) -> Tensor:
+    if isinstance(parameter, DTensor):
+        return parameter.to_local().flatten()
+    if _has_zero3_master(parameter):
+        part = _own(parameter).flatten()
+        start = distributed.get_rank(parameter.ds_process_group) * part.numel()
+        # The last shards are padded.
+        return part[: max(0, parameter.ds_numel - start)]
+    fragment: Any = getattr(parameter, "_hp_mapping", "whole")
+    if fragment == "whole":
+        return parameter.flatten()
+    return parameter.new_zeros(0) if fragment is None else fragment.hp_fragment.flatten()
 
 
 def _has_zero3_master(parameter: Any) -> bool:

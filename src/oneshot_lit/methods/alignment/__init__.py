@@ -1,0 +1,1 @@
+"""Alignment that withstands a later attack: methods of the stage before the attack."""
