@@ -20,7 +20,7 @@ from oneshot_lit.models.loss import IGNORE_INDEX, of_labelled, token_losses, wei
 ABOUT = About(
     name="ConstrainedSFT",
     stage="during fine-tuning",
-    needs="nothing",
+    needs="-",
     paper="2406.05946",
     agreement="losses, weights and gradients exact with the release",
     config="defence/constrained_sft.yaml",
