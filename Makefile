@@ -61,6 +61,7 @@ bench: $(STAMP)  ## Time steps, start-up, evaluation, spectra, the repair by pro
 	$(BIN)/python benchmarks/selection_overlap.py
 	$(BIN)/python benchmarks/strategies.py
 	$(BIN)/python benchmarks/weight_edit.py
+	$(BIN)/python benchmarks/defences.py
 
 checkpoints: $(STAMP)  ## Rebuild the shipped micro-world models from nothing (about a quarter of an hour)
 	$(BIN)/python -m oneshot_lit fit --config configs/model/microworld_small.yaml
