@@ -298,6 +298,12 @@ def test_files_of_images(tmp_path: Path) -> None:
         QuadrupleFile(str(tmp_path / "none.jsonl")).load()
 
 
+def test_the_usage_is_what_a_user_types(command: Any) -> None:
+    done = command("clip", "--help")
+    assert done.code == 0
+    assert done.out.startswith("usage: oneshot-lit clip [--config FILE ...] [--key value ...]\n")
+
+
 def test_mistakes(command: Any, base: Path, tiny_folder: Path, tmp_path: Path) -> None:
     for more, message in (
         (["--model.model_name_or_path", str(tmp_path / "none")], "model folder not found"),
