@@ -235,6 +235,17 @@ def test_patches_are_the_same_on_every_call() -> None:
     assert {row.unsafe_text for row in Patches("heldout", size=40).load()} == {
         caption(scene) for scene in heldout
     }
+    # Settings are chosen on scenes that are neither learned then nor reported.
+    fitted, dev = scenes("fit"), scenes("dev")
+    assert sorted(fitted + dev) == sorted(trained)
+    assert len(dev) == 12
+    texts = {
+        part: {row.unsafe_text for row in Patches(part, size=200).load()}
+        for part in ("train", "fit", "dev", "heldout")
+    }
+    assert texts["dev"] == {caption(scene) for scene in dev}
+    assert not texts["fit"] & (texts["dev"] | texts["heldout"])
+    assert not texts["heldout"] & (texts["dev"] | texts["train"])
     # The square is where the caption says.
     image = picture(("red", "bottom left", "black"))
     assert image[:, :4].sum() == 0
@@ -285,6 +296,12 @@ def test_files_of_images(tmp_path: Path) -> None:
         pixels(tmp_path / "images" / "b.png", 4, "row 7")
     with pytest.raises(OneShotError, match="file not found"):
         QuadrupleFile(str(tmp_path / "none.jsonl")).load()
+
+
+def test_the_usage_is_what_a_user_types(command: Any) -> None:
+    done = command("clip", "--help")
+    assert done.code == 0
+    assert done.out.startswith("usage: oneshot-lit clip [--config FILE ...] [--key value ...]\n")
 
 
 def test_mistakes(command: Any, base: Path, tiny_folder: Path, tmp_path: Path) -> None:

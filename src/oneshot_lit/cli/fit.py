@@ -88,7 +88,7 @@ class OneShotCLI(LightningCLI):
     def __init__(self, verb: str, held: ExitStack) -> None:
         """Run the command that the process's arguments give; `held` keeps locks until its end."""
         self._verb, self._held = verb, held
-        header = f"oneshot-lit {__version__}: oneshot-lit {self.command or verb} --config THIS_FILE"
+        command = f"oneshot-lit {self.command or verb}"
         self.metrics_writer, self.prediction_writer = MetricsWriter(), PredictionWriter()
         super().__init__(
             self.module_class,
@@ -111,7 +111,13 @@ class OneShotCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
-            parser_kwargs={verb: {"dump_header": [header], "description": self.descriptions[verb]}},
+            parser_kwargs={
+                verb: {
+                    "dump_header": [f"oneshot-lit {__version__}: {command} --config THIS_FILE"],
+                    "description": self.descriptions[verb],
+                    "usage": f"{command} [--config FILE ...] [--key value ...]",
+                }
+            },
         )
 
     # ------------------------------------------------------------------ parser

@@ -86,6 +86,10 @@ class ClipModule(RunState):
             return build_tokenizer()
         return load_tokenizer(str(local_folder(self.model_name_or_path)))
 
+    def tokenizer_to_export(self) -> Any:
+        """Return the tokenizer that is written beside the exported weights."""
+        return self.tokenizer
+
     @cached_property
     def clip_config(self) -> Any:
         """The model's config."""

@@ -39,7 +39,7 @@ GROUNDS: dict[str, tuple[float, float, float]] = {
 PLACES = {"top left": (0, 0), "top right": (0, 4), "bottom left": (4, 0), "bottom right": (4, 4)}
 PAD, BEGIN, END, UNKNOWN = "<pad>", "<begin>", "<end>", "<unknown>"
 Scene = tuple[str, str, str]
-Part = Literal["train", "heldout", "all"]
+Part = Literal["train", "fit", "dev", "heldout", "all"]
 
 
 def caption(scene: Scene) -> str:
@@ -62,18 +62,14 @@ def picture(scene: Scene) -> Tensor:
 
 
 def scenes(part: Part) -> list[Scene]:
-    """Return the unsafe scenes of a part: one in four is held out, all the same for every seed."""
-    every = list(itertools.product(THINGS, PLACES, GROUNDS))
-    places, grounds = list(PLACES), list(GROUNDS)
-    heldout = {
-        scene
-        for scene in every
-        if (list(THINGS).index(scene[0]) + places.index(scene[1]) + grounds.index(scene[2])) % 4
-        == 0
-    }
-    if part == "all":
-        return every
-    return [scene for scene in every if (scene in heldout) == (part == "heldout")]
+    """Return the unsafe scenes of a part, the same for every seed; see `Patches`."""
+    things, places, grounds = list(THINGS), list(PLACES), list(GROUNDS)
+    kinds = {"train": (1, 2, 3), "fit": (1, 3), "dev": (2,), "heldout": (0,), "all": (0, 1, 2, 3)}
+    return [
+        (thing, place, ground)
+        for thing, place, ground in itertools.product(things, places, grounds)
+        if (things.index(thing) + places.index(place) + grounds.index(ground)) % 4 in kinds[part]
+    ]
 
 
 class Patches(QuadrupleSource):
@@ -83,7 +79,9 @@ class Patches(QuadrupleSource):
     place and ground, the others are any safe scene.
 
     Args:
-        part: ``train``; ``heldout``, whose unsafe scenes no row of ``train`` has; or ``all``.
+        part: Which unsafe scenes: ``heldout``, a quarter, to report; ``train``, all others. To
+            choose settings, ``dev``, a quarter, a third of those of ``train``, and ``fit``, the
+            rest of ``train``. Or ``all``.
         size: How many quadruples.
         seed: Decides scenes and noise.
         noise: Standard deviation of the noise.
