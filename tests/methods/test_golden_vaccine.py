@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_llama import batch_of, fit, golden, part, require_close, tiny_llama
+from golden_llama import batch_of, fit, golden, part, require_close, tiny_llama
 from torch import Tensor
 
 from oneshot_lit.errors import OneShotError

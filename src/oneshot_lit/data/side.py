@@ -177,7 +177,7 @@ class SideStreams(ResumableDataModule):
 
     def _wanted_streams(self, batches: int) -> Mapping[str, Stream]:
         """Return how the module wants its streams, for epochs of so many batches."""
-        module = None if self.trainer is None else self.trainer.lightning_module
+        module = None if self.trainer is None else getattr(self.trainer, "lightning_module", None)
         wanted = getattr(module, "streams", None)
         # Not all batches of an epoch may be run.
         return {} if wanted is None else wanted((self._division or [batches])[0])
