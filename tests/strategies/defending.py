@@ -43,6 +43,7 @@ def fit(
     dropout: float | None = None,
     max_steps: int = -1,
     ckpt_path: str | None = None,
+    dtype: str = "float32",
 ) -> None:
     """Train two epochs of three steps each, saving after each step; write the product."""
     torch.manual_seed(0)
@@ -52,6 +53,7 @@ def fit(
     module = kind(
         folder,
         peft=peft,
+        dtype=dtype,
         optimizer=lambda ps: torch.optim.SGD(ps, lr=0.1, momentum=0.5),
         **options,
     )
