@@ -24,6 +24,7 @@ def run(name: str, answered: set[int], right: int = PROMPTS) -> Run:
     for kind, metric, score in (
         ("harmful", "asr_keyword", lambda i: float(i in answered)),
         ("benign", "over_refusal", lambda i: 0.0),
+        ("benign", "exact_match", lambda i: 1.0),
         ("sql", "exact_match", lambda i: float(i < right)),
         ("sql", "length_ratio", lambda i: 0.5),
     ):
@@ -74,6 +75,7 @@ def test_the_section_has_a_row_for_each_score() -> None:
     shown = markdown_table(section.table)
     assert shown.count("\n") == 1 + 3
     assert "0.025 \\[0.004, 0.129\\]" in shown
+    assert "&lt; 0.001" in shown
     assert section.lines
 
 

@@ -36,8 +36,10 @@ def compare_controls(
         answers: The scores of all answers of its runs.
     """
     changes = change_table(list(pairs.items()), scores, answers)
+    refused = set(changes["set"][changes["metric"] == REFUSAL])
     rows = zip(changes["set"], changes["metric"], strict=True)
-    shown = [m in (ATTACK, REFUSAL) or is_skill(f"{s}/{m}") for s, m in rows]
+    # Of sets whose prompts may be refused, the right answers say little more.
+    shown = [m in (ATTACK, REFUSAL) or (s not in refused and is_skill(f"{s}/{m}")) for s, m in rows]
     # Typed, as an empty list would choose columns.
     table = changes[pd.Series(shown, changes.index, dtype=bool)].rename(
         columns={"from": "control", "to": "method", "before": "of_control", "after": "value"}
@@ -93,7 +95,10 @@ def controls_section(table: pd.DataFrame) -> Section:
             "score": table["set"] + "/" + table["metric"],
             "method's": _shown(table, ("value", "low", "high")),
             "control's": _shown(table, ("of_control", "control_low", "control_high")),
-            "p": [DASH if pd.isna(p) else f"{p:.3f}" for p in table["p"]],
+            "p": [
+                DASH if pd.isna(p) else p_value(p).removeprefix("p ").lstrip("= ")
+                for p in table["p"]
+            ],
         }
     )
     return Section(
