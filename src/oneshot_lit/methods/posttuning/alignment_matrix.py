@@ -13,7 +13,7 @@ from torch import Tensor
 # The releases round cosines to so many decimals before they compare them.
 DECIMALS = 5
 # Entries that are converted to float64 at once.
-_BLOCK = 2**20
+BLOCK = 2**20
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -27,7 +27,23 @@ def wide_copy(first: Tensor, *others: Tensor) -> Tensor:
     For sums in place: a temporary of an embedding matrix takes hundreds of megabytes.
     """
     double = any(each.dtype == torch.float64 for each in (first, *others))
-    return first.to(torch.float64 if double else torch.float32, copy=True)
+    dtype = torch.float64 if double else torch.float32
+    return first.to(dtype, copy=True, memory_format=torch.contiguous_format)
+
+
+def add_scaled(out: Tensor, other: Tensor, scale: float = 1.0) -> Tensor:
+    """Add ``scale * other`` to a contiguous tensor, in place and block by block; return it.
+
+    Of another dtype, `other` would be converted as a whole otherwise.
+    """
+    for own, part in zip(out.view(-1).split(BLOCK), other.flatten().split(BLOCK), strict=True):
+        own.add_(part, alpha=scale)
+    return out
+
+
+def difference(tensor: Tensor, start: Tensor) -> Tensor:
+    """Return ``tensor - start`` in float32, or in float64 if one of them has it."""
+    return add_scaled(wide_copy(tensor, start), start, -1.0)
 
 
 def dot(a: Tensor, b: Tensor, minus: Tensor | None = None) -> float:
@@ -38,8 +54,8 @@ def dot(a: Tensor, b: Tensor, minus: Tensor | None = None) -> float:
         b: The same shape.
         minus: Subtracted from both first.
     """
-    parts = [torch.split(each.flatten(), _BLOCK) for each in (a, b)]
-    less = torch.split(minus.flatten(), _BLOCK) if minus is not None else [None] * len(parts[0])
+    parts = [torch.split(each.flatten(), BLOCK) for each in (a, b)]
+    less = torch.split(minus.flatten(), BLOCK) if minus is not None else [None] * len(parts[0])
     sums = []
     for x, y, z in zip(*parts, less, strict=True):
         own = [each.double() if z is None else each.double() - z.double() for each in (x, y)]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.methods.about import About
-from oneshot_lit.methods.posttuning.alignment_matrix import wide
+from oneshot_lit.methods.posttuning.alignment_matrix import add_scaled, difference, wide_copy
 from oneshot_lit.methods.posttuning.merging import (
     Rescale,
     drop_and_rescale,
@@ -143,11 +143,11 @@ class Merge(WeightEdit):
             self.note(decision="line" if straight else "arc")
             return merged
         if self.rule == "dare_linear":
-            delta = wide(own) - wide(aligned)
+            delta = difference(own, aligned)
             if self.density < 1:
                 keep = torch.rand(own.shape, generator=self._generator) < self.density
                 delta = drop_and_rescale(delta, keep, self.density, self.rescale)
-            return wide(aligned) + self.weight * delta
+            return add_scaled(wide_copy(aligned, own), delta, self.weight)
         if self.rule == "ties":
             weight = [self.weight] * len(tuned)
             return ties(aligned, tuned, weight, self.density, self.normalize)

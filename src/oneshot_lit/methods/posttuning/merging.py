@@ -13,11 +13,17 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from oneshot_lit.methods.posttuning.alignment_matrix import dot, wide, wide_copy
+from oneshot_lit.methods.posttuning.alignment_matrix import (
+    BLOCK,
+    add_scaled,
+    difference,
+    dot,
+    wide,
+    wide_copy,
+)
 
 Rescale = Literal["l1", "density", "none"]
 # Above this cosine the arc is a line, and mergekit takes the straight one.
@@ -29,7 +35,7 @@ _NOTHING = 1e-7
 
 def linear(aligned: Tensor, tuned: Tensor, weight: float) -> Tensor:
     """Return ``(1 - weight) aligned + weight tuned``; the same as task arithmetic."""
-    return wide_copy(aligned, tuned).mul_(1 - weight).add_(tuned, alpha=weight)
+    return add_scaled(wide_copy(aligned, tuned).mul_(1 - weight), tuned, weight)
 
 
 def slerp(aligned: Tensor, tuned: Tensor, t: float) -> tuple[Tensor, bool]:
@@ -50,10 +56,10 @@ def slerp(aligned: Tensor, tuned: Tensor, t: float) -> tuple[Tensor, bool]:
     for norm in norms:
         cosine /= norm if norm > _TINY else 1.0
     if abs(cosine) > PARALLEL:
-        return merged.mul_(1 - t).add_(tuned, alpha=t), True
+        return add_scaled(merged.mul_(1 - t), tuned, t), True
     angle = math.acos(cosine)
     shares = math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
-    return merged.mul_(shares[0]).add_(tuned, alpha=shares[1]), False
+    return add_scaled(merged.mul_(shares[0]), tuned, shares[1]), False
 
 
 def drop_and_rescale(delta: Tensor, keep: Tensor, density: float, rescale: Rescale) -> Tensor:
@@ -69,10 +75,10 @@ def drop_and_rescale(delta: Tensor, keep: Tensor, density: float, rescale: Resca
     kept = delta * keep
     if rescale == "density":
         return kept / density
-    before, after = float(delta.abs().sum()), float(kept.abs().sum())
+    before, after = (float(torch.linalg.vector_norm(each, 1)) for each in (delta, kept))
     if rescale == "none" or before < _NOTHING or after < _NOTHING:
         return kept
-    return kept * (before / after)
+    return kept.mul_(before / after)
 
 
 def trim(delta: Tensor, density: float) -> Tensor:
@@ -82,12 +88,15 @@ def trim(delta: Tensor, density: float) -> Tensor:
         return delta
     if not k:
         return torch.zeros_like(delta)
-    size = delta.abs()
     # The k-th largest; of entries that tie with it, the first ones stay.
-    threshold = float(np.partition(size.flatten().numpy(), -k)[-k])
-    keep = size > threshold
-    missing = k - int(keep.sum())
-    level = (size == threshold).flatten().nonzero()[:missing]
+    size = delta.abs().flatten().numpy()
+    size.partition(len(size) - k)
+    threshold = float(size[-k])
+    del size
+    keep = delta.abs() > threshold
+    # Unlike a sum, this makes no copy of the mask in integers.
+    missing = k - int(torch.count_nonzero(keep))
+    level = (delta.abs() == threshold).flatten().nonzero()[:missing]
     keep.view(-1)[level] = True
     return delta.mul(keep)
 
@@ -109,18 +118,24 @@ def ties(
         normalize: Divide each entry by the sum of the weights that agree on it. With one model the
             weight then cancels.
     """
-    start = wide(aligned)
-    parts = [w * trim(wide(t) - start, density) for t, w in zip(tuned, weights, strict=True)]
-    positive = sum(parts) >= 0  # type: ignore[operator]
-    total, agreeing = torch.zeros_like(start), torch.zeros_like(start)
-    for part, weight in zip(parts, weights, strict=True):
-        # An entry that is zero agrees with no sign.
-        agrees = (part != 0) & ((part > 0) == positive)
-        total += part * agrees
-        agreeing += weight * agrees
-    if normalize:
-        total /= torch.where(agreeing == 0, torch.ones_like(agreeing), agreeing)
-    return start + total
+    parts = [
+        trim(difference(each, aligned), density).mul_(weight).view(-1)
+        for each, weight in zip(tuned, weights, strict=True)
+    ]
+    out = wide_copy(aligned, *tuned)
+    blocks = zip(out.view(-1).split(BLOCK), *(part.split(BLOCK) for part in parts), strict=True)
+    for own, *changes in blocks:
+        positive = sum(changes) >= 0
+        total, agreeing = torch.zeros_like(own), torch.zeros_like(own)
+        for change, weight in zip(changes, weights, strict=True):
+            # An entry that is zero agrees with no sign.
+            agrees = (change != 0) & ((change > 0) == positive)
+            total += change * agrees
+            agreeing += weight * agrees
+        if normalize:
+            total /= torch.where(agreeing == 0, torch.ones_like(agreeing), agreeing)
+        own += total
+    return out
 
 
 def model_stock(

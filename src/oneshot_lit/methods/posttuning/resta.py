@@ -13,7 +13,7 @@ from torch import Tensor
 
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.methods.about import About
-from oneshot_lit.methods.posttuning.alignment_matrix import wide, wide_copy
+from oneshot_lit.methods.posttuning.alignment_matrix import add_scaled, wide, wide_copy
 from oneshot_lit.methods.posttuning.weight_edit import WeightEdit, given
 
 ABOUT = About(
@@ -28,8 +28,8 @@ ABOUT = About(
 
 def resta(tuned: Tensor, aligned: Tensor, unaligned: Tensor, gamma: float) -> Tensor:
     """Return ``tuned + gamma (aligned - unaligned)``; all of one shape."""
-    out = wide_copy(tuned, aligned, unaligned)
-    return out.add_(aligned, alpha=gamma).add_(unaligned, alpha=-gamma)
+    out = add_scaled(wide_copy(tuned, aligned, unaligned), aligned, gamma)
+    return add_scaled(out, unaligned, -gamma)
 
 
 def dare(delta: Tensor, drop: Tensor, rate: float) -> Tensor:
