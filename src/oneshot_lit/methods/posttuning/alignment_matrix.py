@@ -36,7 +36,8 @@ def add_scaled(out: Tensor, other: Tensor, scale: float = 1.0) -> Tensor:
 
     Of another dtype, `other` would be converted as a whole otherwise.
     """
-    for own, part in zip(out.view(-1).split(BLOCK), other.flatten().split(BLOCK), strict=True):
+    parts = (torch.split(each, BLOCK) for each in (out.view(-1), other.flatten()))
+    for own, part in zip(*parts, strict=True):
         own.add_(part, alpha=scale)
     return out
 

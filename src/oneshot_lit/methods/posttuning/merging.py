@@ -123,7 +123,7 @@ def ties(
         for each, weight in zip(tuned, weights, strict=True)
     ]
     out = wide_copy(aligned, *tuned)
-    blocks = zip(out.view(-1).split(BLOCK), *(part.split(BLOCK) for part in parts), strict=True)
+    blocks = zip(*(torch.split(each, BLOCK) for each in (out.view(-1), *parts)), strict=True)
     for own, *changes in blocks:
         positive = sum(changes) >= 0
         total, agreeing = torch.zeros_like(own), torch.zeros_like(own)
