@@ -12,8 +12,8 @@ from torch import Tensor
 
 # The releases round cosines to so many decimals before they compare them.
 DECIMALS = 5
-# Entries that are converted to float64 at once.
-BLOCK = 2**20
+# Entries that are converted to another dtype at once; few enough for a processor's cache.
+BLOCK = 2**18
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -47,21 +47,27 @@ def difference(tensor: Tensor, start: Tensor) -> Tensor:
     return add_scaled(wide_copy(tensor, start), start, -1.0)
 
 
-def dot(a: Tensor, b: Tensor, minus: Tensor | None = None) -> float:
+def dot(a: Tensor, b: Tensor) -> float:
     """Return the inner product of two tensors as flat vectors, in float64, block by block.
 
     Args:
         a: Any shape and floating dtype.
         b: The same shape.
-        minus: Subtracted from both first.
     """
-    parts = [torch.split(each.flatten(), BLOCK) for each in (a, b)]
-    less = torch.split(minus.flatten(), BLOCK) if minus is not None else [None] * len(parts[0])
-    sums = []
-    for x, y, z in zip(*parts, less, strict=True):
-        own = [each.double() if z is None else each.double() - z.double() for each in (x, y)]
-        sums.append(float(own[0] @ own[1]))
-    return math.fsum(sums)
+    parts = zip(*(torch.split(each.flatten(), BLOCK) for each in (a, b)), strict=True)
+    return math.fsum(float(x.double() @ y.double()) for x, y in parts)
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    """Return the Frobenius norm of ``a - b``, summed in float64, block by block.
+
+    Args:
+        a: Any shape and floating dtype.
+        b: The same shape.
+    """
+    parts = zip(*(torch.split(each.flatten(), BLOCK) for each in (a, b)), strict=True)
+    norms = (torch.linalg.vector_norm(wide(x) - wide(y), dtype=torch.float64) for x, y in parts)
+    return math.sqrt(math.fsum(float(norm) ** 2 for norm in norms))
 
 
 def alignment_matrix(aligned: Tensor, base: Tensor) -> Tensor:

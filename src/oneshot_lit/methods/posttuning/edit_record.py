@@ -14,7 +14,7 @@ from torch import Tensor
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.io.files import read_text, write_json_atomically
 from oneshot_lit.io.provenance import content_hash
-from oneshot_lit.methods.posttuning.alignment_matrix import dot
+from oneshot_lit.methods.posttuning.alignment_matrix import distance
 
 EDIT_FILE = "edit.json"
 KEPT, CHANGED = "kept", "changed"
@@ -49,7 +49,7 @@ class EditRecord:
         facts: dict[str, Any] = {"decision": KEPT if after is before else CHANGED}
         facts["share_changed"] = _share(before, after)
         if aligned is not None and before.is_floating_point():
-            facts["norm_ratio"] = _ratio(_norm(after, aligned), _norm(before, aligned))
+            facts["norm_ratio"] = _ratio(distance(after, aligned), distance(before, aligned))
         self._close(name, facts)
 
     def pair(self, module: str, before: tuple[Tensor, ...], after: tuple[Tensor, ...]) -> None:
@@ -122,10 +122,6 @@ def _share(before: Tensor, after: Tensor) -> float:
         return 0.0
     # Unlike a sum, this makes no copy of the mask in integers.
     return int(torch.count_nonzero(after != before.to(after.dtype))) / before.numel()
-
-
-def _norm(a: Tensor, b: Tensor) -> float:
-    return math.sqrt(dot(a, a, minus=b))
 
 
 def _ratio(after: float, before: float) -> float | None:
