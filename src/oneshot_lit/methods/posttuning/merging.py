@@ -72,9 +72,9 @@ def drop_and_rescale(delta: Tensor, keep: Tensor, density: float, rescale: Resca
         rescale: ``l1`` keeps the sum of absolute values, as mergekit does since April 2024;
             ``density`` divides by the density, as in the paper; ``none`` leaves the entries.
     """
-    kept = delta * keep
+    kept = delta.masked_fill(~keep.bool(), 0.0)
     if rescale == "density":
-        return kept / density
+        return kept.div_(density)
     before, after = (float(torch.linalg.vector_norm(each, 1)) for each in (delta, kept))
     if rescale == "none" or before < _NOTHING or after < _NOTHING:
         return kept
@@ -98,7 +98,7 @@ def trim(delta: Tensor, density: float) -> Tensor:
     missing = k - int(torch.count_nonzero(keep))
     level = (delta.abs() == threshold).flatten().nonzero()[:missing]
     keep.view(-1)[level] = True
-    return delta.mul(keep)
+    return delta.masked_fill(~keep, 0.0)
 
 
 def ties(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from oneshot_lit.errors import OneShotError
 from oneshot_lit.methods.about import About
-from oneshot_lit.methods.posttuning.alignment_matrix import add_scaled, wide, wide_copy
+from oneshot_lit.methods.posttuning.alignment_matrix import add_scaled, difference, wide_copy
 from oneshot_lit.methods.posttuning.weight_edit import WeightEdit, given
 
 ABOUT = About(
@@ -40,7 +40,7 @@ def dare(delta: Tensor, drop: Tensor, rate: float) -> Tensor:
         drop: Which entries go: True or 1, same shape.
         rate: The share of entries that was meant to go, below 1.
     """
-    return delta * (1 - drop.to(delta.dtype)) / (1 - rate)
+    return delta.masked_fill(drop.bool(), 0.0).div_(1 - rate)
 
 
 def drop_mask(shape: torch.Size, rate: float, generator: torch.Generator) -> Tensor:
@@ -100,6 +100,7 @@ class Resta(WeightEdit):
             return resta(tuned, aligned, base, self.gamma)
         gone = drop_mask(tuned.shape, self.drop, self._generator)
         if self.dare_on == "finetune":
-            kept = wide(aligned) + dare(wide(tuned) - wide(aligned), gone, self.drop)
+            kept = add_scaled(dare(difference(tuned, aligned), gone, self.drop), aligned)
             return resta(kept, aligned, base, self.gamma)
-        return wide(tuned) + self.gamma * dare(wide(aligned) - wide(base), gone, self.drop)
+        direction = dare(difference(aligned, base), gone, self.drop)
+        return add_scaled(wide_copy(tuned, aligned, base), direction, self.gamma)
