@@ -159,15 +159,28 @@ def model_stock(
     """
     if len(tuned) < 2:
         raise ValueError("Model Stock needs at least two fine-tuned models.")
-    start, own = wide(aligned), [wide(each) for each in tuned]
-    shape = (start.shape[0], -1) if filter_wise and start.dim() > 1 else (1, -1)
-    deltas = [(each - start).reshape(shape) for each in own]
+    merged = wide_copy(aligned, *tuned)
+    # Row by row where each has a share of its own; one row otherwise.
+    by_row = filter_wise and aligned.dim() > 1
+    rows = (aligned.shape[0] if by_row else 1, -1)
+    start, *own = (each.reshape(rows) for each in (aligned, *tuned))
+    gram = torch.zeros(rows[0], len(own), len(own), dtype=torch.float64)
+    columns = max(1, BLOCK // rows[0])
+    for part, *parts in zip(*(torch.split(x, columns, 1) for x in (start, *own)), strict=True):
+        deltas = torch.stack([wide(x) - wide(part) for x in parts], 1).double()
+        gram += deltas @ deltas.transpose(1, 2)
+    norms = gram.diagonal(dim1=1, dim2=2).sqrt()
+    pairs = list(itertools.combinations(range(len(own)), 2))
     cosines = [
-        ((a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1)).clamp(min=1e-6)).clamp(-1, 1)
-        for a, b in itertools.combinations(deltas, 2)
+        (gram[:, a, b] / (norms[:, a] * norms[:, b]).clamp(min=1e-6)).clamp(-1, 1) for a, b in pairs
     ]
     cosine = torch.stack(cosines).mean(0)
-    share = (len(own) * cosine / (1 + (len(own) - 1) * cosine)).unsqueeze(-1)
-    mean = torch.stack(own).mean(0).reshape(shape)
-    merged = share * mean + (1 - share) * start.reshape(shape)
-    return merged.view_as(start), float(share.mean())
+    share = len(own) * cosine / (1 + (len(own) - 1) * cosine)
+    shares = share.to(merged).unsqueeze(-1)
+    merged.view(rows).mul_(1 - shares)
+    for each in own:
+        for out, part in zip(
+            *(torch.split(x, columns, 1) for x in (merged.view(rows), each)), strict=True
+        ):
+            out += shares / len(own) * part
+    return merged, float(share.mean())
