@@ -98,7 +98,8 @@ def _run(options: Namespace, run_command: Callable[[Sequence[str]], int]) -> int
     scores = shown_scores(report, lambda row: number(row.value), keys=("set", "metric"))
     out.print(terminal_table(scores, "held-out prompts, shares"))
     lines = [line for section in report.sections for line in section.lines]
-    for line in lines or report.findings:
+    # Repairs say what the findings say, and more shortly.
+    for line in lines if study.repairs else [*report.findings, *lines]:
         out.print(Text(f"- {line}"))
     out.print(Text(f"\nresults: {study.root / RESULTS}\nreport:  {study.root / 'report.html'}"))
     return 0
