@@ -174,9 +174,9 @@ def test_the_selectors_gradient_against_a_loop(activation: Activation, seed: int
         else:
             s = 1 / (1 + math.exp(-x))
             expected.append(2 * s * (1 - s) * own / 3)
-    found = selector_gradient(logits, rows, losses, activation)
-    torch.testing.assert_close(found, torch.tensor(expected).double(), atol=1e-6, rtol=0)
-    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+    gradient = selector_gradient(logits, rows, losses, activation)
+    torch.testing.assert_close(gradient, torch.tensor(expected).double(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(gradient, torch.tensor(expected, dtype=torch.float64))
 
 
 def test_the_models_loss_against_a_loop() -> None:

@@ -30,8 +30,8 @@ from oneshot_lit.methods.posttuning.direction_steps import (
     largest,
     mean_state,
 )
-from oneshot_lit.methods.posttuning.edit_record import EDIT_FILE, EditRecord
-from oneshot_lit.methods.posttuning.weight_edit import Repair, given
+from oneshot_lit.methods.posttuning.edit_record import EditRecord
+from oneshot_lit.methods.posttuning.weight_edit import Repair, given, write_record
 from oneshot_lit.models.adapters import is_adapter
 from oneshot_lit.models.edit_files import read_tensor
 from oneshot_lit.models.loading import local_folder
@@ -50,7 +50,7 @@ ABOUT = About(
 _STATE = ("_done", "_ended", "_rollback", "measured", "_kept")
 _SETTINGS = (
     *("recovery_rate", "num_steps", "warmup_steps", "save_every", "metric_drop", "rollback_rate"),
-    "end",
+    *("end", "measured"),
 )
 
 
@@ -316,8 +316,5 @@ class DirectionAlign(Repair, Job):
             before = self._tuned[name]
             after = before if torch.equal(own, before) else own.detach()
             record.tensor(name, {"tuned": before, "aligned": self._target[name]}, after)
-        settings: dict[str, Any] = {name: getattr(self, name) for name in _SETTINGS}
-        settings |= {"rollback": self._rollback, "measured": self.measured}
-        folders = {"tuned": self.model_name_or_path, "aligned": self.aligned}
-        inputs = {name: local_folder(str(source)) for name, source in folders.items()}
-        record.write(root / EDIT_FILE, type(self).__name__, settings, inputs)
+        settings = {name: getattr(self, name) for name in _SETTINGS}
+        write_record(record, self, root, settings | {"rollback": self._rollback})

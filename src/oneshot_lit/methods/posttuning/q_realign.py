@@ -24,7 +24,7 @@ from oneshot_lit.errors import OneShotError
 from oneshot_lit.methods.about import About
 from oneshot_lit.methods.base import LanguageModelModule
 from oneshot_lit.methods.job import Job
-from oneshot_lit.methods.posttuning.edit_record import EDIT_FILE, EditRecord
+from oneshot_lit.methods.posttuning.edit_record import EditRecord
 from oneshot_lit.methods.posttuning.q_realign_run import (
     Probe,
     Prompt,
@@ -33,8 +33,7 @@ from oneshot_lit.methods.posttuning.q_realign_run import (
     input_peaks,
     realign_layer,
 )
-from oneshot_lit.methods.posttuning.weight_edit import Repair, given
-from oneshot_lit.models.loading import local_folder
+from oneshot_lit.methods.posttuning.weight_edit import Repair, given, write_record
 
 ABOUT = About(
     name="Q-realign",
@@ -250,6 +249,4 @@ class QRealign(Repair, Job):
             record.tensor(name, {"tuned": before}, after)
         settings: dict[str, Any] = {**vars(self.options), "max_tokens": self.max_tokens}
         settings |= {"system": self.system, "losses": self.losses}
-        folders = {"tuned": self.model_name_or_path, "aligned": self.aligned}
-        inputs = {name: local_folder(str(source)) for name, source in folders.items()}
-        record.write(root / EDIT_FILE, type(self).__name__, settings, inputs)
+        write_record(record, self, root, settings)

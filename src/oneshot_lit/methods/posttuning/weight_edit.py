@@ -165,6 +165,13 @@ def write_edited(
     return changed
 
 
+def write_record(record: EditRecord, job: Any, root: Path, settings: Mapping[str, Any]) -> None:
+    """Write the ``edit.json`` of a job that edits a tuned model beside the aligned one."""
+    folders = {TUNED: job.model_name_or_path, "aligned": job.aligned}
+    inputs = {name: local_folder(str(source)) for name, source in folders.items()}
+    record.write(root / EDIT_FILE, type(job).__name__, settings, inputs)
+
+
 class Calibration(Job):
     """The job that loads the tuned model for an edit and shows it the batches of `data.train`.
 
