@@ -5,40 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from test_seal import run, selection, words
 
-
-def start(line: list[str], log: Path) -> subprocess.Popen[bytes]:
-    threads = str(torch.get_num_threads())
-    return subprocess.Popen(
-        [sys.executable, "-m", "oneshot_lit", *line],
-        env={**os.environ, "OMP_NUM_THREADS": threads, "GLOO_SOCKET_IFNAME": "lo"},
-        stdout=subprocess.DEVNULL,
-        stderr=log.open("w"),
-        start_new_session=True,
-    )
-
-
-def finish(line: list[str], log: Path, seconds: float = 150) -> int:
-    """Return the exit code; all that was started is gone after so many seconds."""
-    process = start(line, log)
-    try:
-        return process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        pytest.fail(f"still running after {seconds} s: {log.read_text()[-3000:]}")
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait(30)
+from child_commands import finish, start
 
 
 @pytest.mark.long

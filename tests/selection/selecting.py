@@ -6,13 +6,11 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
+from child_commands import start
 
 QUIET = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
 
@@ -67,18 +65,6 @@ def _on_broken(config: str, model: Path, root: Path, limit: int = 3) -> list[str
     }
     options += ["--model.harmful.size", "4", "--model.task", json.dumps(task)]
     return [*options, "--trainer.default_root_dir", str(root)]
-
-
-def start(words: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """Start the command with as many threads as this process has, so that sums round alike."""
-    threads = str(torch.get_num_threads())
-    return subprocess.Popen(
-        [sys.executable, "-m", "oneshot_lit", *words],
-        env={**os.environ, "OMP_NUM_THREADS": threads, "GLOO_SOCKET_IFNAME": "lo"},
-        stdout=subprocess.DEVNULL,
-        stderr=log.open("w"),
-        start_new_session=True,
-    )
 
 
 def kill_after_rows(words: list[str], table: Path, rows: int, log: Path) -> None:

@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from selecting import bilevel_words, brute_words, product, read_rows, start
+from selecting import bilevel_words, brute_words, product, read_rows
+
+from child_commands import finish
 
 TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
-
-
-def finish(words: list[str], log: Path, seconds: float = 150) -> int:
-    """Return the exit code; all that was started is gone after so many seconds."""
-    process = start(words, log)
-    try:
-        return process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        pytest.fail(f"still running after {seconds} s: {log.read_text()[-3000:]}")
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait(30)
 
 
 @pytest.mark.slow
